@@ -1,0 +1,165 @@
+"""Frozen dataclasses to plain data (YAML, JSON) and strictly back: every mistake is named with its place."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+from collections.abc import Iterable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+from resfit.errors import BadInput
+
+T = TypeVar("T")
+
+
+def from_plain(kind: type[T], data: object, where: str = "") -> T:
+    """Build the dataclass `kind` from mappings, lists and scalars; raises BadInput naming the field at fault."""
+    return _convert(kind, data, where)  # type: ignore[no-any-return]
+
+
+def to_plain(value: object) -> Any:
+    """Mappings, lists and scalars that `from_plain` turns back into an equal value."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {key: to_plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_plain(item) for item in value]
+    return value
+
+
+def read_yaml(path: Path) -> object:
+    """The content of a YAML file, safely loaded; raises BadInput with the line at fault."""
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"cannot read {path} ({error}): give a readable YAML file") from None
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or type(error).__name__
+        raise BadInput(f"not valid YAML ({path}{line}): {problem}") from None
+
+
+def write_yaml(value: object) -> str:
+    """`value` as YAML text, fields in their declared order."""
+    return yaml.safe_dump(to_plain(value), sort_keys=False, width=100)
+
+
+def override(data: Mapping[str, Any], dotted: str, value: object) -> dict[str, Any]:
+    """A copy of `data` with the field at `dotted` ("train.epochs", "spec.stages.0.blocks") replaced."""
+    head, _, rest = dotted.partition(".")
+    return {**data, head: _overridden(data.get(head), rest, value) if rest else value}
+
+
+def _overridden(inner: object, dotted: str, value: object) -> object:
+    head, _, rest = dotted.partition(".")
+    if isinstance(inner, list) and head.isdigit() and int(head) < len(inner):
+        items = list(inner)
+        items[int(head)] = _overridden(items[int(head)], rest, value) if rest else value
+        return items
+    return override(inner if isinstance(inner, Mapping) else {}, dotted, value)
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The part of an error line that helps: the nearest known name, or all of them where none is near."""
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    return f"did you mean {close[0]}?" if close else f"choose from {', '.join(names)}"
+
+
+@cache
+def _hints(kind: type) -> dict[str, Any]:
+    return get_type_hints(kind)
+
+
+def _convert(hint: Any, data: object, where: str) -> Any:
+    origin, args = get_origin(hint), get_args(hint)
+    if hint is Any or (origin is dict and isinstance(data, Mapping)):
+        return data
+    if dataclasses.is_dataclass(hint):
+        return _convert_dataclass(hint, data, where)
+    if origin in (Union, types.UnionType):
+        return _convert_union(args, data, where)
+    if origin is Literal:
+        if data in args and type(data) in {type(arg) for arg in args}:
+            return data
+        raise BadInput(f"{data!r} is not allowed ({where}): {nearest(str(data), map(str, args))}")
+    if origin is tuple:
+        return _convert_tuple(args, data, where)
+    return _convert_scalar(hint, data, where)
+
+
+def _convert_dataclass(kind: Any, data: object, where: str) -> Any:
+    if isinstance(data, kind):
+        return data
+    if not isinstance(data, Mapping):
+        raise BadInput(f"{_short(data)} is not a mapping ({where or kind.__name__}): give its fields by name")
+    fields = {f.name: f for f in dataclasses.fields(kind)}
+    prefix = f"{where}." if where else ""
+    for key in data:
+        if key not in fields:
+            raise BadInput(f"unknown field ({prefix}{key}): {nearest(str(key), fields)}")
+    for name, field in fields.items():
+        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if required and name not in data:
+            raise BadInput(f"missing field ({prefix}{name}): give it a value")
+    values = {key: _convert(_hints(kind)[key], item, f"{prefix}{key}") for key, item in data.items()}
+    try:
+        return kind(**values)
+    except BadInput as error:
+        raise BadInput(_placed(str(error), prefix)) from None
+
+
+def _placed(message: str, prefix: str) -> str:
+    """Put the path of the enclosing object before the field that a dataclass's own check named in brackets."""
+    return message.replace(" (", f" ({prefix}", 1) if prefix else message
+
+
+def _convert_union(args: tuple[Any, ...], data: object, where: str) -> Any:
+    if data is None and type(None) in args:
+        return None
+    choices = [arg for arg in args if arg is not type(None)]
+    if int in choices and type(data) is int:
+        return data
+    errors = []
+    for choice in choices:
+        try:
+            return _convert(choice, data, where)
+        except BadInput as error:
+            errors.append(error)
+    raise errors[-1]
+
+
+def _convert_tuple(args: tuple[Any, ...], data: object, where: str) -> Any:
+    if not isinstance(data, list | tuple):
+        raise BadInput(f"{_short(data)} is not a list ({where}): give a list")
+    if args[-1] is Ellipsis:
+        args = (args[0],) * len(data)
+    if len(data) != len(args):
+        raise BadInput(f"{len(data)} values ({where}): give {len(args)}")
+    return tuple(_convert(arg, item, f"{where}[{i}]") for i, (arg, item) in enumerate(zip(args, data, strict=True)))
+
+
+def _convert_scalar(kind: type, data: object, where: str) -> Any:
+    if kind is float and isinstance(data, int | float | str) and not isinstance(data, bool):
+        try:
+            return float(data)  # YAML 1.1 reads 1e-4 as text
+        except (ValueError, OverflowError):
+            pass
+    elif type(data) is kind:
+        return data
+    raise BadInput(f"{_short(data)} is not {_SCALARS.get(kind, 'a mapping')} ({where}): give one")
+
+
+_SCALARS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+
+
+def _short(data: object) -> str:
+    text = repr(data)
+    return text if len(text) <= 60 else f"{text[:57]}..."

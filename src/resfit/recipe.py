@@ -1,0 +1,290 @@
+"""Recipe: a spec and everything that its training needs, complete and frozen. Nothing here is read from anywhere else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+from resfit.errors import BadInput
+from resfit.fields import from_plain, nearest, override, read_yaml, to_plain, write_yaml
+from resfit.spec import NetSpec
+
+DEFAULT_BUDGET = 5_000_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """The images. `val` is a count, or a fraction below 1, of the training images; 0 trains on all of them."""
+
+    name: Literal["digits", "cifar10", "cifar100", "svhn", "folder"] = "cifar10"
+    val: int | float = 5000
+    split_seed: int = 0
+
+    def __post_init__(self) -> None:
+        _check("val", self.val, self.val >= 0 and (self.val < 1 or self.val == int(self.val)), "a count or a fraction")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    """What is drawn anew for each training image, in this order; zeros and `none` switch an operation off.
+
+    policy, crop (pixels of padding), flip, rotate (degrees), translate (fraction of the side), brightness, contrast,
+    saturation (factors drawn from 1 ± value), blur (largest sigma in pixels), cutout (side in pixels), and then mixup or
+    cutmix (the alpha of their Beta distribution; with both on, each batch takes one of them).
+    """
+
+    policy: Literal["none", "trivial", "rand"] = "none"
+    crop: int = 0
+    crop_mode: Literal["zero", "reflect"] = "zero"
+    flip: Literal["none", "random", "alternating"] = "none"
+    rotate: float = 0.0
+    translate: float = 0.0
+    brightness: float = 0.0
+    contrast: float = 0.0
+    saturation: float = 0.0
+    blur: float = 0.0
+    cutout: int = 0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check("rotate", self.rotate, 0 <= self.rotate <= 180, "degrees from 0 to 180")
+        _check("translate", self.translate, 0 <= self.translate <= 1, "a fraction from 0 to 1")
+        for name in ("brightness", "contrast", "saturation"):
+            _check(name, getattr(self, name), 0 <= getattr(self, name) <= 1, "a number from 0 to 1")
+        for name in ("crop", "cutout", "blur", "mixup", "cutmix"):
+            _check(name, getattr(self, name), 0 <= getattr(self, name) < 1000, "0 or a number above it")
+
+
+@dataclass(frozen=True, kw_only=True)
+class InitConfig:
+    """How weights begin. he: He et al. 2015, fan out. identity: filters pass their input on (dirac).
+
+    `zero_last_norm` begins each residual at zero (Goyal et al. 2017): the gain of its last norm, or in preact blocks
+    its last convolution.
+    """
+
+    filters: Literal["he", "identity"] = "he"
+    zero_last_norm: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """The optimizer and its peak rates.
+
+    `bias_lr` (norms, biases) and `head_lr` (the classifier's weight) replace `lr` for their group. A group with its own
+    rate decays as fast per step as `lr x weight_decay` says. `decay_norm_and_bias: false` spares norms and biases.
+    muon orthogonalizes the update of filters (Jordan et al. 2024) and leaves the rest to Nesterov SGD with
+    `sgd_momentum`.
+    """
+
+    name: Literal["sgd", "adam", "adamw", "adadelta", "muon"] = "sgd"
+    lr: float = 0.1
+    momentum: float = 0.9
+    nesterov: bool = False
+    weight_decay: float = 5e-4
+    decay_norm_and_bias: bool = True
+    bias_lr: float | None = None
+    head_lr: float | None = None
+    sgd_momentum: float = 0.85
+    betas: tuple[float, float] = (0.9, 0.999)
+    rho: float = 0.9
+    eps: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("lr", "bias_lr", "head_lr", "eps"):
+            value = getattr(self, name)
+            _check(name, value, value is None or 0 < value < float("inf"), "a number above 0")
+        for name in ("momentum", "sgd_momentum", "rho"):
+            _check(name, getattr(self, name), 0 <= getattr(self, name) < 1, "a number from 0 to below 1")
+        _check("betas", self.betas, all(0 <= b < 1 for b in self.betas), "two numbers from 0 to below 1")
+        _check("weight_decay", self.weight_decay, 0 <= self.weight_decay < float("inf"), "0 or a number above it")
+        _check("nesterov", self.nesterov, not self.nesterov or self.momentum > 0, "false, or a momentum above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleConfig:
+    """The learning rate over time, as a factor of its peak; times are in epochs.
+
+    constant; step (x `gamma` every `period`); multistep (x `gamma` at each milestone); cosine (to `final` at the end, or
+    at `period` where that is given); restarts (cosines of `period`, each `growth` times as long as the last);
+    triangular (from `start` up to the peak at the end of the warm-up, then straight down to `final`).
+    `warmup` epochs climb straight from `start` ahead of any of them.
+    """
+
+    name: Literal["constant", "step", "multistep", "cosine", "restarts", "triangular", "onecycle"] = "cosine"
+    warmup: float = 0.0
+    start: float = 0.0
+    final: float = 0.0
+    period: float | None = None
+    growth: float = 1.0
+    milestones: tuple[float, ...] = ()
+    gamma: float = 0.1
+
+    def __post_init__(self) -> None:
+        _check("warmup", self.warmup, 0 <= self.warmup < float("inf"), "0 or a number of epochs")
+        for name in ("start", "final"):
+            _check(name, getattr(self, name), 0 <= getattr(self, name) <= 1, "a fraction of the peak")
+        _check("period", self.period, self.period is None or self.period > 0, "a number of epochs")
+        _check("period", self.period, self.name not in ("step", "restarts") or self.period, "a number of epochs")
+        _check("growth", self.growth, 1 <= self.growth <= 100, "a number from 1 to 100")
+        _check("gamma", self.gamma, 0 < self.gamma <= 1, "a number above 0, at most 1")
+        _check("milestones", self.milestones, self.name != "multistep" or self.milestones, "at least one epoch")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AverageConfig:
+    """ema: an exponential moving average of the weights with `decay` per step replaces them at evaluation."""
+
+    name: Literal["none", "ema"] = "none"
+    decay: float = 0.999
+
+    def __post_init__(self) -> None:
+        _check("decay", self.decay, 0 <= self.decay < 1, "a number from 0 to below 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """The loop.
+
+    `accumulate` batches share an optimizer step; `clip` bounds the gradient's norm; `resize` lists (from this fraction of
+    training on, this side in pixels); `freeze_stem_after` stops a whitening stem's bias at that epoch; `patience` stops
+    after so many epochs without a better validation accuracy; `drop_last` leaves an epoch's last partial batch out.
+    precision auto: bf16 where the processor has it in hardware, else fp32.
+    """
+
+    epochs: int = 200
+    batch_size: int = 128
+    accumulate: int = 1
+    drop_last: bool = False
+    label_smoothing: float = 0.0
+    clip: float | None = None
+    resize: tuple[tuple[float, int], ...] = ()
+    freeze_stem_after: float | None = None
+    patience: int | None = None
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "accumulate"):
+            _check(name, getattr(self, name), getattr(self, name) >= 1, "a whole number from 1 on")
+        _check("label_smoothing", self.label_smoothing, 0 <= self.label_smoothing < 1, "a number from 0 to below 1")
+        _check("clip", self.clip, self.clip is None or 0 < self.clip < float("inf"), "a number above 0")
+        _check("patience", self.patience, self.patience is None or self.patience >= 1, "a whole number from 1 on")
+        starts = [start for start, _ in self.resize]
+        ordered = starts == sorted(starts) and all(0 <= s < 1 for s in starts) and all(p >= 4 for _, p in self.resize)
+        _check("resize", self.resize, ordered, "rising fractions below 1, each with a side of at least 4 pixels")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """How the result is chosen and scored.
+
+    selection: which weights are scored; best-test looks at the test set every epoch, and the record says that it did.
+    tta: test-time augmentation beside the plain accuracy. `every`: epochs between validations.
+    """
+
+    selection: Literal["last", "best-val", "best-test"] = "last"
+    tta: Literal["none", "flip", "flip+shift"] = "flip+shift"
+    every: int = 1
+    batch_size: int = 500
+
+    def __post_init__(self) -> None:
+        for name in ("every", "batch_size"):
+            _check(name, getattr(self, name), getattr(self, name) >= 1, "a whole number from 1 on")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """One complete description of a training: with a seed it determines a run.
+
+    `deviations` says in words where it departs from the published setting that it is named after.
+    """
+
+    name: str
+    spec: NetSpec
+    description: str = ""
+    budget: int = DEFAULT_BUDGET
+    data: DataConfig = DataConfig()
+    augment: AugmentConfig = AugmentConfig()
+    init: InitConfig = InitConfig()
+    optim: OptimConfig = OptimConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    average: AverageConfig = AverageConfig()
+    train: TrainConfig = TrainConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    deviations: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        safe = self.name and not self.name.startswith(".") and not set(self.name) & set('/\\:*?"<>|\n\r\t\0')
+        _check("name", self.name, safe, "a name that can be a folder's")
+        _check("budget", self.budget, self.budget >= 1, "a number of trainable parameters")
+        if self.evaluate.selection == "best-val" or self.train.patience:
+            field = "evaluate.selection" if self.evaluate.selection == "best-val" else "train.patience"
+            needs = self.data.val > 0 or self.evaluate.selection == "best-test"
+            _check(field, "set", needs, "a validation split with data.val")
+
+    @classmethod
+    def from_dict(cls, data: object) -> Recipe:
+        """Build from plain data; raises BadInput that names the field and says what is allowed."""
+        return from_plain(cls, data)
+
+    @classmethod
+    def from_yaml(cls, path: str | Path) -> Recipe:
+        """Read a recipe file; its name is the file's unless it says otherwise."""
+        return cls.from_dict(plain_recipe(str(path)))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data that `from_dict` turns back into an equal recipe."""
+        plain: dict[str, Any] = to_plain(self)
+        return plain
+
+    def to_yaml(self) -> str:
+        """YAML text that `from_yaml` reads back."""
+        return write_yaml(self)
+
+    def replace(self, overrides: Mapping[str, Any]) -> Recipe:
+        """A recipe with the fields at dotted paths ("train.epochs") replaced, checked as a whole."""
+        plain = self.to_dict()
+        for dotted, value in overrides.items():
+            plain = override(plain, dotted, value)
+        return Recipe.from_dict(plain)
+
+
+def recipe_names() -> list[str]:
+    """The named recipes that come with resfit."""
+    return sorted(f.name.removesuffix(".yaml") for f in _shipped().iterdir() if f.name.endswith(".yaml"))
+
+
+def get_recipe(target: str | Path, overrides: Mapping[str, Any] | None = None) -> Recipe:
+    """The recipe of a name or of a YAML file, with fields at dotted paths replaced."""
+    plain = plain_recipe(str(target))
+    for dotted, value in (overrides or {}).items():
+        plain = override(plain, dotted, value)
+    return Recipe.from_dict(plain)
+
+
+def plain_recipe(target: str) -> dict[str, Any]:
+    """The content of a recipe, by name or file, before it is checked."""
+    if target.endswith((".yaml", ".yml")) or Path(target).is_file():
+        path = Path(target)
+    else:
+        if target not in recipe_names():
+            raise BadInput(f"unknown recipe ({target}): {nearest(target, recipe_names())}")
+        path = Path(str(_shipped() / f"{target}.yaml"))
+    data = read_yaml(path)
+    if not isinstance(data, dict):
+        raise BadInput(f"not a recipe ({path}): give a mapping with a name, a spec and what else is wanted")
+    return {"name": path.stem, **data}
+
+
+def _shipped() -> Any:
+    return resources.files("resfit") / "recipes"
+
+
+def _check(field: str, value: object, good: object, allowed: str) -> None:
+    if not good:
+        raise BadInput(f"{field} is {value!r} ({field}): give {allowed}")

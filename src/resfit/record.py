@@ -1,0 +1,224 @@
+"""RunRecord: a run in numbers, as it is written to record.json; and what several of them say together."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from resfit.errors import BadInput
+from resfit.fields import from_plain, to_plain
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassScore:
+    """One class: precision, recall and F1 as fractions, support in images."""
+
+    name: str
+    precision: float
+    recall: float
+    f1: float
+    support: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConfidenceBin:
+    """One bin of the reliability diagram: mean confidence, accuracy as a fraction, images in it."""
+
+    confidence: float
+    accuracy: float
+    count: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metrics:
+    """A labelled set's scores. Accuracies are fractions; confusion[i][j] counts images of class i taken for class j."""
+
+    accuracy: float
+    accuracy_tta: float | None = None
+    loss: float
+    ece: float
+    per_class: tuple[ClassScore, ...]
+    confusion: tuple[tuple[int, ...], ...]
+    reliability: tuple[ConfidenceBin, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochPoint:
+    """One epoch of the curve. `lr` is the main group's at the epoch's end; `seconds` are spent training."""
+
+    epoch: int
+    train_loss: float
+    train_accuracy: float
+    val_loss: float | None = None
+    val_accuracy: float | None = None
+    test_accuracy: float | None = None
+    lr: float
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One test image and its prediction; `image` is a PNG in base64."""
+
+    image: str
+    label: str
+    prediction: str
+    confidence: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerRow:
+    """One line of the layer table; `shape` is the output's [channels, height, width]."""
+
+    name: str
+    kind: str
+    shape: tuple[int, int, int]
+    params: int
+    macs: int
+    activation_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecord:
+    """Everything that a run leaves in numbers.
+
+    `data`: name, digest, n_train, n_val, n_test, classes, mean, std, duplicates. `protocol`: selection, tta, test_scored,
+    peeking. `env`: python, torch, cpu, cpu_features, gpu, threads, commit, command. `seconds_to_result` runs from data in
+    memory to the last test score, compile warm-up apart; `images_per_second` is over the training steps.
+    """
+
+    resfit: str
+    recipe: str
+    description: str = ""
+    config: dict[str, Any]
+    spec: dict[str, Any]
+    params: int
+    macs: int
+    budget: int
+    layers: tuple[LayerRow, ...]
+    seed: int
+    epochs: int
+    device: str
+    precision: str
+    env: dict[str, Any]
+    data: dict[str, Any]
+    protocol: dict[str, Any]
+    seconds_to_result: float
+    images_per_second: float
+    val: Metrics | None = None
+    test: Metrics
+    curve: tuple[EpochPoint, ...]
+    augmented: str = ""
+    samples: tuple[Sample, ...] = ()
+
+    @property
+    def accuracy(self) -> float:
+        """The headline: test accuracy with test-time augmentation where the protocol has it, a fraction."""
+        return self.test.accuracy if self.test.accuracy_tta is None else self.test.accuracy_tta
+
+    @classmethod
+    def from_dict(cls, data: object) -> RunRecord:
+        """Build from plain data; raises BadInput that names the field at fault."""
+        return from_plain(cls, data)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, as in record.json."""
+        plain: dict[str, Any] = to_plain(self)
+        return plain
+
+
+def read_record(path: str | Path) -> RunRecord:
+    """The record at `path`: a record.json, or the run folder that holds one."""
+    file = Path(path)
+    file = file / "record.json" if file.is_dir() else file
+    try:
+        return RunRecord.from_dict(json.loads(file.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise BadInput(f"no finished run ({file}): give a run folder that holds a record.json") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise BadInput(f"damaged record ({file}): {error}") from None
+    except BadInput as error:
+        raise BadInput(f"damaged record ({file}): {error}") from None
+
+
+def find_records(paths: Sequence[str | Path]) -> list[RunRecord]:
+    """The records at `paths`; a folder without one stands for all those in its subfolders, in order."""
+    found: list[RunRecord] = []
+    for path in map(Path, paths):
+        inner = sorted(path.glob("**/record.json"), key=_seed_order) if path.is_dir() else []
+        found += [read_record(file) for file in inner] or [read_record(path)]
+    return found
+
+
+def _seed_order(path: Path) -> tuple[str, int, str]:
+    seed = path.parent.name
+    return str(path.parent.parent), int(seed) if seed.isdigit() else -1, seed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """Several values of one quantity: n, mean, sample standard deviation, 95 % t-interval of the mean.
+
+    The deviation and the interval are None for a single value.
+    """
+
+    n: int
+    mean: float
+    std: float | None
+    interval: tuple[float, float] | None
+    values: tuple[float, ...]
+
+
+def summarize(values: Sequence[float]) -> Summary:
+    """Mean, deviation and Student-t interval of at least one value."""
+    n, mean = len(values), math.fsum(values) / len(values)
+    if n == 1:
+        return Summary(n=1, mean=mean, std=None, interval=None, values=tuple(values))
+    std = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (n - 1))
+    half = _t_quantile(n - 1) * std / math.sqrt(n)
+    return Summary(n=n, mean=mean, std=std, interval=(mean - half, mean + half), values=tuple(values))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Mean of b minus mean of a, with its 95 % interval and two-sided p-value (Welch 1947; None where either n is 1)."""
+
+    a: Summary
+    b: Summary
+    difference: float
+    interval: tuple[float, float] | None
+    p_value: float | None
+
+
+def compare(a: Sequence[float], b: Sequence[float]) -> Comparison:
+    """Compare two sets of runs by Welch's t-test, which takes no equal deviations for granted."""
+    sum_a, sum_b = summarize(a), summarize(b)
+    difference = sum_b.mean - sum_a.mean
+    if sum_a.std is None or sum_b.std is None:
+        return Comparison(a=sum_a, b=sum_b, difference=difference, interval=None, p_value=None)
+    var_a, var_b = sum_a.std**2 / sum_a.n, sum_b.std**2 / sum_b.n
+    error = math.sqrt(var_a + var_b)
+    if error == 0.0:
+        p_value = 1.0 if difference == 0.0 else 0.0
+        return Comparison(a=sum_a, b=sum_b, difference=difference, interval=(difference, difference), p_value=p_value)
+    freedom = error**4 / (var_a**2 / (sum_a.n - 1) + var_b**2 / (sum_b.n - 1))
+    half = _t_quantile(freedom) * error
+    from scipy.stats import t as student  # half a second that only comparisons pay
+
+    return Comparison(
+        a=sum_a,
+        b=sum_b,
+        difference=difference,
+        interval=(difference - half, difference + half),
+        p_value=float(2 * student.sf(abs(difference) / error, freedom)),
+    )
+
+
+def _t_quantile(freedom: float) -> float:
+    from scipy.stats import t as student
+
+    return float(student.ppf(0.975, freedom))
