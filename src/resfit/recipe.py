@@ -15,6 +15,11 @@ from resfit.spec import NetSpec
 DEFAULT_BUDGET = 5_000_000
 
 
+def _check(field: str, value: object, good: object, allowed: str) -> None:
+    if not good:
+        raise BadInput(f"{field} is {value!r} ({field}): give {allowed}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """The images. `val` is a count, or a fraction below 1, of the training images; 0 trains on all of them."""
@@ -111,8 +116,8 @@ class ScheduleConfig:
 
     constant; step (x `gamma` every `period`); multistep (x `gamma` at each milestone); cosine (to `final` at the end, or
     at `period` where that is given); restarts (cosines of `period`, each `growth` times as long as the last);
-    triangular (from `start` up to the peak at the end of the warm-up, then straight down to `final`).
-    `warmup` epochs climb straight from `start` ahead of any of them.
+    triangular (straight down to `final` after the warm-up); onecycle (cosine up through the warm-up, cosine down to
+    `final`: Smith 2018). `warmup` epochs climb straight from `start` ahead of all the others.
     """
 
     name: Literal["constant", "step", "multistep", "cosine", "restarts", "triangular", "onecycle"] = "cosine"
@@ -283,8 +288,3 @@ def plain_recipe(target: str) -> dict[str, Any]:
 
 def _shipped() -> Any:
     return resources.files("resfit") / "recipes"
-
-
-def _check(field: str, value: object, good: object, allowed: str) -> None:
-    if not good:
-        raise BadInput(f"{field} is {value!r} ({field}): give {allowed}")
