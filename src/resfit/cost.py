@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from resfit.spec import BlockPlan, NetSpec, downsampled
+from resfit.spec import BlockPlan, ConvPlan, NetSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +67,7 @@ def _layers(spec: NetSpec) -> Iterator[Layer]:
     channels = spec.stem.channels
     for i, j, block in spec.plan():
         yield from _block(spec, block, f"stages.{i}.{j}", side)
-        side, channels = downsampled(side, block), block.out_channels
+        side, channels = block.side_after(side), block.out_channels
     if spec.final_norm:
         yield _norm(spec, "norm", channels, side)
     features = channels * spec.pooled_side**2
@@ -82,39 +82,30 @@ def _stem(spec: NetSpec, side: int) -> Iterator[Layer]:
     if stem.kind == "whiten":
         yield Layer(name="stem.conv", kind="whiten", shape=shape, params=stem.channels, macs=macs, frozen=size)
         return
-    yield _conv(spec, "stem.conv", spec.input.channels, stem.channels, stem.kernel, side)
+    conv = ConvPlan(in_channels=spec.input.channels, out_channels=stem.channels, kernel=stem.kernel)
+    yield _conv(spec, "stem.conv", conv, side)
     if not spec.preact:
         yield _norm(spec, "stem.norm", stem.channels, side)
 
 
 def _block(spec: NetSpec, block: BlockPlan, name: str, side: int) -> Iterator[Layer]:
     """The layers of one block whose input map has `side` pixels a side."""
-    out = downsampled(side, block)
-    # A max-pool follows the convolution that would carry the stride, so that one works at the input's size.
-    conv_out = side if block.downsample == "maxpool" else out
-    wide, narrow = block.out_channels, block.channels
-    if block.kind in ("basic", "preact"):
-        convs = [(block.in_channels, narrow, block.kernel, conv_out, out), (narrow, narrow, block.kernel, out, out)]
-    else:
-        convs = [
-            (block.in_channels, narrow, 1, side, side),
-            (narrow, narrow, block.kernel, conv_out, out),
-            (narrow, wide, 1, out, out),
-        ]
-    incoming, incoming_side = block.in_channels, side
-    for n, (c_in, c_out, kernel, conv_side, next_side) in enumerate(convs, 1):
-        if block.preact:
-            yield _norm(spec, f"{name}.norm{n}", incoming, incoming_side)
-        yield _conv(spec, f"{name}.conv{n}", c_in, c_out, kernel, conv_side)
-        incoming, incoming_side = c_out, next_side
+    out = block.side_after(side)
+    if block.preact:
+        yield _norm(spec, f"{name}.norm1", block.in_channels, side)
+    for n, conv in enumerate(block.convs, 1):
+        conv_side, side = conv.sides(side)
+        yield _conv(spec, f"{name}.branch.conv{n}", conv, conv_side)
         if not block.preact:
-            yield _norm(spec, f"{name}.norm{n}", c_out, incoming_side)
+            yield _norm(spec, f"{name}.branch.norm{n}", conv.out_channels, side)
+        elif n < len(block.convs):
+            yield _norm(spec, f"{name}.branch.norm{n + 1}", conv.out_channels, side)
     if spec.se:
-        yield from _se(spec, name, wide)
-    if block.projects and block.shortcut.kind == "conv":
-        yield _conv(spec, f"{name}.shortcut.conv", block.in_channels, wide, block.shortcut.kernel, out)
+        yield from _se(spec, f"{name}.branch.se", block.out_channels)
+    if block.projection:
+        yield _conv(spec, f"{name}.shortcut.conv", block.projection, out)
         if not block.preact:
-            yield _norm(spec, f"{name}.shortcut.norm", wide, out)
+            yield _norm(spec, f"{name}.shortcut.norm", block.out_channels, out)
 
 
 def _se(spec: NetSpec, name: str, channels: int) -> Iterator[Layer]:
@@ -122,16 +113,16 @@ def _se(spec: NetSpec, name: str, channels: int) -> Iterator[Layer]:
     hidden = max(1, channels // spec.se.reduction)
     for part, c_in, c_out in (("squeeze", channels, hidden), ("excite", hidden, channels)):
         params = c_in * c_out + c_out * spec.se.bias
-        yield Layer(name=f"{name}.se.{part}", kind="linear", shape=(c_out, 1, 1), params=params, macs=c_in * c_out)
+        yield Layer(name=f"{name}.{part}", kind="linear", shape=(c_out, 1, 1), params=params, macs=c_in * c_out)
 
 
-def _conv(spec: NetSpec, name: str, c_in: int, c_out: int, kernel: int, side: int) -> Layer:
-    size = c_in * c_out * kernel**2
+def _conv(spec: NetSpec, name: str, conv: ConvPlan, side: int) -> Layer:
+    size = conv.in_channels * conv.out_channels * conv.kernel**2
     return Layer(
         name=name,
-        kind=f"conv {kernel}x{kernel}",
-        shape=(c_out, side, side),
-        params=size + c_out * spec.conv_bias,
+        kind=f"conv {conv.kernel}x{conv.kernel}",
+        shape=(conv.out_channels, side, side),
+        params=size + conv.out_channels * spec.conv_bias,
         macs=size * side * side,
     )
 

@@ -168,6 +168,22 @@ class HeadSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ConvPlan:
+    """One convolution with padding kernel // 2, and the side of the max-pool that follows it (1: none)."""
+
+    in_channels: int
+    out_channels: int
+    kernel: int
+    stride: int = 1
+    pool: int = 1
+
+    def sides(self, side: int) -> tuple[int, int]:
+        """Side in pixels after the convolution, which rounds up, and after the max-pool, which rounds down."""
+        conv = -(-side // self.stride)
+        return conv, conv // self.pool
+
+
+@dataclass(frozen=True, kw_only=True)
 class BlockPlan:
     """One residual block with every override resolved: what `cost` prices and `build` builds."""
 
@@ -190,19 +206,46 @@ class BlockPlan:
         return self.kind.startswith("preact")
 
     @property
-    def conv_stride(self) -> int:
-        """The stride left to convolutions: 1 where a max-pool takes the block's stride."""
-        return 1 if self.downsample == "maxpool" else self.stride
+    def pool(self) -> int:
+        """Side of the max-pool that takes the block's stride; 1 where convolutions take it."""
+        return self.stride if self.downsample == "maxpool" else 1
 
     @property
-    def projects(self) -> bool:
-        """Whether the shortcut has to change the shape of what it carries (after the pool, where one is)."""
-        return self.conv_stride != 1 or self.in_channels != self.out_channels
+    def convs(self) -> tuple[ConvPlan, ...]:
+        """The convolutions of the residual branch, in order."""
+        stride, pool = self.stride // self.pool, self.pool
+        c_in, narrow, wide, kernel = self.in_channels, self.channels, self.out_channels, self.kernel
+        if self.kind in ("basic", "preact"):
+            return (
+                ConvPlan(in_channels=c_in, out_channels=narrow, kernel=kernel, stride=stride, pool=pool),
+                ConvPlan(in_channels=narrow, out_channels=wide, kernel=kernel),
+            )
+        return (
+            ConvPlan(in_channels=c_in, out_channels=narrow, kernel=1),
+            ConvPlan(in_channels=narrow, out_channels=narrow, kernel=kernel, stride=stride, pool=pool),
+            ConvPlan(in_channels=narrow, out_channels=wide, kernel=1),
+        )
+
+    @property
+    def projection(self) -> ConvPlan | None:
+        """The shortcut's convolution, which works on the pooled input; None where the shortcut has no parameters."""
+        stride = self.stride // self.pool
+        if self.shortcut.kind == "pad" or (stride == 1 and self.in_channels == self.out_channels):
+            return None
+        return ConvPlan(
+            in_channels=self.in_channels, out_channels=self.out_channels, kernel=self.shortcut.kernel, stride=stride
+        )
 
     @property
     def shape_changes(self) -> bool:
         """Whether the block puts out another shape than it takes in."""
         return self.stride != 1 or self.in_channels != self.out_channels
+
+    def side_after(self, side: int) -> int:
+        """Side in pixels of the block's output."""
+        for conv in self.convs:
+            _, side = conv.sides(side)
+        return side
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -289,7 +332,7 @@ class NetSpec:
         side = stem = _stem_side(self.input.size, self.stem)
         after = []
         for _, _, block in self.plan():
-            side = downsampled(side, block)
+            side = block.side_after(side)
             after.append(side)
         return stem, after
 
@@ -310,7 +353,7 @@ class NetSpec:
 
     def _check_shortcuts(self) -> None:
         for i, _, block in self.plan():
-            if block.projects and block.shortcut.kind == "pad" and block.in_channels > block.out_channels:
+            if block.shortcut.kind == "pad" and block.in_channels > block.out_channels:
                 raise BadInput(
                     f"a pad shortcut cannot go from {block.in_channels} to {block.out_channels} channels "
                     f"(stages[{i}].shortcut): widen the stage or use kind conv"
@@ -328,11 +371,6 @@ class NetSpec:
                 f"a window of {self.pool.size} pixels on a {after[-1]}x{after[-1]} map (pool.size): "
                 f"give at most {after[-1]}, or global"
             )
-
-
-def downsampled(side: int, block: BlockPlan) -> int:
-    """Side in pixels after `block`: convolutions with padding kernel // 2 round up, max-pools round down."""
-    return side // block.stride if block.downsample == "maxpool" else -(-side // block.stride)
 
 
 def _stem_side(side: int, stem: StemSpec) -> int:

@@ -1,0 +1,74 @@
+"""The limit on trainable parameters: whether a spec fits, and the nearest one that does."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from resfit.cost import cost
+from resfit.errors import BadInput
+from resfit.spec import NetSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """A price held against a limit, both in trainable parameters."""
+
+    params: int
+    budget: int
+
+    @property
+    def fits(self) -> bool:
+        """Whether the price is within the limit; the limit itself is."""
+        return self.params <= self.budget
+
+    def __str__(self) -> str:
+        share = self.params / self.budget
+        if self.fits:
+            return f"{self.params:,} parameters, {share:.1%} of the budget of {self.budget:,}: fits"
+        return f"{self.params:,} parameters, {self.params - self.budget:,} over the budget of {self.budget:,}"
+
+
+def judge(spec: NetSpec, budget: int) -> Verdict:
+    """Price `spec` and hold it against `budget`."""
+    return Verdict(params=cost(spec).params, budget=budget)
+
+
+def require_fit(spec: NetSpec, budget: int) -> Verdict:
+    """The verdict on a spec that fits; raises BadInput with the excess and the nearest spec that fits otherwise."""
+    verdict = judge(spec, budget)
+    if verdict.fits:
+        return verdict
+    fitting = nearest_fit(spec, budget)
+    if fitting is None:
+        raise BadInput(f"{verdict} (spec): no narrower network of this shape fits; use fewer stages or blocks")
+    channels = [stage.channels for stage in fitting.stages]
+    raise BadInput(
+        f"{verdict} (spec): the nearest that fits has channels {channels} with {cost(fitting).params:,} parameters"
+    )
+
+
+def nearest_fit(spec: NetSpec, budget: int) -> NetSpec | None:
+    """The widest network of `spec`'s shape within `budget`: all channels scaled alike, in multiples of 8 where it can.
+
+    None where even one channel everywhere is too much.
+    """
+    for multiple in (8, 1):
+        # A price rises with the width, so the widest that fits is found by bisection on the scale.
+        low, high = 0.0, 1.0
+        for _ in range(24):
+            middle = (low + high) / 2
+            fits = cost(_scaled(spec, middle, multiple)).params <= budget
+            low, high = (middle, high) if fits else (low, middle)
+        best = _scaled(spec, low, multiple)
+        if cost(best).params <= budget:
+            return best
+    return None
+
+
+def _scaled(spec: NetSpec, scale: float, multiple: int) -> NetSpec:
+    def narrowed(channels: int) -> int:
+        return max(int(channels * scale) // multiple * multiple, min(multiple, channels))
+
+    stages = tuple(replace(stage, channels=narrowed(stage.channels)) for stage in spec.stages)
+    stem = spec.stem if spec.stem.kind == "whiten" else replace(spec.stem, channels=narrowed(spec.stem.channels))
+    return replace(spec, stages=stages, stem=stem)

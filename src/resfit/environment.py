@@ -1,0 +1,62 @@
+"""What a run ran on, for its record."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+# Instruction sets that decide how fast a network trains on a CPU.
+_CPU_FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16")
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Versions, processor, threads, commit and command, as plain values."""
+    cpu, features = _cpu()
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "platform": platform.system(),
+        "cpu": cpu,
+        "cpu_features": features,
+        "cpu_count": os.cpu_count(),
+        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+        "threads": torch.get_num_threads(),
+        "commit": _commit(),
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+    }
+
+
+def pick_device(wanted: str) -> torch.device:
+    """The device of a name; auto takes the GPU where there is one."""
+    if wanted == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(wanted)
+
+
+def _cpu() -> tuple[str, list[str]]:
+    """The processor's name and the features that matter here, where the system tells."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine(), []
+    pairs = (line.partition(":") for line in lines)
+    known = {key.strip(): value.strip() for key, _, value in pairs}
+    flags = known.get("flags", "").split()
+    return known.get("model name", platform.machine()), [name for name in _CPU_FEATURES if name in flags]
+
+
+def _commit() -> str | None:
+    """The commit of the source checkout that is running, or None where resfit was installed from a package."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12", "--match="]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None if done.returncode == 0 else None

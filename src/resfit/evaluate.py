@@ -1,0 +1,111 @@
+"""Logits of labelled images, with test-time augmentation, and the scores that a record holds.
+
+Shapes: N images, C channels, H x W pixels, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from resfit.record import ClassScore, ConfidenceBin, Metrics
+
+TTA = Literal["none", "flip", "flip+shift"]
+
+
+@torch.no_grad()
+def predict_logits(
+    net: nn.Module,
+    images: Tensor,
+    normalize: Callable[[Tensor], Tensor],
+    *,
+    tta: TTA = "none",
+    batch_size: int = 500,
+) -> tuple[Tensor, Tensor | None]:
+    """Logits of uint8 images [N, C, H, W], plain and averaged over views (None without tta): float32 [N, K] on the CPU.
+
+    `normalize` brings a uint8 batch to what the network takes. The network comes back in the mode it was in.
+    """
+    training = net.training
+    net.eval()
+    plain, averaged = [], []
+    for batch in images.split(batch_size):
+        logits = [(weight, net(view).float()) for weight, view in _views(normalize(batch), tta)]
+        plain.append(logits[0][1])
+        averaged.append(sum((weight * value for weight, value in logits), torch.zeros_like(plain[-1])))
+    net.train(training)
+    return torch.cat(plain).cpu(), None if tta == "none" else torch.cat(averaged).cpu()
+
+
+def _views(images: Tensor, tta: TTA) -> Iterator[tuple[float, Tensor]]:
+    """Views of a batch with their weights; the first is the batch itself.
+
+    flip: the mirror image as well. flip+shift: these two at half the weight, and the same of the batch moved by one
+    pixel up-left and down-right (Jordan 2024, airbench).
+    """
+    if tta == "none":
+        yield 1.0, images
+        return
+    size, shifted = images.shape[-1], tta == "flip+shift"
+    for view in (images, images.flip(-1)):
+        yield (0.25 if shifted else 0.5), view
+    if shifted:
+        padded = F.pad(images, (1, 1, 1, 1), mode="reflect")
+        for start in (0, 2):
+            moved = padded[:, :, start : start + size, start : start + size]
+            for view in (moved, moved.flip(-1)):
+                yield 0.125, view
+
+
+def score(
+    logits: Tensor, labels: Tensor, classes: Sequence[str], *, logits_tta: Tensor | None = None, bins: int = 15
+) -> Metrics:
+    """All scores of logits [N, K] against labels [N]. Loss is the mean cross-entropy, in nats."""
+    labels = labels.cpu()
+    predicted, count = logits.argmax(1), len(classes)
+    confusion = torch.bincount(labels * count + predicted, minlength=count * count).view(count, count)
+    reliability = _reliability(logits, labels, bins)
+    return Metrics(
+        accuracy=_accuracy(logits, labels),
+        accuracy_tta=None if logits_tta is None else _accuracy(logits_tta, labels),
+        loss=F.cross_entropy(logits, labels).item(),
+        ece=sum(b.count * abs(b.accuracy - b.confidence) for b in reliability) / len(labels),
+        per_class=tuple(_class_scores(confusion, classes)),
+        confusion=tuple(tuple(row) for row in confusion.tolist()),
+        reliability=tuple(reliability),
+    )
+
+
+def _accuracy(logits: Tensor, labels: Tensor) -> float:
+    return int((logits.argmax(1) == labels).sum()) / len(labels)
+
+
+def _class_scores(confusion: Tensor, classes: Sequence[str]) -> Iterator[ClassScore]:
+    """Precision, recall and F1 of every class, 0 where nothing was predicted or there is nothing to find."""
+    right, taken, present = confusion.diagonal().tolist(), confusion.sum(0).tolist(), confusion.sum(1).tolist()
+    for name, hits, n_taken, n_present in zip(classes, right, taken, present, strict=True):
+        yield ClassScore(
+            name=name,
+            precision=hits / max(n_taken, 1),
+            recall=hits / max(n_present, 1),
+            f1=2 * hits / max(n_taken + n_present, 1),
+            support=n_present,
+        )
+
+
+def _reliability(logits: Tensor, labels: Tensor, bins: int) -> list[ConfidenceBin]:
+    """Equal bins of confidence that hold an image (Guo et al. 2017): their mean confidence and their accuracy."""
+    confidence, predicted = logits.double().softmax(1).max(1)
+    right = (predicted == labels).double()
+    place = (confidence * bins).ceil().long().clamp(1, bins) - 1
+    counts = torch.bincount(place, minlength=bins)
+    sums = [torch.bincount(place, weights=values, minlength=bins) for values in (confidence, right)]
+    return [
+        ConfidenceBin(confidence=(sums[0][i] / n).item(), accuracy=(sums[1][i] / n).item(), count=int(n))
+        for i, n in enumerate(counts.tolist())
+        if n
+    ]

@@ -1,0 +1,58 @@
+"""model.safetensors: a network in one file, with all that is needed to build and feed it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+from torch import nn
+
+from resfit.checkpoint import write_atomic
+from resfit.errors import BadInput
+from resfit.fields import from_plain, to_plain
+from resfit.net import Network, build
+from resfit.spec import NetSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelInfo:
+    """What a network's user has to know: class names, and the mean and deviation of its inputs on the 0 to 1 scale."""
+
+    classes: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+def save_model(path: Path, net: nn.Module, spec: NetSpec, info: ModelInfo) -> None:
+    """Write weights, buffers, spec and `info`, atomically."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
+    metadata = {"format": "pt", "resfit.spec": json.dumps(spec.to_dict()), "resfit.info": json.dumps(to_plain(info))}
+    write_atomic(path, safetensors.torch.save(tensors, metadata))
+
+
+def load(path: str | Path) -> Network:
+    """The network of a model.safetensors, or of the run folder that holds one, in evaluation mode.
+
+    Its `info` holds class names and normalization. Raises BadInput where the file is not whole.
+    """
+    file = Path(path)
+    file = file / "model.safetensors" if file.is_dir() else file
+    try:
+        with safetensors.safe_open(file, framework="pt") as opened:
+            metadata = opened.metadata() or {}
+            tensors: dict[str, Any] = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+        net = build(NetSpec.from_dict(json.loads(metadata["resfit.spec"])))
+        net.load_state_dict(tensors)
+        net.info = from_plain(ModelInfo, json.loads(metadata["resfit.info"]))
+    except FileNotFoundError:
+        raise BadInput(f"no model ({file}): give a run folder or a model.safetensors") from None
+    except KeyError as error:
+        raise BadInput(f"not a resfit model ({file}): its metadata lacks {error}") from None
+    except (OSError, RuntimeError, ValueError, safetensors.SafetensorError) as error:
+        raise BadInput(f"damaged model ({file}): {str(error).splitlines()[0][:120]}") from None
+    return net.eval()

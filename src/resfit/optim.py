@@ -1,0 +1,171 @@
+"""Parameter groups, optimizers, learning-rate schedules and weight averaging."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from resfit.recipe import AverageConfig, OptimConfig, ScheduleConfig
+
+Group = dict[str, Any]
+
+
+def parameter_groups(net: nn.Module, config: OptimConfig) -> list[Group]:
+    """Split the trained parameters into filters, head, and norms and biases, each with its rate and decay.
+
+    Every trained parameter is in exactly one group. Empty groups are left out.
+    """
+    members: dict[str, list[nn.Parameter]] = {"filters": [], "head": [], "norm_and_bias": []}
+    for name, parameter in net.named_parameters():
+        if parameter.requires_grad:
+            members[_group_name(name, parameter)].append(parameter)
+    groups = [_group(name, params, config) for name, params in members.items() if params]
+    grouped = [id(p) for group in groups for p in group["params"]]
+    assert sorted(grouped) == sorted(id(p) for p in net.parameters() if p.requires_grad)
+    return groups
+
+
+def _group_name(name: str, parameter: Tensor) -> str:
+    if parameter.ndim <= 1:
+        return "norm_and_bias"
+    return "head" if name == "head.weight" else "filters"
+
+
+def _group(name: str, params: list[nn.Parameter], config: OptimConfig) -> Group:
+    lr = {"head": config.head_lr, "norm_and_bias": config.bias_lr}.get(name) or config.lr
+    spared = name == "norm_and_bias" and not config.decay_norm_and_bias
+    decay = 0.0 if spared else config.weight_decay * config.lr / lr
+    return {"name": name, "params": params, "lr": lr, "weight_decay": decay}
+
+
+def make_optimizers(net: nn.Module, config: OptimConfig) -> list[torch.optim.Optimizer]:
+    """The optimizers of `net`: one, or Muon for the filters and SGD for the rest."""
+    groups = parameter_groups(net, config)
+    if config.name == "muon":
+        filters = [p for group in groups for p in group["params"] if p.ndim == 4]
+        rest = [{**g, "params": [p for p in g["params"] if p.ndim != 4]} for g in groups]
+        rest = [group for group in rest if group["params"]]
+        muon = Muon(filters, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov)
+        return [muon, torch.optim.SGD(rest, momentum=config.sgd_momentum, nesterov=True)]
+    return [_MAKERS[config.name](groups, config)]
+
+
+def _adam_options(config: OptimConfig) -> dict[str, Any]:
+    return {"betas": config.betas, "eps": config.eps or 1e-8}
+
+
+_MAKERS: dict[str, Callable[[list[Group], OptimConfig], torch.optim.Optimizer]] = {
+    "sgd": lambda groups, c: torch.optim.SGD(groups, lr=c.lr, momentum=c.momentum, nesterov=c.nesterov),
+    "adam": lambda groups, c: torch.optim.Adam(groups, lr=c.lr, **_adam_options(c)),
+    "adamw": lambda groups, c: torch.optim.AdamW(groups, lr=c.lr, **_adam_options(c)),
+    "adadelta": lambda groups, c: torch.optim.Adadelta(groups, lr=c.lr, rho=c.rho, eps=c.eps or 1e-6),
+}
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum whose update of each filter bank is orthogonalized, on weights kept at a norm of sqrt(out channels).
+
+    Jordan et al. 2024 (Muon), with the renormalization of airbench. torch's own Muon takes matrices alone.
+    """
+
+    def __init__(self, params: list[nn.Parameter], lr: float, momentum: float, nesterov: bool = True) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum, "nesterov": nesterov})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Update every filter bank [out, in, kernel, kernel] that has a gradient."""
+        for group in self.param_groups:
+            for weight in group["params"]:
+                if weight.grad is not None:
+                    self._update(weight, group)
+
+    def _update(self, weight: Tensor, group: Group) -> None:
+        gradient, state = weight.grad, self.state[weight]
+        assert gradient is not None
+        if "momentum" not in state:
+            state["momentum"] = torch.zeros_like(gradient)
+        momentum = state["momentum"].mul_(group["momentum"]).add_(gradient)
+        direction = gradient.add(momentum, alpha=group["momentum"]) if group["nesterov"] else momentum
+        update = orthogonalize(direction.reshape(len(direction), -1)).view_as(direction)
+        weight.mul_(len(weight) ** 0.5 / weight.norm())
+        weight.add_(update, alpha=-group["lr"])
+
+
+def orthogonalize(matrix: Tensor, steps: int = 3) -> Tensor:
+    """Bring all singular values of a matrix [R, C] near one by a quintic Newton-Schulz iteration (Jordan et al. 2024).
+
+    Computed in bf16 on CUDA, else in the matrix's own type. The values end between about 0.5 and 1.5.
+    """
+    a, b, c = 3.4445, -4.7750, 2.0315
+    x = matrix.bfloat16() if matrix.is_cuda else matrix
+    x = x / (x.norm() + 1e-7)
+    wide = x.T if len(x) > x.shape[1] else x
+    for _ in range(steps):
+        gram = wide @ wide.T
+        wide = a * wide + (b * gram + c * gram @ gram) @ wide
+    return (wide.T if len(x) > x.shape[1] else wide).to(matrix.dtype)
+
+
+def lr_factor(config: ScheduleConfig, epoch: float, epochs: int) -> float:
+    """The learning rate as a factor of its peak, after `epoch` of `epochs` epochs (fractions count)."""
+    if epoch < config.warmup:
+        done = epoch / config.warmup
+        done = (1 - math.cos(math.pi * done)) / 2 if config.name == "onecycle" else done
+        return config.start + (1 - config.start) * done
+    since, length = epoch - config.warmup, max(epochs - config.warmup, 1e-9)
+    if config.name == "step":
+        return config.gamma ** int(since / (config.period or length))
+    if config.name == "multistep":
+        return config.gamma ** sum(epoch >= milestone for milestone in config.milestones)
+    if config.name == "triangular":
+        return 1 - (1 - config.final) * min(since / length, 1.0)
+    if config.name in ("cosine", "onecycle"):
+        return _cosine(since / (config.period or length), config.final)
+    if config.name == "restarts":
+        return _cosine(_cycle_progress(since, config.period or length, config.growth), config.final)
+    return 1.0
+
+
+def _cosine(progress: float, final: float) -> float:
+    return final + (1 - final) * (1 + math.cos(math.pi * min(progress, 1.0))) / 2
+
+
+def _cycle_progress(since: float, period: float, growth: float) -> float:
+    """How far into its cosine a schedule with warm restarts is (Loshchilov & Hutter 2017)."""
+    while since >= period:
+        since, period = since - period, period * growth
+    return since / period
+
+
+def make_schedulers(
+    optimizers: list[torch.optim.Optimizer], config: ScheduleConfig, *, steps_per_epoch: int, epochs: int
+) -> list[LambdaLR]:
+    """One scheduler an optimizer, stepped once an optimizer step."""
+
+    def factor(step: int) -> float:
+        return lr_factor(config, step / steps_per_epoch, epochs)
+
+    return [LambdaLR(optimizer, factor) for optimizer in optimizers]
+
+
+def make_average(net: nn.Module, config: AverageConfig) -> AveragedModel | None:
+    """The moving average of weights and buffers that `config` asks for; call update_parameters once a step."""
+    if config.name == "none":
+        return None
+    return AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(config.decay), use_buffers=True)
+
+
+def check_gradients(net: nn.Module) -> None:
+    """Assert after a first backward pass that no trained parameter was left out of it."""
+    missing = list(_without_gradient(net))
+    assert not missing, f"no gradient reached {', '.join(missing)}"
+
+
+def _without_gradient(net: nn.Module) -> Iterator[str]:
+    return (name for name, p in net.named_parameters() if p.requires_grad and p.grad is None)

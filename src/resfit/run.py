@@ -1,0 +1,445 @@
+"""The one place that wires a run: recipe + seed -> run folder. `train` and `evaluate` of the Python API live here."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from resfit.augment import augment
+from resfit.budget import require_fit
+from resfit.checkpoint import load_state, save_state, write_atomic
+from resfit.cost import cost
+from resfit.data import Dataset, Images, load_dataset
+from resfit.data.normalize import normalizer
+from resfit.environment import environment, pick_device
+from resfit.errors import BadInput
+from resfit.evaluate import predict_logits, score
+from resfit.fields import to_plain
+from resfit.memory import keep_pages
+from resfit.modelfile import ModelInfo, load, save_model
+from resfit.net import FrozenConv, Network, build
+from resfit.pictures import png, png_grid
+from resfit.recipe import Recipe, get_recipe
+from resfit.record import EpochPoint, LayerRow, Metrics, RunRecord, Sample, summarize
+from resfit.report import write_report
+from resfit.train import EpochResult, Trainer, usable_precision
+from resfit.version import __version__
+
+_SECONDS_BETWEEN_CHECKPOINTS = 60.0
+_WHITENING_IMAGES = 5000
+
+
+class Observer:
+    """What a run tells while it goes on. The default is silent; the command line shows it."""
+
+    def started(self, recipe: Recipe, data: Dataset, folder: Path, note: str) -> None:
+        """The data is in memory; training is about to begin. `note` is one line on device and precision."""
+
+    def stepped(self, epoch: int, done: float) -> None:
+        """`done` is the finished part of the epoch that is under way."""
+
+    def epoch_ended(self, point: EpochPoint) -> None:
+        """An epoch was trained, and validated where its recipe says so."""
+
+    def message(self, text: str) -> None:
+        """A line for the user."""
+
+
+def train(
+    recipe: Recipe | str,
+    *,
+    seed: int = 0,
+    data_dir: str | Path | None = None,
+    out: str | Path = "runs",
+    device: str = "auto",
+    offline: bool = False,
+    resume: bool = False,
+    observer: Observer | None = None,
+) -> RunRecord:
+    """Train one recipe with one seed into the folder out/<recipe>/<seed>, and return its record.
+
+    Raises BadInput ahead of any work for a recipe over its budget, data that cannot be used, or a folder that holds a
+    run already; RunFailed when training stops early. `resume` goes on from the folder's state.
+    """
+    keep_pages()
+    recipe = get_recipe(recipe) if isinstance(recipe, str) else recipe
+    require_fit(recipe.spec, recipe.budget)
+    folder = run_folder(out, recipe, seed)
+    _check_folder(folder, recipe, resume)
+    observer = observer or Observer()
+    data = load_dataset(
+        recipe.data,
+        size=recipe.spec.input.size,
+        channels=recipe.spec.input.channels,
+        data_dir=None if data_dir is None else Path(data_dir),
+        offline=offline,
+        progress=observer.message,
+    )
+    recipe = fit_classes(recipe, data)
+    run = _Run(recipe=recipe, seed=seed, data=data, folder=folder, device=pick_device(device), observer=observer)
+    write_atomic(folder / "recipe.yaml", recipe.to_yaml())
+    if resume:
+        run.restore(load_state(folder / "state.pt"))
+    return run.execute()
+
+
+def run_folder(out: str | Path, recipe: Recipe, seed: int) -> Path:
+    """Where a run of `recipe` with `seed` lies."""
+    return Path(out) / recipe.name / str(seed)
+
+
+def fit_classes(recipe: Recipe, data: Dataset) -> Recipe:
+    """The recipe with as many classes as an image folder has; for other data the numbers have to agree."""
+    wanted, found = recipe.spec.num_classes, len(data.classes)
+    if wanted == found:
+        return recipe
+    if recipe.data.name != "folder":
+        raise BadInput(f"{wanted} classes, but {data.name} has {found} (spec.num_classes): give {found}")
+    recipe = replace(recipe, spec=replace(recipe.spec, num_classes=found))
+    require_fit(recipe.spec, recipe.budget)
+    return recipe
+
+
+def _check_folder(folder: Path, recipe: Recipe, resume: bool) -> None:
+    if (folder / "record.json").exists():
+        raise BadInput(f"a finished run lies there ({folder}): give another --out or --seed, or move it away")
+    if not resume:
+        if (folder / "state.pt").exists():
+            raise BadInput(
+                f"an unfinished run lies there ({folder}): go on with --resume {folder}, or give another --out"
+            )
+        return
+    started_with = Recipe.from_yaml(folder / "recipe.yaml")
+    changed = [name for name, value in recipe.to_dict().items() if value != started_with.to_dict()[name]]
+    if changed and changed != ["spec"]:  # an image folder's classes may have changed the spec
+        raise BadInput(f"the recipe changed since the run began ({', '.join(changed)}): resume without overrides")
+
+
+@dataclass(kw_only=True)
+class _Run:
+    """One run under way."""
+
+    recipe: Recipe
+    seed: int
+    data: Dataset
+    folder: Path
+    device: torch.device
+    observer: Observer
+    curve: list[EpochPoint] = field(default_factory=list)
+    best: tuple[float, int, dict[str, Tensor]] | None = None
+    test_scored: int = 0
+    seconds_before: float = 0.0
+
+    def __post_init__(self) -> None:
+        torch.manual_seed(self.seed)
+        self.normalize = normalizer(self.data.mean, self.data.std, self.device)
+        self.precision = usable_precision(self.recipe.train.precision, self.device)
+        images, labels = self.data.train.images.to(self.device), self.data.train.labels.to(self.device)
+        self.clock = time.perf_counter()
+        self.net = build(self.recipe.spec, self.recipe.init).to(self.device)
+        whiten_stem(self.net, self.normalize(images[:_WHITENING_IMAGES]))
+        self.trainer = Trainer(
+            net=self.net,
+            recipe=self.recipe,
+            images=images,
+            labels=labels,
+            normalize=self.normalize,
+            seed=self.seed,
+            precision=self.precision,
+            fill=(255 * torch.tensor(self.data.mean, device=self.device)).round().to(torch.uint8),
+            on_step=self.observer.stepped,
+        )
+
+    @property
+    def selection(self) -> str:
+        return self.recipe.evaluate.selection
+
+    def execute(self) -> RunRecord:
+        """Train what is left, score the test set, and leave the folder complete."""
+        note = f"{self.device.type}, {self.precision}, {torch.get_num_threads()} threads"
+        self.observer.started(self.recipe, self.data, self.folder, note)
+        self._write_metrics()
+        saved = time.perf_counter()
+        for result in () if self._out_of_patience() else self.trainer.epochs():
+            point = self._validated(result)
+            self.curve.append(point)
+            self._append_metrics(point)
+            self.observer.epoch_ended(point)
+            if time.perf_counter() - saved > _SECONDS_BETWEEN_CHECKPOINTS:
+                self._save_state()
+                saved = time.perf_counter()
+            if self._out_of_patience():
+                self.observer.message(f"stopped early: no better validation in {self.recipe.train.patience} epochs")
+                break
+        self._save_state()
+        return self._finish()
+
+    def _validated(self, result: EpochResult) -> EpochPoint:
+        """The epoch's point on the curve; validates, and keeps the weights that are the best so far."""
+        config, last = self.recipe.evaluate, result.epoch == self.recipe.train.epochs
+        val = test = None
+        if len(self.data.val) and (result.epoch % config.every == 0 or last):
+            val = self._score(self.data.val)
+        if self.selection == "best-test":
+            test = self._score(self.data.test)
+            self.test_scored += 1
+        judged = test if self.selection == "best-test" else val
+        if judged is not None and (self.best is None or judged.accuracy > self.best[0]):
+            keep = {} if self.selection == "last" else self.trainer.evaluated.state_dict()
+            self.best = (judged.accuracy, result.epoch, {name: value.clone() for name, value in keep.items()})
+        return EpochPoint(
+            epoch=result.epoch,
+            train_loss=result.loss,
+            train_accuracy=result.accuracy,
+            val_loss=val.loss if val else None,
+            val_accuracy=val.accuracy if val else None,
+            test_accuracy=test.accuracy if test else None,
+            lr=result.lr,
+            seconds=result.seconds,
+        )
+
+    def _out_of_patience(self) -> bool:
+        patience = self.recipe.train.patience
+        return bool(patience and self.best and self.trainer.epoch - self.best[1] >= patience)
+
+    def _logits(self, part: Images, tta: bool = False) -> tuple[Tensor, Tensor | None]:
+        config = self.recipe.evaluate
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            return predict_logits(
+                self.trainer.evaluated,
+                part.images.to(self.device),
+                self.normalize,
+                tta=config.tta if tta else "none",
+                batch_size=config.batch_size,
+            )
+
+    def _score(self, part: Images) -> Metrics:
+        logits, _ = self._logits(part)
+        return score(logits, part.labels, self.data.classes)
+
+    def _finish(self) -> RunRecord:
+        """Score the chosen weights on the test set, once, and write model, record and report."""
+        if self.selection != "last" and self.best is not None:
+            self.trainer.evaluated.load_state_dict(self.best[2])
+        logits, logits_tta = self._logits(self.data.test, tta=True)
+        self.test_scored += 1
+        test = score(logits, self.data.test.labels, self.data.classes, logits_tta=logits_tta)
+        seconds = self.seconds_before + time.perf_counter() - self.clock
+        record = self._record(test, seconds, samples(logits, self.data))
+        info = ModelInfo(classes=self.data.classes, mean=self.data.mean, std=self.data.std)
+        save_model(self.folder / "model.safetensors", self.trainer.evaluated, self.recipe.spec, info)
+        write_report([record], self.folder / "report.html")
+        write_atomic(self.folder / "record.json", json.dumps(record.to_dict(), indent=1))
+        return record
+
+    def _record(self, test: Metrics, seconds: float, pictures: tuple[Sample, ...]) -> RunRecord:
+        recipe, data, price = self.recipe, self.data, cost(self.recipe.spec)
+        trained = sum(point.seconds for point in self.curve)
+        return RunRecord(
+            resfit=__version__,
+            recipe=recipe.name,
+            description=recipe.description,
+            config=recipe.to_dict(),
+            spec=recipe.spec.to_dict(),
+            params=price.params,
+            macs=price.macs,
+            budget=recipe.budget,
+            layers=tuple(layer_rows(recipe)),
+            seed=self.seed,
+            epochs=len(self.curve),
+            device=self.device.type,
+            precision=self.precision,
+            env=environment(self.device),
+            data=_data_facts(data),
+            protocol={
+                "selection": self.selection,
+                "tta": recipe.evaluate.tta != "none",
+                "tta_views": recipe.evaluate.tta,
+                "test_scored": self.test_scored,
+                "peeking": self.selection == "best-test",
+                "best_epoch": self.best[1] if self.best and self.selection != "last" else None,
+                "deviations": list(recipe.deviations),
+            },
+            seconds_to_result=seconds,
+            images_per_second=len(self.curve) * self._images_per_epoch() / max(trained, 1e-9),
+            val=self._score(data.val) if len(data.val) else None,
+            test=test,
+            curve=tuple(self.curve),
+            augmented=self._augmented_grid(),
+            samples=pictures,
+        )
+
+    def _images_per_epoch(self) -> int:
+        config = self.recipe.train
+        return min(self.trainer.batches_per_epoch * config.batch_size, len(self.data.train))
+
+    def _augmented_grid(self) -> str:
+        """A few training images, each as it is (first column) and as training may see it."""
+        rows, columns = min(6, len(self.data.train)), 9
+        index = torch.arange(rows).repeat_interleave(columns)
+        images = self.data.train.images[index]
+        seen = augment(
+            images,
+            self.recipe.augment,
+            torch.Generator().manual_seed(self.seed),
+            index=torch.arange(len(index)),
+            epoch=0,
+            seed=self.seed,
+            fill=None if self.trainer.fill is None else self.trainer.fill.cpu(),
+        )
+        seen[::columns] = images[::columns]
+        return png_grid(seen, columns)
+
+    def _save_state(self) -> None:
+        best = self.best and {"accuracy": self.best[0], "epoch": self.best[1], "weights": self.best[2]}
+        state = {
+            "trainer": self.trainer.state_dict(),
+            "curve": [to_plain(point) for point in self.curve],
+            "best": best,
+            "test_scored": self.test_scored,
+            "seconds": self.seconds_before + time.perf_counter() - self.clock,
+            "precision": self.precision,
+            "data": self.data.digest,
+        }
+        save_state(self.folder / "state.pt", state)
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from a saved state; raises BadInput where the data is not what it was."""
+        if state["data"] != self.data.digest:
+            raise BadInput(f"the data changed since the run began ({self.folder}): bring it back or start anew")
+        if state["precision"] != self.precision:
+            raise BadInput(
+                f"the run began in {state['precision']} and this machine would take {self.precision} ({self.folder}): "
+                "resume it on a machine of the same kind"
+            )
+        self.trainer.load_state_dict(state["trainer"])
+        self.curve = [EpochPoint(**point) for point in state["curve"]]
+        best = state["best"]
+        self.best = (best["accuracy"], best["epoch"], best["weights"]) if best else None
+        self.test_scored, self.seconds_before = state["test_scored"], state["seconds"]
+        self.clock = time.perf_counter()
+
+    def _write_metrics(self) -> None:
+        lines = [json.dumps(to_plain(point)) + "\n" for point in self.curve]
+        write_atomic(self.folder / "metrics.jsonl", "".join(lines))
+
+    def _append_metrics(self, point: EpochPoint) -> None:
+        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(to_plain(point)) + "\n")
+
+
+def whiten_stem(net: Network, images: Tensor) -> None:
+    """Set a whitening stem's filters from normalized training images [N, C, H, W]; other stems stay as they are."""
+    for module in net.modules():
+        if isinstance(module, FrozenConv):
+            module.whiten(images)
+
+
+def layer_rows(recipe: Recipe) -> list[LayerRow]:
+    """The layer table of a recipe's network."""
+    return [
+        LayerRow(
+            name=layer.name,
+            kind=layer.kind,
+            shape=layer.shape,
+            params=layer.params,
+            macs=layer.macs,
+            activation_bytes=layer.activation_bytes,
+        )
+        for layer in cost(recipe.spec).layers
+    ]
+
+
+def samples(logits: Tensor, data: Dataset, count: int = 8) -> tuple[Sample, ...]:
+    """The test images that the network is most sure of, right ones and then wrong ones, `count` of each at the most."""
+    confidence, predicted = logits.softmax(1).max(1)
+    right = predicted == data.test.labels
+    chosen: list[int] = []
+    for group in (right, ~right):
+        members = group.nonzero().flatten()
+        chosen += members[confidence[members].argsort(descending=True)][:count].tolist()
+    return tuple(
+        Sample(
+            image=png(data.test.images[i]),
+            label=data.classes[int(data.test.labels[i])],
+            prediction=data.classes[int(predicted[i])],
+            confidence=float(confidence[i]),
+        )
+        for i in chosen
+    )
+
+
+def _data_facts(data: Dataset) -> dict[str, Any]:
+    return {
+        "name": data.name,
+        "digest": data.digest,
+        "n_train": len(data.train),
+        "n_val": len(data.val),
+        "n_test": len(data.test),
+        "classes": list(data.classes),
+        "mean": list(data.mean),
+        "std": list(data.std),
+        "duplicates": data.duplicates,
+        "notes": list(data.notes),
+    }
+
+
+def evaluate(
+    target: str | Path,
+    *,
+    tta: str = "none",
+    data_dir: str | Path | None = None,
+    device: str = "auto",
+    offline: bool = False,
+    data: str | None = None,
+) -> Metrics:
+    """Score a run folder's or a model file's network on the test set of the data that it was trained on.
+
+    `data` names another data set for a model file that lies outside its run folder.
+    """
+    keep_pages()
+    net, folder = load(target), Path(target) if Path(target).is_dir() else Path(target).parent
+    recipe_file = folder / "recipe.yaml"
+    if not recipe_file.exists() and data is None:
+        raise BadInput(f"no recipe.yaml beside the model ({folder}): say with --data which data set to score")
+    config = Recipe.from_yaml(recipe_file).data if data is None else Recipe.from_dict(
+        {"name": "evaluate", "spec": net.spec.to_dict(), "data": {"name": data}}
+    ).data
+    loaded = load_dataset(
+        config,
+        size=net.spec.input.size,
+        channels=net.spec.input.channels,
+        data_dir=None if data_dir is None else Path(data_dir),
+        offline=offline,
+    )
+    info, where = net.info, pick_device(device)
+    if tuple(loaded.classes) != tuple(info.classes):
+        raise BadInput(f"the model knows other classes than {loaded.name} has ({target}): give the data of its training")
+    precision = usable_precision("auto", where)
+    with torch.autocast(where.type, torch.bfloat16, enabled=precision == "bf16"):
+        logits, logits_tta = predict_logits(
+            net.to(where), loaded.test.images.to(where), normalizer(info.mean, info.std, where), tta=tta  # type: ignore[arg-type]
+        )
+    return score(logits, loaded.test.labels, info.classes, logits_tta=logits_tta)
+
+
+def write_summary(records: Sequence[RunRecord], folder: Path) -> None:
+    """summary.json of several runs of one recipe: n, mean, deviation, interval and raw values, with and without TTA."""
+    plain = summarize([record.test.accuracy for record in records])
+    headline = summarize([record.accuracy for record in records])
+    content = {
+        "recipe": records[0].recipe,
+        "seeds": [record.seed for record in records],
+        "accuracy": to_plain(plain),
+        "accuracy_tta": to_plain(headline) if records[0].test.accuracy_tta is not None else None,
+        "seconds_to_result": to_plain(summarize([record.seconds_to_result for record in records])),
+        "images_per_second": to_plain(summarize([record.images_per_second for record in records])),
+    }
+    write_atomic(folder / "summary.json", json.dumps(content, indent=1))

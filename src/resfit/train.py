@@ -1,0 +1,236 @@
+"""The training loop. It yields a state an epoch; validation, files and stopping are its caller's business.
+
+Shapes: N images, C channels, H x W pixels, K classes. Images are uint8 and stay on the device.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from resfit.augment import augment, mix
+from resfit.errors import RunFailed
+from resfit.optim import check_gradients, make_average, make_optimizers, make_schedulers
+from resfit.recipe import Recipe
+
+_STEPS_BETWEEN_CHECKS = 50  # reading the loss makes the host wait for the device
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochResult:
+    """One epoch's training in numbers: mean loss, accuracy on the augmented images, final learning rate, seconds."""
+
+    epoch: int
+    loss: float
+    accuracy: float
+    lr: float
+    seconds: float
+    images: int
+
+
+@dataclass(kw_only=True)
+class Trainer:
+    """Everything that training changes: what has to be saved for an exact resume is `state_dict`.
+
+    `images` uint8 [N, C, H, W] and `labels` int64 [N] lie on the device of `net`; `normalize` takes a uint8 batch to
+    the network's input; `on_step` hears the epoch under way and the part of it that is done.
+    """
+
+    net: nn.Module
+    recipe: Recipe
+    images: Tensor
+    labels: Tensor
+    normalize: Callable[[Tensor], Tensor]
+    seed: int
+    precision: str = "fp32"
+    fill: Tensor | None = None
+    on_step: Callable[[int, float], None] = lambda epoch, done: None
+    epoch: int = 0
+    forward: Callable[[Tensor], Tensor] = field(init=False)
+
+    def __post_init__(self) -> None:
+        config = self.recipe.train
+        self.device = self.images.device
+        self.optimizers = make_optimizers(self.net, self.recipe.optim)
+        steps_per_epoch = -(-self.batches_per_epoch // config.accumulate)
+        self.schedulers = make_schedulers(
+            self.optimizers, self.recipe.schedule, steps_per_epoch=steps_per_epoch, epochs=config.epochs
+        )
+        self.average = make_average(self.net, self.recipe.average)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
+        self.generator = torch.Generator().manual_seed(self.seed)
+        self.forward = torch.compile(self.net) if config.compile else self.net
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Batches in an epoch; with `drop_last` the partial one is left out, unless it is all there is."""
+        whole, rest = divmod(len(self.images), self.recipe.train.batch_size)
+        return whole + (rest > 0 and not (self.recipe.train.drop_last and whole > 0))
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The network whose weights count: the average where there is one."""
+        return self.net if self.average is None else self.average.module
+
+    def epochs(self) -> Iterator[EpochResult]:
+        """Train from the current epoch to the last, yielding after each. Raises RunFailed when the loss is not finite."""
+        while self.epoch < self.recipe.train.epochs:
+            yield self.train_epoch()
+
+    def train_epoch(self) -> EpochResult:
+        """One pass over the training images."""
+        started = time.perf_counter()
+        self.net.train()
+        self._freeze_stem()
+        groups = self._step_groups()
+        loss_sum, right, seen = torch.zeros((), device=self.device), torch.zeros((), device=self.device), 0
+        for step, group in enumerate(groups):
+            images_in_step = sum(map(len, group))
+            for index in group:
+                inputs, targets = self.batch(index, progress=self._progress(step / len(groups)))
+                with torch.autocast(self.device.type, _DTYPES[self.precision], enabled=self.precision != "fp32"):
+                    logits = self.forward(inputs)
+                    loss = F.cross_entropy(logits, targets, label_smoothing=self.recipe.train.label_smoothing)
+                self.scaler.scale(loss * (len(index) / images_in_step)).backward()
+                loss_sum += loss.detach() * len(index)
+                right += (logits.detach().argmax(1) == self.labels[index]).sum()
+            self._step()
+            seen += images_in_step
+            self.on_step(self.epoch + 1, (step + 1) / len(groups))
+            if step % _STEPS_BETWEEN_CHECKS == 0:
+                self._check_finite(loss_sum)
+        self._check_finite(loss_sum)
+        self.epoch += 1
+        return EpochResult(
+            epoch=self.epoch,
+            loss=loss_sum.item() / seen,
+            accuracy=right.item() / seen,
+            lr=self.optimizers[0].param_groups[0]["lr"],
+            seconds=time.perf_counter() - started,
+            images=seen,
+        )
+
+    def _step_groups(self) -> list[list[Tensor]]:
+        """This epoch's order of images as batches, those that share an optimizer step together."""
+        config = self.recipe.train
+        order = torch.randperm(len(self.images), generator=self.generator).to(self.device)
+        batches = order.split(config.batch_size)[: self.batches_per_epoch]
+        return [list(batches[n : n + config.accumulate]) for n in range(0, len(batches), config.accumulate)]
+
+    def _progress(self, done: float) -> float:
+        """The part of the whole training that is over when `done` of this epoch is."""
+        return (self.epoch + done) / self.recipe.train.epochs
+
+    def batch(self, index: Tensor, *, progress: float) -> tuple[Tensor, Tensor]:
+        """The augmented, normalized images [N, C, H, W] at `index`, and their targets: labels [N], or mixed [N, K]."""
+        config, labels = self.recipe.augment, self.labels[index]
+        images = augment(
+            self.images[index],
+            config,
+            self.generator,
+            index=index,
+            epoch=self.epoch,
+            seed=self.seed,
+            fill=self.fill,
+        )
+        inputs = _resized(self.normalize(images), self.recipe.train.resize, progress)
+        if not (config.mixup or config.cutmix):
+            return inputs, labels
+        return mix(inputs, F.one_hot(labels, self.recipe.spec.num_classes).float(), config, self.generator)
+
+    def _step(self) -> None:
+        if self.epoch == 0 and not self.optimizers[0].state:
+            check_gradients(self.net)
+        if self.recipe.train.clip:
+            for optimizer in self.optimizers:
+                self.scaler.unscale_(optimizer)
+            nn.utils.clip_grad_norm_(self.net.parameters(), self.recipe.train.clip)
+        for optimizer, scheduler in zip(self.optimizers, self.schedulers, strict=True):
+            self.scaler.step(optimizer)
+            scheduler.step()
+            optimizer.zero_grad(set_to_none=True)
+        self.scaler.update()
+        if self.average is not None:
+            self.average.update_parameters(self.net)
+
+    def _freeze_stem(self) -> None:
+        limit = self.recipe.train.freeze_stem_after
+        if limit is not None and self.epoch >= limit:
+            self.net.get_submodule("stem").requires_grad_(False)
+
+    def _check_finite(self, loss_sum: Tensor) -> None:
+        if not torch.isfinite(loss_sum):
+            raise RunFailed(
+                f"the training loss is not finite (epoch {self.epoch + 1}): lower optim.lr or give train.clip; "
+                "the last finite weights are kept"
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that an exact resume needs, at an epoch's end."""
+        return {
+            "epoch": self.epoch,
+            "net": self.net.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "schedulers": [scheduler.state_dict() for scheduler in self.schedulers],
+            "scaler": self.scaler.state_dict(),
+            "average": self.average.state_dict() if self.average is not None else None,
+            "generator": self.generator.get_state(),
+            "torch_rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what `state_dict` gave."""
+        self.epoch = state["epoch"]
+        self.net.load_state_dict(state["net"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        for scheduler, saved in zip(self.schedulers, state["schedulers"], strict=True):
+            scheduler.load_state_dict(saved)
+        self.scaler.load_state_dict(state["scaler"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+        self.generator.set_state(state["generator"])
+        torch.set_rng_state(state["torch_rng"])
+        if state["cuda_rng"] is not None:
+            torch.cuda.set_rng_state(state["cuda_rng"], self.device)
+
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def _resized(images: Tensor, resize: tuple[tuple[float, int], ...], progress: float) -> Tensor:
+    """The batch at the side that `resize` says for this progress through training (progressive resizing)."""
+    sides = [side for start, side in resize if start <= progress]
+    if not sides or sides[-1] == images.shape[-1]:
+        return images
+    small = F.interpolate(images, size=(sides[-1], sides[-1]), mode="bilinear", antialias=True)
+    return small.contiguous(memory_format=torch.channels_last)
+
+
+def usable_precision(wanted: str, device: torch.device) -> str:
+    """The precision to train in. auto: bf16 where a convolution runs clearly faster in it than in fp32, as timed here."""
+    if wanted != "auto":
+        return wanted
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    return "bf16" if _conv_seconds(torch.bfloat16) < 0.8 * _conv_seconds(torch.float32) else "fp32"
+
+
+def _conv_seconds(dtype: torch.dtype) -> float:
+    """Best time of three of a small convolution on the CPU."""
+    images = torch.ones(32, 64, 16, 16, dtype=dtype).contiguous(memory_format=torch.channels_last)
+    filters = torch.ones(64, 64, 3, 3, dtype=dtype).contiguous(memory_format=torch.channels_last)
+    times = []
+    with torch.no_grad():
+        for _ in range(4):
+            started = time.perf_counter()
+            F.conv2d(images, filters, padding=1)
+            times.append(time.perf_counter() - started)
+    return min(times[1:])
