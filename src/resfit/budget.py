@@ -72,3 +72,17 @@ def _scaled(spec: NetSpec, scale: float, multiple: int) -> NetSpec:
     stages = tuple(replace(stage, channels=narrowed(stage.channels)) for stage in spec.stages)
     stem = spec.stem if spec.stem.kind == "whiten" else replace(spec.stem, channels=narrowed(spec.stem.channels))
     return replace(spec, stages=stages, stem=stem)
+
+
+def parse_count(text: str) -> int:
+    """A number of parameters as people write it: 5000000, 5_000_000, 500k, 2.5M."""
+    number, unit = text.strip().replace("_", "").replace(",", ""), 1
+    if number[-1:].lower() in ("k", "m"):
+        number, unit = number[:-1], {"k": 1_000, "m": 1_000_000}[number[-1].lower()]
+    try:
+        count = int(round(float(number) * unit))
+    except (ValueError, OverflowError):
+        count = 0
+    if count < 1:
+        raise BadInput(f"{text!r} is not a number of parameters (--budget): give one such as 500k or 5M")
+    return count

@@ -222,3 +222,15 @@ def _t_quantile(freedom: float) -> float:
     from scipy.stats import t as student
 
     return float(student.ppf(0.975, freedom))
+
+
+def group_runs(records: Sequence[RunRecord]) -> dict[str, list[RunRecord]]:
+    """Records by recipe; where one name stands for different recipes they are told apart by a number."""
+    groups: dict[str, list[RunRecord]] = {}
+    for record in records:
+        name, n = record.recipe, 1
+        while name in groups and groups[name][0].config != record.config:
+            n += 1
+            name = f"{record.recipe} ({n})"
+        groups.setdefault(name, []).append(record)
+    return groups

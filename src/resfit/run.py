@@ -68,7 +68,7 @@ def train(
     Raises BadInput ahead of any work for a recipe over its budget, data that cannot be used, or a folder that holds a
     run already; RunFailed when training stops early. `resume` goes on from the folder's state.
     """
-    keep_pages()
+    prepare_process()
     recipe = get_recipe(recipe) if isinstance(recipe, str) else recipe
     require_fit(recipe.spec, recipe.budget)
     folder = run_folder(out, recipe, seed)
@@ -88,6 +88,16 @@ def train(
     if resume:
         run.restore(load_state(folder / "state.pt"))
     return run.execute()
+
+
+def prepare_process() -> None:
+    """Set this process up for speed, ahead of its first tensor: kept pages, and denormal numbers taken for zero.
+
+    Denormal gradients make a convolution on a CPU up to forty times slower; torch's worker threads take the setting over
+    from the thread that starts them.
+    """
+    keep_pages()
+    torch.set_flush_denormal(True)
 
 
 def run_folder(out: str | Path, recipe: Recipe, seed: int) -> Path:
@@ -404,7 +414,7 @@ def evaluate(
 
     `data` names another data set for a model file that lies outside its run folder.
     """
-    keep_pages()
+    prepare_process()
     net, folder = load(target), Path(target) if Path(target).is_dir() else Path(target).parent
     recipe_file = folder / "recipe.yaml"
     if not recipe_file.exists() and data is None:

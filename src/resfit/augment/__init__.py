@@ -1,0 +1,71 @@
+"""Whole-batch augmentations on the images' device: pure functions of (images, generator, parameters).
+
+The same generator state gives the same tensor. images: uint8 [N, C, H, W]; the generator may be on the CPU or on the
+images' device. Each operation is a kernel that takes per-image parameters, and a random one that draws them.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from resfit.augment.colour import adjust_brightness, adjust_contrast, adjust_saturation, random_adjust, random_blur
+from resfit.augment.geometry import (
+    alternating_flip,
+    random_crop,
+    random_cutout,
+    random_flip,
+    random_rotate,
+    random_translate,
+)
+from resfit.augment.mixing import mix
+from resfit.augment.policy import rand_augment, trivial_augment
+from resfit.recipe import AugmentConfig
+
+__all__ = ["augment", "mix"]
+
+
+def augment(
+    images: Tensor,
+    config: AugmentConfig,
+    generator: torch.Generator,
+    *,
+    index: Tensor,
+    epoch: int,
+    seed: int,
+    fill: Tensor | None = None,
+) -> Tensor:
+    """Apply what `config` switches on, in its documented order, up to cutout; all of it keeps the label.
+
+    images: uint8 [N, C, H, W], never changed, and handed back themselves where nothing is on. index: int64 [N], their
+    places in the training set. fill: uint8 [C], the colour of cutout; black where None.
+    """
+    if config.policy == "trivial":
+        images = trivial_augment(images, generator)
+    elif config.policy == "rand":
+        images = rand_augment(images, generator)
+    if config.crop:
+        images = random_crop(images, generator, config.crop, config.crop_mode)
+    if config.flip == "random":
+        images = random_flip(images, generator)
+    elif config.flip == "alternating":
+        images = alternating_flip(images, index, epoch, seed)
+    if config.rotate:
+        images = random_rotate(images, generator, config.rotate)
+    if config.translate:
+        images = random_translate(images, generator, config.translate)
+    images = _jitter(images, config, generator)
+    if config.blur:
+        images = random_blur(images, generator, config.blur)
+    return random_cutout(images, generator, config.cutout, fill) if config.cutout else images
+
+
+def _jitter(images: Tensor, config: AugmentConfig, generator: torch.Generator) -> Tensor:
+    for adjust, strength in (
+        (adjust_brightness, config.brightness),
+        (adjust_contrast, config.contrast),
+        (adjust_saturation, config.saturation),
+    ):
+        if strength:
+            images = random_adjust(images, generator, adjust, strength)
+    return images

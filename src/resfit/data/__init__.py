@@ -1,0 +1,105 @@
+"""Data sets in memory: CIFAR-10 and CIFAR-100, SVHN, the embedded digits, and your own folder of images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from resfit.data.cifar import load_cifar
+from resfit.data.digits import load_digits
+from resfit.data.folder import load_folder
+from resfit.data.images import Images, Source, channel_statistics, count_duplicates, digest, image_hashes, resized
+from resfit.data.places import Places
+from resfit.data.split import stratified_split, val_count
+from resfit.data.svhn import load_svhn
+from resfit.errors import BadInput
+from resfit.recipe import DataConfig
+
+__all__ = ["Dataset", "Images", "load_dataset", "stratified_split"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """A data set in memory, split; `val` may be empty.
+
+    `mean` and `std` are per channel of `train` alone, on the 0..1 scale. `digest` (SHA-256, hex) is the same for two
+    runs that saw the same data in the same splits. `duplicates` counts, for "train/val", "train/test" and "val/test",
+    the images of the second that also stand in the first. `notes` are one-line remarks for the user.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    train: Images
+    val: Images
+    test: Images
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    digest: str
+    duplicates: dict[str, int]
+    notes: tuple[str, ...] = ()
+
+
+def load_dataset(
+    config: DataConfig,
+    *,
+    size: int,
+    channels: int = 3,
+    data_dir: Path | None = None,
+    offline: bool = False,
+    progress: Callable[[str], None] | None = None,
+) -> Dataset:
+    """Load what `config` names as images of `size` x `size` pixels in `channels` channels.
+
+    Looks in `data_dir`, RESFIT_DATA_DIR and the user's cache folder, and then downloads, unless `offline` or
+    RESFIT_OFFLINE=1 forbids it. `progress` takes one-line messages. Raises BadInput for data that cannot be had or
+    used.
+    """
+    places = Places(data_dir=data_dir, offline=offline, tell=progress or (lambda line: None))
+    try:
+        source = _source(config, places, size=size, channels=channels)
+    except OSError as error:
+        reason, where = error.strerror or error, error.filename or config.name
+        raise BadInput(f"{reason} ({where}): check the path, its permissions and the free space") from None
+    return _described(config.name, source, _parts(source, config, size))
+
+
+def _source(config: DataConfig, places: Places, *, size: int, channels: int) -> Source:
+    if config.name == "digits":
+        return load_digits(channels)
+    if channels != 3 and (config.name != "folder" or channels != 1):
+        allowed = "1 or 3" if config.name == "folder" else "3"
+        raise BadInput(f"{config.name} has no {channels}-channel images (spec.input.channels): give {allowed}")
+    if config.name == "folder":
+        return load_folder(config, places, size=size, channels=channels)
+    return load_svhn(places) if config.name == "svhn" else load_cifar(config.name, places)
+
+
+def _parts(source: Source, config: DataConfig, size: int) -> dict[str, Images]:
+    train, val = source.train, source.val
+    if val is None:
+        train_index, val_index = stratified_split(train.labels, val_count(config.val, len(train)), config.split_seed)
+        train, val = train.take(train_index), train.take(val_index)
+    return {"train": resized(train, size), "val": resized(val, size), "test": resized(source.test, size)}
+
+
+def _described(name: str, source: Source, parts: dict[str, Images]) -> Dataset:
+    hashes = {part: image_hashes(images.images) for part, images in parts.items()}
+    duplicates = count_duplicates(hashes)
+    mean, std = channel_statistics(parts["train"].images)
+    return Dataset(
+        name=name,
+        classes=source.classes,
+        **parts,
+        mean=mean,
+        std=std,
+        digest=digest(parts, hashes),
+        duplicates=duplicates,
+        notes=source.notes + tuple(_remark(pair, count) for pair, count in duplicates.items() if count),
+    )
+
+
+def _remark(pair: str, count: int) -> str:
+    first, second = pair.split("/")
+    images = "image also stands" if count == 1 else "images also stand"
+    return f"{count:,} {second} {images} in {first}"

@@ -1,0 +1,48 @@
+"""Arrays that took long to make, kept in files that are mapped into memory."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from resfit.data.places import atomic_file
+
+
+def cached_array(path: Path, shape: tuple[int, ...], blocks: Iterable[np.ndarray]) -> np.ndarray:
+    """The uint8 array of `shape` that `blocks` make up along its first axis, mapped from `path`.
+
+    `blocks` are used only where the file is missing or damaged; it is an .npy file with a checksum at its end. What is
+    written into the array stays in this process.
+    """
+    array = _read(path, shape)
+    if array is None:
+        _write(path, shape, blocks)
+        array = np.load(path, mmap_mode="c")
+    return array
+
+
+def _read(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
+    try:
+        array = np.load(path, mmap_mode="c")
+        with path.open("rb") as file:
+            file.seek(array.offset + array.nbytes)
+            checksum = file.read()
+    except (OSError, ValueError, EOFError, AttributeError):
+        return None
+    sound = array.shape == shape and array.dtype == np.uint8 and checksum == hashlib.blake2b(array).digest()
+    return array if sound else None
+
+
+def _write(path: Path, shape: tuple[int, ...], blocks: Iterable[np.ndarray]) -> None:
+    # Written as a stream: a full disk is then an error, where it would kill a process that writes to a map.
+    checksum = hashlib.blake2b()
+    with atomic_file(path) as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+        for block in blocks:
+            content = block.tobytes()
+            file.write(content)
+            checksum.update(content)
+        file.write(checksum.digest())

@@ -1,0 +1,171 @@
+"""Your own images: a folder with a folder for each class, or such folders within train/, test/ and maybe val/.
+
+The images are decoded once, in the order train, val, test, into one array in the cache folder. It is mapped into
+memory and the splits are slices of it: a set need not fit into memory. Small sets are kept there too, as decoding even
+a thousand photographs takes a minute.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from resfit.data.cache import cached_array
+from resfit.data.decode import EXTENSIONS, decode_all
+from resfit.data.images import Images, Source
+from resfit.data.places import Places, cache_dir
+from resfit.data.split import stratified_split, val_count
+from resfit.errors import BadInput
+from resfit.recipe import DataConfig
+
+_SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+_TEST_PART, _TEST_SEED = 0.2, 0  # fixed, so that data.split_seed never moves an image into the test set
+
+Classes = Mapping[str, Sequence[Path]]  # the image files of each class
+Samples = list[tuple[Path, int]]  # image files and their labels
+
+
+def load_folder(config: DataConfig, places: Places, *, size: int, channels: int) -> Source:
+    """The images of a folder as uint8 [N, channels, size, size], split as the folder says or by `config`.
+
+    Without train/ and test/ a fifth of each class is the test set. Raises BadInput for anything that would spoil the
+    training: unreadable images, empty classes, classes that differ between the splits.
+    """
+    root = _root(places)
+    folders, notes = _layout(root)
+    parts = {name: _classes(folder) for name, folder in folders.items()}
+    _check(parts, folders)
+    notes += _ignored(folders, parts)
+    names = sorted(next(iter(parts.values())))
+    splits = _split({name: _samples(part, names) for name, part in parts.items()}, config)
+    if "val" in parts and config.val:
+        notes.append(f"{folders['val'].name}/ is the validation set; data.val is not used")
+    files = [path for split in splits.values() for path, _ in split]
+    pixels = torch.from_numpy(_pixels(files, root, places, size=size, channels=channels))
+    sets = {}
+    for name, images in zip(splits, torch.split(pixels, [len(split) for split in splits.values()]), strict=True):
+        labels = torch.tensor([label for _, label in splits[name]], dtype=torch.int64)
+        sets[name] = Images(images=images, labels=labels)
+    return Source(classes=tuple(names), **sets, notes=tuple(notes))
+
+
+def _root(places: Places) -> Path:
+    if not places.given:
+        raise BadInput("no image folder was given (data): name it with --data-dir or RESFIT_DATA_DIR")
+    root = places.given[0]
+    if not root.is_dir():
+        raise BadInput(f"no such folder ({root}): give one with --data-dir")
+    return root
+
+
+def _layout(root: Path) -> tuple[dict[str, Path], list[str]]:
+    """The folders of the splits, or the one folder "all", and notes on how their names were read."""
+    inside = {folder.name.lower(): folder for folder in _folders(root)}
+    is_split = {"train", "test"} <= set(inside) or (inside and set(inside) <= set(_SPLITS))
+    if not is_split:
+        return {"all": root}, []
+    splits: dict[str, Path] = {}
+    for name, split in _SPLITS.items():
+        if name in inside and split in splits:
+            raise BadInput(f"{splits[split].name}/ and {inside[name].name}/ ({root}): keep one validation folder")
+        if name in inside:
+            splits[split] = inside[name]
+    missing = [split for split in ("train", "test") if split not in splits]
+    if missing:
+        beside = ", ".join(f"{folder.name}/" for folder in splits.values())
+        raise BadInput(f"no {missing[0]}/ beside {beside} ({root}): add it, or give one folder of class folders")
+    return splits, [f"{f.name}/ is read as {split}/" for split, f in splits.items() if f.name != split]
+
+
+def _visible(path: Path) -> bool:
+    return not path.name.startswith(".") and path.name != "__MACOSX"
+
+
+def _folders(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_dir() and _visible(path))
+
+
+def _files(folder: Path) -> list[Path]:
+    """The visible files in `folder` and the folders in it, in the order of their names."""
+    found: list[Path] = []
+    for path in sorted(filter(_visible, folder.iterdir())):
+        if path.is_file():
+            found.append(path)
+        elif path.is_dir() and not path.is_symlink():  # links may lead round in a circle
+            found += _files(path)
+    return found
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in EXTENSIONS
+
+
+def _classes(folder: Path) -> Classes:
+    return {path.name: list(filter(_is_image, _files(path))) for path in _folders(folder)}
+
+
+def _check(parts: Mapping[str, Classes], folders: Mapping[str, Path]) -> None:
+    first, names = next(iter(folders.values())), set(next(iter(parts.values())))
+    for split, classes in parts.items():
+        if not any(classes.values()):
+            raise BadInput(f"no images in class folders ({folders[split]}): give each class a folder with its images")
+        empty = [name for name, files in classes.items() if not files]
+        if empty:
+            raise BadInput(f"classes without images: {', '.join(empty)} ({folders[split]}): add images, or remove them")
+        if set(classes) != names:
+            differing = ", ".join(sorted(set(classes) ^ names))
+            raise BadInput(
+                f"{first.name}/ and {folders[split].name}/ differ in classes: {differing} ({first.parent}): "
+                "give all splits the same class folders"
+            )
+    if len(names) < 2:
+        raise BadInput(f"one class only: {', '.join(names)} ({first}): give at least two class folders")
+
+
+def _ignored(folders: Mapping[str, Path], parts: Mapping[str, Classes]) -> list[str]:
+    """A note on files that are not taken: of other kinds, or outside the class folders."""
+    taken = sum(len(files) for classes in parts.values() for files in classes.values())
+    inside = sum(len(_files(path)) for folder in folders.values() for path in _folders(folder))
+    stray = sum(path.is_file() and _visible(path) for folder in folders.values() for path in folder.iterdir())
+    count = inside + stray - taken
+    return [f"{count} other file{'s' if count > 1 else ''} ignored"] if count else []
+
+
+def _samples(classes: Classes, names: Sequence[str]) -> Samples:
+    return [(path, label) for label, name in enumerate(names) for path in classes[name]]
+
+
+def _split(parts: Mapping[str, Samples], config: DataConfig) -> dict[str, Samples]:
+    """Train, val and test, in this order."""
+    if "all" in parts:
+        every = parts["all"]
+        train, test = _take_out(every, max(1, round(_TEST_PART * len(every))), _TEST_SEED)
+    else:
+        train, test = parts["train"], parts["test"]
+    if "val" in parts:
+        return {"train": train, "val": parts["val"], "test": test}
+    train, val = _take_out(train, val_count(config.val, len(train)), config.split_seed)
+    return {"train": train, "val": val, "test": test}
+
+
+def _take_out(samples: Samples, count: int, seed: int) -> tuple[Samples, Samples]:
+    rest, taken = stratified_split(torch.tensor([label for _, label in samples]), count, seed)
+    return [samples[i] for i in rest.tolist()], [samples[i] for i in taken.tolist()]
+
+
+def _pixels(files: Sequence[Path], root: Path, places: Places, *, size: int, channels: int) -> np.ndarray:
+    """All files' pixels, uint8 [N, channels, size, size], from the cache where the files are as they were."""
+    key = hashlib.sha256(f"1 {root.resolve()} {size} {channels}".encode())
+    for path in files:
+        facts = path.stat()
+        name = path.relative_to(root).as_posix()
+        key.update(f"\0{name}\0{facts.st_size}\0{facts.st_mtime_ns}".encode("utf-8", "surrogateescape"))
+    cached = cache_dir() / "folders" / f"{key.hexdigest()[:32]}.npy"
+    if not cached.exists():
+        places.tell(f"decoding {len(files):,} images, once, into {cached}")
+    shape = (len(files), channels, size, size)
+    return cached_array(cached, shape, decode_all(files, root=root, size=size, channels=channels))

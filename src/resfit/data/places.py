@@ -1,0 +1,63 @@
+"""Where data is looked for and kept, and whether the network may be used."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from resfit.errors import BadInput
+
+
+def cache_dir() -> Path:
+    """The user's cache folder for resfit."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "resfit"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Places:
+    """The folders to look in, and how to speak to the user: `tell` takes one line."""
+
+    data_dir: Path | None
+    offline: bool
+    tell: Callable[[str], None]
+
+    @property
+    def given(self) -> list[Path]:
+        """The folders that the user named, first the one that counts most."""
+        named = (self.data_dir, os.environ.get("RESFIT_DATA_DIR"))
+        return [Path(place).expanduser() for place in named if place]
+
+    @property
+    def all(self) -> list[Path]:
+        """Every folder to look in, in order."""
+        return [*self.given, cache_dir()]
+
+    @property
+    def download_dir(self) -> Path:
+        """Where a download goes."""
+        return self.data_dir.expanduser() if self.data_dir else cache_dir()
+
+    def require_network(self, what: str) -> None:
+        """Raise BadInput where `what` was found nowhere and may not be downloaded."""
+        if self.offline or os.environ.get("RESFIT_OFFLINE") == "1":
+            looked = ", ".join(map(str, self.all))
+            raise BadInput(f"{what} not found, and offline ({looked}): give its folder with --data-dir, or go online")
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
+    """A file that becomes `path` when the block ends well, and vanishes when it does not."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with partial.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

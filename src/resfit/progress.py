@@ -1,0 +1,81 @@
+"""Shows a run on the command line: a bar with the time left on a terminal, a plain line an epoch elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+from resfit.run import Observer
+
+if TYPE_CHECKING:
+    from resfit.data import Dataset
+    from resfit.recipe import Recipe
+    from resfit.record import EpochPoint
+
+
+class Progress(Observer):
+    """Lines on standard error, with a bar under them where that is a terminal."""
+
+    def __init__(self, epochs: int) -> None:
+        self.epochs = epochs
+        self.console = Console(stderr=True, highlight=False)
+        self.bar: Bar | None = None
+        self.began = time.perf_counter()
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+
+    def started(self, recipe: Recipe, data: Dataset, folder: Path, note: str) -> None:
+        """Say what is trained on, and begin the bar."""
+        sizes = f"{len(data.train):,} train, {len(data.val):,} val, {len(data.test):,} test images"
+        self.message(f"{data.name}: {sizes}; {note}")
+        for remark in data.notes:
+            self.message(remark)
+        self.began = time.perf_counter()
+        if self.console.is_terminal:
+            columns: list[Any] = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()]
+            columns += [TextColumn("epochs"), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn()]
+            self.bar = Bar(*columns, console=self.console, transient=True)
+            self.task = self.bar.add_task("training", total=self.epochs)
+            self.bar.start()
+
+    def stepped(self, epoch: int, done: float) -> None:
+        """Move the bar within an epoch."""
+        if self.bar is not None:
+            self.bar.update(self.task, completed=epoch - 1 + done)
+
+    def epoch_ended(self, point: EpochPoint) -> None:
+        """One line an epoch."""
+        parts = [f"epoch {point.epoch}/{self.epochs}", f"loss {point.train_loss:.4f}"]
+        parts.append(f"train {100 * point.train_accuracy:.2f} %")
+        if point.val_accuracy is not None:
+            parts.append(f"val {100 * point.val_accuracy:.2f} %")
+        if point.test_accuracy is not None:
+            parts.append(f"test {100 * point.test_accuracy:.2f} %")
+        passed = time.perf_counter() - self.began
+        left = passed / point.epoch * (self.epochs - point.epoch)
+        parts.append(f"{point.seconds:.1f} s")
+        if self.bar is None:
+            parts.append(f"about {_clock(left)} left")
+        self.message("  ".join(parts))
+
+    def message(self, text: str) -> None:
+        """A line for the user."""
+        self.console.print(text, markup=False)
+        sys.stderr.flush()
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,0 +1,5 @@
+"""Records to one self-contained HTML file: records -> figures (plain data) -> drawings -> page."""
+
+from resfit.report.page import render, write_report
+
+__all__ = ["render", "write_report"]

@@ -1,0 +1,162 @@
+"""Which runs may be averaged, and which recipes compared: one data set, one resolved recipe."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+from resfit.record import Comparison, RunRecord, Summary, compare, summarize
+from resfit.report.words import data_name, device, peeked, processor
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecipeGroup:
+    """The runs of one resolved recipe on one data set, by seed. `tone` numbers the recipe's colour.
+
+    `accuracy_tta` is None where any run is without it, `seconds` and `rate` where the runs' machines differ.
+    `repeated` holds the seeds that occur more than once: such runs are not independent.
+    """
+
+    label: str
+    tone: int
+    runs: tuple[RunRecord, ...]
+    accuracy: Summary
+    accuracy_tta: Summary | None
+    seconds: Summary | None
+    rate: Summary | None
+    peeked: bool
+    repeated: tuple[int, ...]
+
+    @property
+    def params(self) -> int:
+        """Trainable parameters of the recipe's network."""
+        return self.runs[0].params
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """Two recipes held against each other; `better` has the higher mean."""
+
+    better: RecipeGroup
+    worse: RecipeGroup
+    comparison: Comparison
+
+    @property
+    def decided(self) -> bool:
+        """Whether the interval of the difference leaves zero out."""
+        interval = self.comparison.interval
+        return interval is not None and not interval[0] <= 0.0 <= interval[1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataGroup:
+    """All recipes on one data set, best mean first. `tta`: every run has an accuracy with TTA, so that ranks them."""
+
+    name: str
+    recipes: tuple[RecipeGroup, ...]
+    tta: bool
+
+    @property
+    def runs(self) -> list[RunRecord]:
+        """The runs, recipe by recipe."""
+        return [run for recipe in self.recipes for run in recipe.runs]
+
+    def ranked_by(self, recipe: RecipeGroup) -> Summary:
+        """The accuracy that recipes of this group are ranked and compared by."""
+        return recipe.accuracy_tta if self.tta and recipe.accuracy_tta else recipe.accuracy
+
+    def pairs(self) -> list[Pair]:
+        """Each two recipes with at least two runs each."""
+        repeated = [recipe for recipe in self.recipes if len(recipe.runs) > 1]
+        return [
+            Pair(better=a, worse=b, comparison=compare(self.ranked_by(b).values, self.ranked_by(a).values))
+            for a, b in combinations(repeated, 2)
+        ]
+
+
+def unique(records: Iterable[RunRecord]) -> list[RunRecord]:
+    """The records in their order, each once: a run that is given twice is one run."""
+    kept: list[RunRecord] = []
+    for record in records:
+        if record not in kept:
+            kept.append(record)
+    return kept
+
+
+def group(records: Sequence[RunRecord]) -> list[DataGroup]:
+    """Records by data set and recipe. Different folders of images are told apart; splits of one data set are not."""
+    by_data = _by(records, _data_key)
+    names = [data_name(runs[0]) for runs in by_data.values()]
+    return [
+        _data_group(f"{name} ({i + 1})" if names.count(name) > 1 else name, runs)
+        for i, (name, runs) in enumerate(zip(names, by_data.values(), strict=True))
+    ]
+
+
+def _data_key(run: RunRecord) -> tuple[object, ...]:
+    """What data set this is. The digest is no part of it: it changes with the split into train and val."""
+    supports = tuple((score.name, score.support) for score in run.test.per_class)
+    return data_name(run), supports, sum(run.data.get(part) or 0 for part in ("n_train", "n_val"))
+
+
+def _recipe_key(run: RunRecord) -> tuple[object, ...]:
+    """Runs that agree in this differ by seed and machine alone."""
+    return run.recipe, json.dumps(run.config, sort_keys=True, default=str), run.data.get("digest")
+
+
+def _by(records: Iterable[RunRecord], key: Callable[[RunRecord], tuple[object, ...]]) -> dict[object, list[RunRecord]]:
+    found: dict[object, list[RunRecord]] = {}
+    for record in records:
+        found.setdefault(key(record), []).append(record)
+    return found
+
+
+def _data_group(name: str, runs: list[RunRecord]) -> DataGroup:
+    tta = all(run.test.accuracy_tta is not None for run in runs)
+    variants = list(_by(runs, _recipe_key).values())
+    labels = _labels([variant[0] for variant in variants])
+    order = sorted(range(len(variants)), key=lambda i: -_mean(variants[i], tta))
+    recipes = [_recipe_group(labels[i], tone, variants[i]) for tone, i in enumerate(order)]
+    return DataGroup(name=name, recipes=tuple(recipes), tta=tta)
+
+
+def _mean(runs: Sequence[RunRecord], tta: bool) -> float:
+    return sum(run.accuracy if tta else run.test.accuracy for run in runs) / len(runs)
+
+
+def _recipe_group(label: str, tone: int, runs: list[RunRecord]) -> RecipeGroup:
+    seeds = [run.seed for run in runs]
+    averaged = [run.test.accuracy_tta for run in runs if run.test.accuracy_tta is not None]
+    one_machine = len({(device(run), processor(run)) for run in runs}) == 1
+    return RecipeGroup(
+        label=label,
+        tone=tone,
+        runs=tuple(sorted(runs, key=lambda run: run.seed)),
+        accuracy=summarize([run.test.accuracy for run in runs]),
+        accuracy_tta=summarize(averaged) if len(averaged) == len(runs) else None,
+        seconds=summarize([run.seconds_to_result for run in runs]) if one_machine else None,
+        rate=summarize([run.images_per_second for run in runs]) if one_machine else None,
+        peeked=any(map(peeked, runs)),
+        repeated=tuple(sorted({seed for seed in seeds if seeds.count(seed) > 1})),
+    )
+
+
+def _labels(runs: Sequence[RunRecord]) -> list[str]:
+    """The recipes' names; those that share one also say what sets them apart: "name · train.epochs 8"."""
+    flat = [_flat(run.config) for run in runs]
+    labels = []
+    for run, fields in zip(runs, flat, strict=True):
+        namesakes = [other for other, peer in zip(flat, runs, strict=True) if peer.recipe == run.recipe]
+        differing = [key for key in fields if any(other.get(key) != fields[key] for other in namesakes)]
+        labels.append(" · ".join([run.recipe, *(f"{key} {fields[key]}" for key in differing[:3])]))
+    return [label if labels.count(label) == 1 else f"{label} · {i + 1}" for i, label in enumerate(labels)]
+
+
+def _flat(value: object, prefix: str = "") -> dict[str, object]:
+    if not isinstance(value, Mapping | list | tuple):
+        return {prefix: value}
+    items = value.items() if isinstance(value, Mapping) else enumerate(value)
+    joined = ((f"{prefix}.{key}" if prefix else str(key), item) for key, item in items)
+    return {place: leaf for key, item in joined for place, leaf in _flat(item, key).items()}

@@ -1,0 +1,162 @@
+"""Figures to one self-contained HTML file: no script, nothing that is loaded from elsewhere."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from resfit.errors import BadInput
+from resfit.record import RunRecord
+from resfit.report import figures, svg, words
+from resfit.report.groups import DataGroup, RecipeGroup, group, unique
+
+_FILTERS = (
+    words.percent,
+    words.bare_percent,
+    words.points,
+    words.count,
+    words.number,
+    words.scaled,
+    words.megabytes,
+    words.rate,
+    words.duration,
+    words.p_value,
+    words.duplicates,
+    words.data_name,
+    words.processor,
+    words.device,
+    words.peeked,
+    words.peeking,
+    words.protocol,
+    words.recipe_text,
+    words.facts,
+    svg.draw_lines,
+    svg.draw_scatter,
+    svg.draw_reliability,
+    svg.draw_confusion,
+    svg.draw_forest,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _RunView:
+    """One run with its figures. `id` begins the ids of its sections; None where there is nothing to show."""
+
+    id: str
+    record: RunRecord
+    interval: tuple[float, float] | None
+    curves: list[figures.LineChart]
+    confusion: figures.Confusion | None
+    mistakes: list[figures.Mistake]
+    scores: list[figures.ScoreRow]
+    average: tuple[float, ...]
+    reliability: figures.Reliability | None
+    samples: list[tuple[str, list[figures.Picture]]]
+    augmented: figures.Picture | None
+    layers: figures.LayerTable | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _DataView:
+    """One data set of a page of several runs: its recipes, comparisons, charts and runs."""
+
+    id: str
+    group: DataGroup
+    scatter: figures.Scatter | None
+    overlay: list[figures.LineChart]
+    pairs: list[tuple[Any, figures.Forest]]
+    recipes: list[tuple[RecipeGroup, list[_RunView]]]
+
+
+def render(records: Sequence[RunRecord], *, title: str | None = None) -> str:
+    """The page on `records`, as HTML: one run in full, or several compared.
+
+    A record that is given twice counts once. Raises BadInput where there are none.
+    """
+    runs = unique(records)
+    if not runs:
+        raise BadInput("no runs (records): give at least one finished run")
+    template = _environment().get_template("page.html.j2")
+    if len(runs) == 1:
+        view = _run_view(runs[0], "run")
+        heading = title or f"{runs[0].recipe}, seed {runs[0].seed}"
+        return str(template.render(title=heading, runs=runs, view=view, data=[]))
+    data = [_data_view(found, f"data-{i}") for i, found in enumerate(group(runs), 1)]
+    recipes = sum(len(view.group.recipes) for view in data)
+    what = f"{runs[0].recipe}, {len(runs)} runs" if recipes == 1 else f"{len(runs)} runs of {recipes} recipes"
+    return str(template.render(title=title or what, runs=runs, view=None, data=data))
+
+
+def write_report(records: Sequence[RunRecord], path: Path) -> Path:
+    """Write the page on `records` to `path`, whole or not at all, and return the path."""
+    content, path = render(records), Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(content)
+        Path(temporary).chmod(0o666 & ~_umask())
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    return path
+
+
+def _umask() -> int:
+    """The mask that new files get; mkstemp's own are closed to everybody else."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _environment() -> Any:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update({function.__name__: function for function in _FILTERS})
+    return environment
+
+
+def _run_view(record: RunRecord, name: str) -> _RunView:
+    test, n = record.test, figures.tested(record)
+    return _RunView(
+        id=name,
+        record=record,
+        interval=figures.wilson(record.accuracy, n) if n else None,
+        curves=figures.curves(record),
+        confusion=figures.confusion(test),
+        mistakes=figures.mistakes(test),
+        scores=figures.class_scores(test),
+        average=figures.macro_average(test),
+        reliability=figures.reliability(test),
+        samples=figures.sample_pictures(record),
+        augmented=figures.picture(record.augmented),
+        layers=figures.layer_table(record) if record.layers else None,
+    )
+
+
+def _data_view(found: DataGroup, name: str) -> _DataView:
+    pairs = found.pairs()
+    views = [
+        (recipe, [_run_view(run, f"{name}-recipe-{i}-run-{j}") for j, run in enumerate(recipe.runs, 1)])
+        for i, recipe in enumerate(found.recipes, 1)
+    ]
+    return _DataView(
+        id=name,
+        group=found,
+        scatter=figures.scatter(found),
+        overlay=figures.overlay(found),
+        pairs=list(zip(pairs, figures.forest(pairs), strict=True)),
+        recipes=views,
+    )

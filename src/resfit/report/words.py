@@ -1,0 +1,240 @@
+"""Numbers, durations and protocols as people read them. A dash stands for what is missing or not finite."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from resfit.record import RunRecord
+
+DASH = "–"
+MINUS = "\N{MINUS SIGN}"
+_GAP = "\N{NO-BREAK SPACE}"
+
+_DATA_NAMES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "svhn": "SVHN", "digits": "Digits", "folder": "Folder"}
+_VIEWS = {
+    "flip": "over two views: the image and its mirror image",
+    "flip+shift": "over six views: the image and two copies shifted by a pixel, each with its mirror image",
+}
+
+
+def percent(fraction: float | None, digits: int = 2) -> str:
+    """0.94123 as "94.12 %"."""
+    text = bare_percent(fraction, digits)
+    return text if text == DASH else f"{text}{_GAP}%"
+
+
+def bare_percent(fraction: float | None, digits: int = 2) -> str:
+    """0.94123 as "94.12", for a column whose head names the unit."""
+    return f"{100 * fraction:.{digits}f}" if fraction is not None and math.isfinite(fraction) else DASH
+
+
+def points(difference: float | None) -> str:
+    """A difference of fractions as signed percentage points: "+0.52"."""
+    if difference is None or not math.isfinite(difference):
+        return DASH
+    text = f"{100 * difference:+.2f}"
+    return "0.00" if float(text) == 0 else text.replace("-", MINUS)
+
+
+def count(value: float | None) -> str:
+    """1972792 as "1,972,792"."""
+    return f"{value:,.0f}" if value is not None and math.isfinite(value) else DASH
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A number of ordinary size with a fixed count of decimals."""
+    return f"{value:.{digits}f}".replace("-", MINUS) if value is not None and math.isfinite(value) else DASH
+
+
+def scaled(value: float | None) -> str:
+    """A large count with a unit prefix: 123400000 as "123.4 M"."""
+    if value is None or not math.isfinite(value):
+        return DASH
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{value / size:.1f}".removesuffix(".0") + _GAP + unit
+    return f"{value:g}"
+
+
+def megabytes(size: float) -> str:
+    """Bytes as MB (10^6 bytes), for a column whose head names the unit."""
+    return f"{size / 1e6:.3f}"
+
+
+def rate(per_second: float | None) -> str:
+    """Images per second: whole from ten on."""
+    if per_second is None or not math.isfinite(per_second):
+        return DASH
+    return f"{per_second:,.0f}" if per_second >= 10 else f"{per_second:.1f}"
+
+
+def duration(seconds: float | None) -> str:
+    """1450 as "24 min 10 s": the two largest units."""
+    if seconds is None or not math.isfinite(seconds):
+        return DASH
+    if round(seconds, 1) < 60:
+        return f"{seconds:.1f}{_GAP}s"
+    whole = round(seconds)
+    if whole < 3600:
+        return f"{whole // 60}{_GAP}min{_GAP}{whole % 60:02}{_GAP}s"
+    return f"{whole // 3600}{_GAP}h{_GAP}{whole % 3600 // 60:02}{_GAP}min"
+
+
+def p_value(p: float | None) -> str:
+    """A p-value with three decimals, and no more than can be known."""
+    if p is None or not math.isfinite(p):
+        return DASH
+    return "<" + _GAP + "0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def data_name(record: RunRecord) -> str:
+    """The data set's name as it is usually written."""
+    name = str(record.data.get("name") or "unnamed data")
+    return _DATA_NAMES.get(name, name)
+
+
+def processor(record: RunRecord) -> str:
+    """The GPU that trained, or else the CPU, without the maker's ornaments."""
+    name = record.env.get("gpu") or record.env.get("cpu") or record.device
+    return re.sub(r"\((R|TM)\)|\bCPU\b|@.*$|\s+(?=\s)", "", str(name)).strip() or record.device
+
+
+def device(record: RunRecord) -> str:
+    """Device, precision and threads in a few words: "CPU, bf16, 16 threads"."""
+    threads = record.env.get("threads")
+    parts = [{"cuda": "GPU", "cpu": "CPU"}.get(record.device, record.device), record.precision]
+    if record.device == "cpu" and threads:
+        parts.append(f"{threads} threads" if threads != 1 else "1 thread")
+    return ", ".join(parts)
+
+
+def peeked(record: RunRecord) -> bool:
+    """Whether the test set had a part in choosing the weights that it then scored."""
+    return bool(record.protocol.get("peeking")) or record.protocol.get("selection") == "best-test"
+
+
+def peeking(record: RunRecord) -> str:
+    """What peeking means for the reader."""
+    scored = record.protocol.get("test_scored")
+    times = f", which was scored {scored:,} times" if isinstance(scored, int) and scored > 1 else ""
+    return (
+        f"The scored weights were chosen on the test set itself{times}. The accuracy therefore reads too high, and "
+        "compares only with others that were chosen in the same way."
+    )
+
+
+def protocol(record: RunRecord) -> list[str]:
+    """How the result was measured, in sentences."""
+    return [*_split(record), _selection(record), *_scored(record), *_tta(record), *_deviations(record)]
+
+
+def _split(record: RunRecord) -> Iterator[str]:
+    train, val, test = (record.data.get(f"n_{part}") for part in ("train", "val", "test"))
+    if train and val:
+        yield f"Trained on {train:,} images; {val:,} others were set aside for validation."
+    elif train:
+        yield f"Trained on all {train:,} training images, with no validation split."
+    if test:
+        yield f"Tested on {test:,} images."
+
+
+def _selection(record: RunRecord) -> str:
+    best, averaged = record.protocol.get("best_epoch"), _average(record) not in (None, "none")
+    weights = "averaged weights" if averaged else "weights"
+    of = f"epoch {best}, the epoch" if best else "the epoch"
+    if peeked(record):
+        return f"Scored the {weights} of {of} with the best test accuracy."
+    if record.protocol.get("selection") == "best-val":
+        return f"Scored the {weights} of {of} with the best validation accuracy."
+    return f"Scored the last {weights}, after {record.epochs:,} {'epoch' if record.epochs == 1 else 'epochs'}."
+
+
+def _average(record: RunRecord) -> object:
+    average = record.config.get("average")
+    return average.get("name") if isinstance(average, Mapping) else None
+
+
+def _scored(record: RunRecord) -> Iterator[str]:
+    scored = record.protocol.get("test_scored")
+    if scored == 1:
+        yield "The test set was scored once, at the end."
+    elif scored:
+        yield f"The test set was scored {scored:,} times."
+
+
+def _tta(record: RunRecord) -> Iterator[str]:
+    if record.test.accuracy_tta is None:
+        yield "No test-time augmentation."
+    else:
+        how = _VIEWS.get(str(record.protocol.get("tta_views")), "over several views of the image")
+        yield f"Test-time augmentation (TTA) averages the logits {how}. All other figures are without it."
+
+
+def _deviations(record: RunRecord) -> Iterator[str]:
+    for text in record.protocol.get("deviations") or ():
+        yield f"Departs from the published setting: {text}"
+
+
+def duplicates(value: object) -> str:
+    """Images that occur more than once, by whichever count the record holds."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key}: {duplicates(item)}" for key, item in value.items()).replace("_", " ") or "none"
+    if isinstance(value, int | float):
+        return count(value) if value else "none"
+    if isinstance(value, list | tuple):
+        return count(len(value)) if value else "none"
+    return str(value)
+
+
+def facts(values: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Labelled plain values, the missing ones left out."""
+    return [(key.replace("_", " "), _fact(value)) for key, value in values.items() if value not in (None, "", [], ())]
+
+
+def _fact(value: object) -> str:
+    if isinstance(value, list | tuple):
+        return ", ".join(_fact(item) for item in value)
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return count(value) if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def recipe_text(config: Mapping[str, Any]) -> list[str]:
+    """A recipe as YAML, one text for its plain fields and one for each section; unset fields are left out."""
+    plain = {key: value for key, value in config.items() if not isinstance(value, Mapping)}
+    sections = [{key: value} for key, value in config.items() if isinstance(value, Mapping)]
+    return ["\n".join(lines) for lines in (list(_block(part)) for part in [plain, *sections]) if lines]
+
+
+def _block(value: Mapping[str, Any], indent: str = "", width: int = 56) -> Iterator[str]:
+    for key, item in value.items():
+        if item is None:
+            continue
+        line = f"{indent}{key}: {_flow(item)}"
+        if isinstance(item, Mapping) and item and (not indent or len(line) > width):
+            yield f"{indent}{key}:"
+            yield from _block(item, indent + "  ")
+        elif isinstance(item, list | tuple) and len(line) > width:
+            yield f"{indent}{key}:"
+            yield from (f"{indent}  - {_flow(entry)}" for entry in item)
+        else:
+            yield line
+
+
+def _flow(value: object) -> str:
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key}: {_flow(item)}" for key, item in value.items() if item is not None) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_flow, value)) + "]"
+    if isinstance(value, str):
+        return value if re.fullmatch(r"[A-Za-z][\w %().+-]*", value) and not _reserved(value) else json.dumps(value)
+    return json.dumps(value)
+
+
+def _reserved(text: str) -> bool:
+    return text.lower() in {"true", "false", "yes", "no", "on", "off", "null", "y", "n"} or text != text.strip()
+

@@ -1,0 +1,72 @@
+"""What a command works on: a recipe's name, a recipe or spec YAML file, a run folder, or a model.safetensors."""
+
+from __future__ import annotations
+
+import json
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from resfit.errors import BadInput
+from resfit.fields import nearest, read_yaml
+from resfit.recipe import DEFAULT_BUDGET, Recipe, get_recipe, recipe_names
+from resfit.spec import NetSpec
+
+_LARGEST_HEADER = 100 * 2**20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """A network to price, and the limit that it is held against."""
+
+    name: str
+    spec: NetSpec
+    budget: int = DEFAULT_BUDGET
+
+
+def find_target(text: str) -> Target:
+    """Resolve TARGET without torch; raises BadInput where it is none of the kinds."""
+    path = Path(text)
+    if path.is_dir():
+        return _of_recipe(Recipe.from_yaml(path / "recipe.yaml"))
+    if path.suffix == ".safetensors":
+        return Target(name=text, spec=_spec_in_model(path))
+    if path.suffix in (".yaml", ".yml") or path.is_file():
+        return _of_yaml(path)
+    if text in recipe_names():
+        return _of_recipe(get_recipe(text))
+    hint = nearest(text, recipe_names())
+    raise BadInput(f"neither a named recipe nor a file ({text}): {hint}")
+
+
+def _of_recipe(recipe: Recipe) -> Target:
+    return Target(name=recipe.name, spec=recipe.spec, budget=recipe.budget)
+
+
+def _of_yaml(path: Path) -> Target:
+    data = read_yaml(path)
+    if isinstance(data, dict) and "spec" in data:
+        return _of_recipe(Recipe.from_yaml(path))
+    return Target(name=path.stem, spec=NetSpec.from_dict(data))
+
+
+def _spec_in_model(path: Path) -> NetSpec:
+    try:
+        metadata = _safetensors_header(path).get("__metadata__", {})
+        return NetSpec.from_dict(json.loads(metadata["resfit.spec"]))
+    except FileNotFoundError:
+        raise BadInput(f"no such file ({path}): give a model.safetensors") from None
+    except KeyError:
+        raise BadInput(f"not a resfit model ({path}): its metadata holds no spec") from None
+    except (OSError, ValueError, struct.error, RecursionError, AttributeError) as error:
+        raise BadInput(f"damaged model ({path}): {error}") from None
+
+
+def _safetensors_header(path: Path) -> Any:
+    """The JSON ahead of the tensors: its length as 8 bytes, little-endian, and then the text."""
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        if length > _LARGEST_HEADER:
+            raise ValueError("its header is too long")
+        return json.loads(file.read(length))

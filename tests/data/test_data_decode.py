@@ -1,0 +1,175 @@
+from __future__ import annotations
+
+import io
+import struct
+import warnings
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from resfit.data.decode import decode, decode_all
+from resfit.errors import BadInput
+
+RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
+
+
+def save(image: Image.Image, path: Path, **options: object) -> Path:
+    image.save(path, **options)  # type: ignore[arg-type]
+    return path
+
+
+def colours(path: Path, channels: int = 3, size: int = 8) -> np.ndarray:
+    """The pixels of a file, int [size, size, channels]."""
+    pixels = decode(path, size=size, channels=channels)
+    assert pixels.shape == (channels, size, size) and pixels.dtype == np.uint8
+    return pixels.transpose(1, 2, 0).astype(int)
+
+
+def assert_colour(pixels: np.ndarray, colour: tuple[int, ...], tolerance: int = 0) -> None:
+    assert np.abs(pixels - np.array(colour)).max() <= tolerance
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.bmp", "a.webp", "a.jpg", "a.JPEG"])
+def test_formats(tmp_path: Path, name: str) -> None:
+    path = save(Image.new("RGB", (20, 20), (200, 100, 50)), tmp_path / name)
+    assert_colour(colours(path), (200, 100, 50), tolerance=3)
+
+
+def test_a_file_is_what_it_contains_whatever_its_name(tmp_path: Path) -> None:
+    path = save(Image.new("RGB", (20, 20), RED), tmp_path / "a.jpg", format="PNG")
+    assert_colour(colours(path), RED)
+
+
+def test_other_formats_are_not_opened(tmp_path: Path) -> None:
+    path = save(Image.new("RGB", (20, 20), RED), tmp_path / "a.png", format="PCX")
+    with pytest.raises(OSError, match="cannot identify"):
+        decode(path, size=8, channels=3)
+
+
+def test_grey_and_colour_become_what_is_asked_for(tmp_path: Path) -> None:
+    grey = save(Image.new("L", (9, 9), 77), tmp_path / "grey.png")
+    assert_colour(colours(grey), (77, 77, 77))
+    assert_colour(colours(grey, channels=1), (77,))
+    colour = save(Image.new("RGB", (9, 9), WHITE), tmp_path / "colour.png")
+    assert_colour(colours(colour, channels=1), (255,))
+
+
+def test_sixteen_bits_are_scaled_rather_than_clipped(tmp_path: Path) -> None:
+    ramp = np.repeat(np.array([0, 257, 257 * 128, 65535], np.uint16)[:, None], 4, axis=1)
+    path = save(Image.fromarray(ramp), tmp_path / "deep.png")
+    with Image.open(path) as image:
+        assert image.mode == "I;16"
+    assert colours(path, channels=1, size=4)[:, 0, 0].tolist() == [0, 1, 128, 255]
+
+
+def test_a_palette_is_looked_up(tmp_path: Path) -> None:
+    image = Image.new("RGB", (8, 8), BLUE).convert("P", palette=Image.Palette.ADAPTIVE)
+    assert_colour(colours(save(image, tmp_path / "palette.png")), BLUE)
+
+
+def test_cmyk_becomes_rgb(tmp_path: Path) -> None:
+    path = save(Image.new("CMYK", (16, 16), (0, 255, 255, 0)), tmp_path / "ink.jpg", quality=95)
+    assert_colour(colours(path), RED, tolerance=6)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_transparency_lies_on_white(tmp_path: Path, mode: str) -> None:
+    path = tmp_path / "clear.png"
+    if mode == "P":
+        save(Image.new("P", (8, 8), 0), path, transparency=0)
+    else:
+        save(Image.new(mode, (8, 8), (0,) * len(mode)), path)
+    assert_colour(colours(path), WHITE)
+    half = save(Image.new("RGBA", (8, 8), (0, 0, 0, 128)), tmp_path / "half.png")
+    assert_colour(colours(half), (127, 127, 127), tolerance=1)
+
+
+def test_exif_turns_the_image(tmp_path: Path) -> None:
+    image = Image.new("RGB", (16, 16), RED)
+    image.paste(GREEN, (0, 0, 16, 8))  # green above red
+    exif = Image.Exif()
+    exif[0x0112] = 6  # shown after a quarter turn clockwise: green is on the right
+    pixels = colours(save(image, tmp_path / "turned.png", exif=exif))
+    assert_colour(pixels[:, 5:], GREEN)
+    assert_colour(pixels[:, :3], RED)
+
+
+@pytest.mark.parametrize("shape", [(60, 20), (20, 60)])
+def test_the_middle_is_cut_out_and_the_aspect_kept(tmp_path: Path, shape: tuple[int, int]) -> None:
+    image = Image.new("RGB", shape, RED)
+    left, top = (shape[0] - 20) // 2, (shape[1] - 20) // 2
+    image.paste(BLUE, (left, top, left + 20, top + 20))
+    pixels = colours(save(image, tmp_path / "wide.png"))
+    assert_colour(pixels[1:-1, 1:-1], BLUE)
+    assert_colour(pixels, BLUE, tolerance=40)  # the filter mixes a little of the surroundings into the border
+
+
+def test_extreme_shapes_are_decoded(tmp_path: Path) -> None:
+    assert_colour(colours(save(Image.new("RGB", (1, 900), GREEN), tmp_path / "thin.png")), GREEN)
+
+
+def bomb() -> bytes:
+    """A PNG of a few bytes that announces 20,000 x 20,000 pixels."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", 20_000, 20_000, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+def small_bomb() -> bytes:
+    """Between Pillow's limit, where it warns, and twice that, where it refuses: 10,000 x 10,000 real pixels."""
+    buffer = io.BytesIO()
+    Image.new("1", (10_000, 10_000)).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def whole_jpeg() -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)).save(buffer, format="JPEG")
+    return buffer.getvalue()
+
+
+DAMAGED: dict[str, Callable[[], bytes]] = {
+    "truncated.jpg": lambda: whole_jpeg()[:1500],
+    "empty.png": bytes,
+    "text.png": lambda: b"<html>not found</html>",
+    "bomb.png": bomb,
+    "small_bomb.png": small_bomb,
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_a_damaged_image_is_named_and_good_ones_are_not(tmp_path: Path, name: str) -> None:
+    good = save(Image.new("RGB", (8, 8), RED), tmp_path / "good.png")
+    damaged = tmp_path / "class" / name
+    damaged.parent.mkdir()
+    damaged.write_bytes(DAMAGED[name]())
+    assert sum(map(len, decode_all([good, good], root=tmp_path, size=8, channels=3))) == 2
+    with pytest.raises(BadInput) as error, warnings.catch_warnings():
+        warnings.simplefilter("error")
+        list(decode_all([good, damaged, good], root=tmp_path, size=8, channels=3))
+    assert str(error.value) == f"1 unreadable of 3 images (class/{name}): repair or remove them"
+
+
+def test_every_damaged_image_is_counted_over_all_blocks(tmp_path: Path) -> None:
+    good = save(Image.new("RGB", (8, 8), RED), tmp_path / "good.png")
+    damaged = [tmp_path / f"{i:02}.png" for i in range(12)]
+    for path in damaged:
+        path.write_bytes(b"")
+    files = [*damaged[:6], *[good] * 300, *damaged[6:]]
+    with pytest.raises(BadInput) as error:
+        list(decode_all(files, root=tmp_path, size=4, channels=1))
+    names = ", ".join(f"{i:02}.png" for i in range(10))
+    assert str(error.value) == f"12 unreadable of 312 images ({names} and 2 more): repair or remove them"
+
+
+def test_blocks_come_in_the_order_of_the_files(tmp_path: Path) -> None:
+    files = [save(Image.new("L", (4, 4), i % 256), tmp_path / f"{i}.bmp") for i in range(260)]
+    pixels = np.concatenate(list(decode_all(files, root=tmp_path, size=4, channels=1)))
+    assert pixels[:, 0, 0, 0].tolist() == [i % 256 for i in range(260)]

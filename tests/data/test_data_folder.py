@@ -1,0 +1,279 @@
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from resfit.data import Dataset, load_dataset
+from resfit.errors import BadInput
+from resfit.recipe import DataConfig
+
+LEVELS = {"ant": 40, "bee": 120, "cat": 200}  # a class's images are about this bright
+
+
+def write_images(folder: Path, counts: dict[str, int], seed: int = 0) -> Path:
+    """A folder of class folders, with images that are all different and as bright as their class."""
+    random = np.random.default_rng(seed)
+    for name, count in counts.items():
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for i in range(count):
+            pixels = LEVELS[name] + random.integers(-20, 20, (12, 10, 3))
+            Image.fromarray(pixels.astype(np.uint8)).save(folder / name / f"{i:03}.png")
+    return folder
+
+
+def load(folder: Path, val: float = 0.25, size: int = 8, channels: int = 3, **options: object) -> Dataset:
+    config = DataConfig(name="folder", val=val, **options)  # type: ignore[arg-type]
+    return load_dataset(config, size=size, channels=channels, data_dir=folder, offline=True)
+
+
+def assert_labels_fit(data: Dataset) -> None:
+    """Each image has its own class's label."""
+    for part in (data.train, data.val, data.test):
+        levels = torch.tensor([LEVELS[name] for name in data.classes])[part.labels]
+        assert ((part.images.float().mean((1, 2, 3)) - levels).abs() < 15).all()
+
+
+@pytest.fixture
+def flat(tmp_path: Path) -> Path:
+    return write_images(tmp_path / "flat", {"bee": 10, "ant": 20, "cat": 10})
+
+
+@pytest.fixture
+def parted(tmp_path: Path) -> Path:
+    for seed, (part, count) in enumerate({"train": 8, "val": 3, "test": 4}.items()):
+        write_images(tmp_path / "parted" / part, dict.fromkeys(LEVELS, count), seed)
+    return tmp_path / "parted"
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_folder_contract_without_splits(flat: Path, channels: int, check_contract: Callable[..., None]) -> None:
+    data = load(flat, channels=channels)
+    check_contract(data, size=8, channels=channels, counts=(24, 8, 8))
+    assert data.classes == ("ant", "bee", "cat") and data.notes == ()
+    assert data.test.labels.bincount().tolist() == [4, 2, 2]
+    assert data.val.labels.bincount().tolist() == [4, 2, 2]
+    assert_labels_fit(data)
+
+
+def test_folder_contract_with_splits(parted: Path, check_contract: Callable[..., None]) -> None:
+    data = load(parted)
+    check_contract(data, size=8, channels=3, counts=(24, 9, 12))
+    assert data.notes == ("val/ is the validation set; data.val is not used",)
+    assert_labels_fit(data)
+
+
+def test_its_own_validation_set_stays_with_val_0(parted: Path) -> None:
+    data = load(parted, val=0)
+    assert len(data.val) == 9 and data.notes == ()
+
+
+def test_without_val_the_training_part_is_split(parted: Path) -> None:
+    shutil.rmtree(parted / "val")
+    data = load(parted, val=6)
+    assert (len(data.train), len(data.val), len(data.test)) == (18, 6, 12)
+    assert len(load(parted, val=0).train) == 24
+
+
+@pytest.mark.parametrize("alias", ["valid", "validation", "Val"])
+def test_other_names_of_val_are_taken_and_told(parted: Path, alias: str) -> None:
+    (parted / "val").rename(parted / alias)
+    data = load(parted, val=0)
+    assert len(data.val) == 9 and data.notes == (f"{alias}/ is read as val/",)
+
+
+def test_two_validation_folders_are_refused(parted: Path) -> None:
+    shutil.copytree(parted / "val", parted / "valid")
+    with pytest.raises(BadInput, match=r"val/ and valid/ \(.*\): keep one validation folder"):
+        load(parted)
+
+
+@pytest.mark.parametrize("missing", ["train", "test"])
+def test_a_missing_split_is_named(parted: Path, missing: str) -> None:
+    shutil.rmtree(parted / missing)
+    with pytest.raises(BadInput, match=rf"no {missing}/ beside \w+/, \w+/ \("):
+        load(parted)
+
+
+def test_a_class_may_be_called_train(flat: Path) -> None:
+    (flat / "bee").rename(flat / "train")
+    assert load(flat).classes == ("ant", "cat", "train")
+
+
+def test_the_seed_moves_validation_but_never_the_test_set(flat: Path) -> None:
+    first, again, other = load(flat), load(flat), load(flat, split_seed=1)
+    assert first.digest == again.digest != other.digest
+    assert torch.equal(first.test.images, other.test.images)
+    assert not torch.equal(first.val.images, other.val.images)
+
+
+def test_hidden_and_other_files_are_left_out(flat: Path) -> None:
+    plain = load(flat)
+    image = (flat / "ant" / "000.png").read_bytes()
+    for name in (".hidden/a.png", "__MACOSX/a.png", "ant/.a.png", "ant/.thumbs/a.png", "ant/__MACOSX/a.png"):
+        (flat / name).parent.mkdir(exist_ok=True)
+        (flat / name).write_bytes(image)
+    data = load(flat)
+    assert data.digest == plain.digest and data.notes == ()
+    for name in ("ant/notes.txt", "ant/a.gif", "README.md", "stray.png"):
+        (flat / name).write_bytes(image)
+    data = load(flat)
+    assert data.digest == plain.digest and data.notes == ("4 other files ignored",)
+
+
+def test_images_in_folders_within_a_class_count(flat: Path) -> None:
+    (flat / "ant" / "deep" / "er").mkdir(parents=True)
+    (flat / "ant" / "019.png").rename(flat / "ant" / "deep" / "er" / "x.PNG")
+    data = load(flat)
+    assert len(data.train) + len(data.val) + len(data.test) == 40
+    assert_labels_fit(data)
+
+
+def test_links_round_in_a_circle_end(flat: Path) -> None:
+    (flat / "ant" / "again").symlink_to(flat / "ant", target_is_directory=True)
+    assert len(load(flat, val=0).train) == 32
+
+
+def test_a_class_folder_may_be_a_link(flat: Path, tmp_path: Path) -> None:
+    (flat / "ant").rename(tmp_path / "elsewhere")
+    (flat / "ant").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    assert len(load(flat, val=0).train) == 32
+
+
+def refuse_empty_class(parted: Path) -> None:
+    (parted / "train" / "dog").mkdir()
+
+
+def refuse_no_images(parted: Path) -> None:
+    shutil.rmtree(parted / "test")
+    (parted / "test").mkdir()
+
+
+def refuse_differing(parted: Path) -> None:
+    (parted / "test" / "cat").rename(parted / "test" / "dog")
+
+
+def refuse_missing(parted: Path) -> None:
+    shutil.rmtree(parted / "val" / "bee")
+
+
+def refuse_one_class(parted: Path) -> None:
+    for part in ("train", "val", "test"):
+        shutil.rmtree(parted / part / "ant")
+        shutil.rmtree(parted / part / "bee")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (refuse_empty_class, r"classes without images: dog \(.*train\)"),
+        (refuse_no_images, r"no images in class folders \(.*test\)"),
+        (refuse_differing, r"train/ and test/ differ in classes: cat, dog \("),
+        (refuse_missing, r"train/ and val/ differ in classes: bee \("),
+        (refuse_one_class, r"one class only: cat \("),
+    ],
+)
+def test_what_would_spoil_the_training_is_refused(
+    parted: Path, spoil: Callable[[Path], None], message: str, one_line: Callable[..., str]
+) -> None:
+    spoil(parted)
+    with pytest.raises(BadInput, match=message) as error:
+        load(parted)
+    one_line(error)
+
+
+@pytest.mark.parametrize("content", [[], ["stray.png"]])
+def test_a_folder_without_class_folders_is_refused(tmp_path: Path, content: list[str]) -> None:
+    for name in content:
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(BadInput, match="no images in class folders"):
+        load(tmp_path)
+
+
+def test_classes_too_small_to_split_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="leaves class 0 none to train on"):
+        load(write_images(tmp_path / "few", {"ant": 1, "bee": 1}))
+
+
+def test_no_folder_given_or_there_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flat: Path) -> None:
+    config = DataConfig(name="folder", val=0)
+    with pytest.raises(BadInput, match=r"name it with --data-dir or RESFIT_DATA_DIR"):
+        load_dataset(config, size=8)
+    with pytest.raises(BadInput, match=r"no such folder \(.*nowhere\)"):
+        load(tmp_path / "nowhere")
+    monkeypatch.setenv("RESFIT_DATA_DIR", str(flat))
+    assert len(load_dataset(config, size=8).train) == 32
+
+
+def test_other_channel_counts_are_refused(flat: Path) -> None:
+    with pytest.raises(BadInput, match=r"folder has no 2-channel images \(spec.input.channels\): give 1 or 3"):
+        load(flat, channels=2)
+
+
+def test_unreadable_images_of_all_splits_are_listed_together(parted: Path, own_places: Path) -> None:
+    for name in ("train/ant/000.png", "val/bee/001.png", "test/cat/002.png"):
+        (parted / name).write_bytes((parted / name).read_bytes()[:60])
+    with pytest.raises(BadInput) as error:
+        load(parted)
+    named = "train/ant/000.png, val/bee/001.png, test/cat/002.png"
+    assert str(error.value) == f"3 unreadable of 45 images ({named}): repair or remove them"
+    assert not any(own_places.rglob("*.npy")) and not any(own_places.rglob("*.part"))
+
+
+def test_duplicates_across_the_splits_are_told(parted: Path) -> None:
+    shutil.copy(parted / "train" / "ant" / "000.png", parted / "test" / "ant" / "copy.png")
+    data = load(parted, val=0)
+    assert data.duplicates == {"train/val": 0, "train/test": 1, "val/test": 0}
+    assert data.notes == ("1 test image also stands in train",)
+
+
+def test_images_are_decoded_once(flat: Path, own_places: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = load(flat)
+    assert len(list(own_places.rglob("*.npy"))) == 1
+
+    def fail(*args: object, **kwargs: object) -> None:
+        raise RuntimeError("decoded again")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("resfit.data.decode.decode", fail)
+        assert load(flat).digest == first.digest
+        with pytest.raises(BadInput, match="40 unreadable"):
+            load(flat, size=9)
+        with pytest.raises(BadInput, match="40 unreadable"):
+            load(flat, channels=1)
+        os.utime(flat / "ant" / "000.png", ns=(0, 0))
+        with pytest.raises(BadInput, match="40 unreadable"):
+            load(flat)
+    assert load(flat).digest == first.digest
+
+
+def test_a_damaged_cache_is_made_anew(flat: Path, own_places: Path) -> None:
+    first = load(flat)
+    cached = next(own_places.rglob("*.npy"))
+    content = bytearray(cached.read_bytes())
+    content[len(content) // 2] ^= 1
+    cached.write_bytes(content)
+    assert load(flat).digest == first.digest
+
+
+def test_the_decoding_is_told_once(flat: Path) -> None:
+    lines: list[str] = []
+    for _ in range(2):
+        load_dataset(DataConfig(name="folder", val=0), size=8, data_dir=flat, progress=lines.append)
+    assert len(lines) == 1 and lines[0].startswith("decoding 40 images, once, into ")
+
+
+def test_a_cache_that_cannot_be_written_is_one_line(
+    flat: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_line: Callable[..., str]
+) -> None:
+    (tmp_path / "a file").write_bytes(b"")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "a file"))
+    with pytest.raises(BadInput, match=r"\(.*a file.*\): check the path, its permissions") as error:
+        load(flat)
+    one_line(error)

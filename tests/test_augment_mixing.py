@@ -1,0 +1,111 @@
+"""mixup and CutMix: what happens to the pixels happens to the targets."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from scipy import stats
+
+from resfit.augment import mix, mixing
+from resfit.recipe import AugmentConfig
+
+BOTH = {"mixup": 0.4, "cutmix": 1.0}
+
+
+def batch(count: int = 6, height: int = 8, width: int = 12) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images whose k-th channel is 1 for class k: their mean over pixels is the target."""
+    targets = torch.eye(count)
+    return targets[:, :, None, None].expand(-1, -1, height, width).contiguous(), targets
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize("on", [{"mixup": 0.4}, {"cutmix": 1.0}, BOTH], ids=str)
+@pytest.mark.parametrize("seed", range(10))
+def test_targets_are_mixed_as_the_pixels_are(on, seed):
+    images, targets = batch()
+    before = images.clone(), targets.clone()
+    mixed, soft = mix(images, targets, AugmentConfig(**on), seeded(seed))
+    torch.testing.assert_close(mixed.mean((2, 3)), soft)
+    torch.testing.assert_close(soft.sum(1), torch.ones(6))
+    assert mixed.shape == images.shape
+    assert (mixed.dtype, soft.dtype) == (images.dtype, targets.dtype)
+    assert torch.equal(images, before[0])
+    assert torch.equal(targets, before[1])
+
+
+def test_same_seed_same_batch_and_other_seed_another():
+    images, targets = batch()
+    first, again, other = (mix(images, targets, AugmentConfig(**BOTH), seeded(s))[0] for s in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_nothing_is_mixed_without_an_alpha():
+    images, targets = batch()
+    generator = seeded(0)
+    state = generator.get_state()
+    assert mix(images, targets, AugmentConfig(), generator) == (images, targets)
+    assert torch.equal(generator.get_state(), state)
+
+
+def test_mixup_is_even_over_the_image_and_cutmix_takes_whole_pixels():
+    images, targets = batch()
+    for seed in range(10):
+        even, _ = mix(images, targets, AugmentConfig(mixup=1.0), seeded(seed))
+        assert torch.equal(even, even[:, :, :1, :1].expand_as(even))
+        whole, _ = mix(images, targets, AugmentConfig(cutmix=1.0), seeded(seed))
+        assert set(whole.unique().tolist()) <= {0.0, 1.0}
+
+
+def test_one_share_serves_the_whole_batch():
+    images, targets = batch()
+    _, soft = mix(images, targets, AugmentConfig(mixup=1.0), seeded(3))
+    own = soft.diagonal()
+    own = own[own < 1]
+    assert len(own) >= 4
+    assert torch.equal(own, own[:1].expand_as(own))
+
+
+def test_with_both_on_each_batch_takes_one_of_them_at_an_equal_chance():
+    images, targets = batch(8, 4, 4)
+    generator = seeded(0)
+    fractional = 0
+    for _ in range(400):
+        mixed, _ = mix(images, targets, AugmentConfig(mixup=50.0, cutmix=1.0), generator)
+        fractional += int(((mixed > 0) & (mixed < 1)).any())
+    assert fractional == pytest.approx(200, abs=40)
+
+
+@pytest.mark.parametrize(("cy", "cx", "cut"), [(5, 7, 0.5), (0, 0, 0.5), (9, 15, 0.9), (4, 4, 1.0), (3, 3, 0.0)])
+def test_the_box_is_cut_off_at_the_edges(cy, cx, cut):
+    weight = mixing.outside_box(10, 16, torch.tensor(cy), torch.tensor(cx), torch.tensor(cut, dtype=torch.float64))
+    expected = torch.ones(10, 16, dtype=torch.float64)
+    half_height, half_width = int(10 * cut) // 2, int(16 * cut) // 2
+    top, left = max(cy - half_height, 0), max(cx - half_width, 0)
+    expected[top : cy + half_height, left : cx + half_width] = 0
+    assert torch.equal(weight, expected)
+
+
+def test_cutmix_shares_are_exact_areas_and_its_boxes_go_everywhere():
+    generator = seeded(0)
+    drawn = [mixing.cutmix_weight(8, 8, 1.0, generator) for _ in range(500)]
+    for weight, share in drawn:
+        assert float(share) == float((weight == 1).sum()) / 64
+    covered = torch.stack([weight for weight, _ in drawn]) == 0
+    assert covered.any(0).all()
+
+
+@pytest.mark.parametrize("alpha", [0.02, 0.2, 1.0, 3.0, 100.0])
+def test_shares_follow_the_beta_distribution(alpha):
+    generator = seeded(0)
+    drawn = torch.stack([mixing.draw_beta(alpha, generator) for _ in range(3000)])
+    # At small alpha much of the distribution is nearer to 1 than a float64 can be: compare where it can be told.
+    drawn = drawn.clamp(1e-9, 1 - 1e-9)
+    expected = stats.beta(alpha, alpha)
+    for place in (1e-6, 0.01, 0.1, 0.3, 0.45, 0.5, 0.55, 0.7, 0.9, 0.99, 1 - 1e-6):
+        assert float((drawn < place).double().mean()) == pytest.approx(expected.cdf(place), abs=0.03)
+    if alpha >= 0.2:
+        assert stats.kstest(drawn.numpy(), expected.cdf).pvalue > 1e-3
