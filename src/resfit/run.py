@@ -176,6 +176,7 @@ class _Run:
         note = f"{self.device.type}, {self.precision}, {torch.get_num_threads()} threads"
         self.observer.started(self.recipe, self.data, self.folder, note)
         self._write_metrics()
+        self._save_state()
         saved = time.perf_counter()
         for result in () if self._out_of_patience() else self.trainer.epochs():
             point = self._validated(result)

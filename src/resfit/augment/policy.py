@@ -35,7 +35,7 @@ OPERATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 class Span(NamedTuple):
-    """An operation's strengths from the weakest to the strongest; of either sign, or in whole numbers, where it says so."""
+    """Strengths of an operation, weakest to strongest; of either sign, or in whole numbers, where it says so."""
 
     weakest: float = 0.0
     strongest: float = 0.0

@@ -8,6 +8,7 @@ a thousand photographs takes a minute.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -159,11 +160,11 @@ def _take_out(samples: Samples, count: int, seed: int) -> tuple[Samples, Samples
 
 def _pixels(files: Sequence[Path], root: Path, places: Places, *, size: int, channels: int) -> np.ndarray:
     """All files' pixels, uint8 [N, channels, size, size], from the cache where the files are as they were."""
-    key = hashlib.sha256(f"1 {root.resolve()} {size} {channels}".encode())
+    key = hashlib.sha256(os.fsencode(f"1 {root.resolve()} {size} {channels}"))
     for path in files:
         facts = path.stat()
         name = path.relative_to(root).as_posix()
-        key.update(f"\0{name}\0{facts.st_size}\0{facts.st_mtime_ns}".encode("utf-8", "surrogateescape"))
+        key.update(os.fsencode(f"\n{name} {facts.st_size} {facts.st_mtime_ns}"))
     cached = cache_dir() / "folders" / f"{key.hexdigest()[:32]}.npy"
     if not cached.exists():
         places.tell(f"decoding {len(files):,} images, once, into {cached}")

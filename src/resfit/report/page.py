@@ -6,6 +6,7 @@ import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from resfit.report.groups import DataGroup, RecipeGroup, group, unique
 _FILTERS = (
     words.percent,
     words.bare_percent,
+    words.confidence,
     words.points,
     words.count,
     words.number,
@@ -114,6 +116,7 @@ def _umask() -> int:
     return mask
 
 
+@cache
 def _environment() -> Any:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 

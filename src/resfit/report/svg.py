@@ -28,6 +28,7 @@ class Axis:
     ticks: tuple[float, ...]
 
     def __call__(self, value: float) -> float:
+        """The place of a value."""
         return self.start + (value - self.lo) / (self.hi - self.lo) * (self.end - self.start)
 
 

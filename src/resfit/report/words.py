@@ -10,7 +10,7 @@ from typing import Any
 
 from resfit.record import RunRecord
 
-DASH = "–"
+DASH = "\N{EN DASH}"
 MINUS = "\N{MINUS SIGN}"
 _GAP = "\N{NO-BREAK SPACE}"
 
@@ -30,6 +30,11 @@ def percent(fraction: float | None, digits: int = 2) -> str:
 def bare_percent(fraction: float | None, digits: int = 2) -> str:
     """0.94123 as "94.12", for a column whose head names the unit."""
     return f"{100 * fraction:.{digits}f}" if fraction is not None and math.isfinite(fraction) else DASH
+
+
+def confidence(fraction: float) -> str:
+    """A confidence as a percentage that never claims to be sure."""
+    return f">{_GAP}99.99{_GAP}%" if 0.99995 <= fraction < 1 else percent(fraction)
 
 
 def points(difference: float | None) -> str:
@@ -171,7 +176,7 @@ def _tta(record: RunRecord) -> Iterator[str]:
         yield "No test-time augmentation."
     else:
         how = _VIEWS.get(str(record.protocol.get("tta_views")), "over several views of the image")
-        yield f"Test-time augmentation (TTA) averages the logits {how}. All other figures are without it."
+        yield f"Test-time augmentation (TTA) averages the logits {how}. Loss, classes and calibration are without it."
 
 
 def _deviations(record: RunRecord) -> Iterator[str]:

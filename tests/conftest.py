@@ -1,0 +1,49 @@
+"""What several test files use: tiny recipes that train in a second, and folders of images."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from resfit.recipe import Recipe
+
+torch.set_num_threads(2)
+
+TINY: dict[str, Any] = {
+    "name": "tiny",
+    "spec": {
+        "input": {"channels": 1, "size": 8},
+        "stem": {"channels": 8},
+        "stages": [{"blocks": 1, "channels": 8}, {"blocks": 1, "channels": 16}],
+    },
+    "data": {"name": "digits", "val": 200},
+    "augment": {"crop": 1},
+    "optim": {"name": "sgd", "lr": 0.1, "momentum": 0.9},
+    "train": {"epochs": 3, "batch_size": 128, "precision": "fp32"},
+    "evaluate": {"tta": "flip+shift"},
+}
+
+
+@pytest.fixture
+def tiny() -> Recipe:
+    """A network of 6,490 parameters on 8x8 digits, three epochs."""
+    return Recipe.from_dict(TINY)
+
+
+@pytest.fixture
+def cifar10_dir() -> Path:
+    """The folder of the real CIFAR-10, or a skipped test where it is not on this machine."""
+    folder = os.environ.get("RESFIT_DATA_DIR")
+    if not folder or not (Path(folder) / "cifar-10-batches-py").is_dir():
+        pytest.skip("the real CIFAR-10 is not here: set RESFIT_DATA_DIR to its folder")
+    return Path(folder)
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test reads or writes the user's own cache folder."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))

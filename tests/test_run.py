@@ -1,0 +1,215 @@
+"""A run folder: complete, honest, resumable, never overwritten."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+import resfit
+from resfit import run as run_module
+from resfit.errors import BadInput, RunFailed
+from resfit.recipe import Recipe
+from resfit.record import EpochPoint, RunRecord, read_record
+from resfit.run import Observer, train, write_summary
+
+
+class Interrupt(Observer):
+    """Breaks off after an epoch, as Ctrl-C would."""
+
+    def __init__(self, after: int) -> None:
+        self.after = after
+
+    def epoch_ended(self, point: EpochPoint) -> None:
+        if point.epoch == self.after:
+            raise KeyboardInterrupt
+
+
+def without_times(record: RunRecord) -> dict[str, object]:
+    plain = record.to_dict()
+    for key in ("seconds_to_result", "images_per_second", "env"):
+        plain.pop(key)
+    plain["curve"] = [{**point, "seconds": 0} for point in plain["curve"]]
+    return plain
+
+
+def test_a_run_leaves_its_folder_complete(tiny: Recipe, tmp_path: Path) -> None:
+    record = train(tiny, seed=3, out=tmp_path)
+    folder = tmp_path / "tiny" / "3"
+    names = {"recipe.yaml", "record.json", "metrics.jsonl", "model.safetensors", "state.pt", "report.html"}
+    assert {path.name for path in folder.iterdir()} == names
+    assert read_record(folder) == record
+    assert Recipe.from_yaml(folder / "recipe.yaml") == tiny
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == [1, 2, 3]
+    assert [line["val_accuracy"] for line in lines] == [point.val_accuracy for point in record.curve]
+    HTMLParser().feed((folder / "report.html").read_text())
+
+
+def test_the_record_holds_what_the_design_promises(tiny: Recipe, tmp_path: Path) -> None:
+    record = train(tiny, seed=0, out=tmp_path)
+    plain = json.loads((tmp_path / "tiny" / "0" / "record.json").read_text())
+    for key in ("resfit", "recipe", "spec", "params", "macs", "seed", "epochs", "device", "precision", "env", "data"):
+        assert plain[key] not in (None, ""), key
+    assert {"python", "torch", "cpu", "cpu_features", "threads", "commit"} <= plain["env"].keys()
+    assert plain["data"]["n_train"] + plain["data"]["n_val"] + plain["data"]["n_test"] == 1797
+    assert plain["data"]["n_val"] == 200
+    assert plain["protocol"]["selection"] == "last"
+    assert plain["protocol"]["tta"] is True
+    assert plain["protocol"]["test_scored"] == 1
+    assert plain["protocol"]["peeking"] is False
+    assert plain["params"] == resfit.cost(tiny.spec).params
+    assert sum(layer["params"] for layer in plain["layers"]) == plain["params"]
+    assert plain["seconds_to_result"] > sum(point.seconds for point in record.curve)
+    assert plain["images_per_second"] > 0
+    assert sum(map(sum, plain["test"]["confusion"])) == plain["data"]["n_test"]
+    assert len(plain["samples"]) > 8
+    assert plain["augmented"].startswith("iVBOR")
+
+
+def test_same_seed_same_record(tiny: Recipe, tmp_path: Path) -> None:
+    first, second = train(tiny, out=tmp_path / "a"), train(tiny, out=tmp_path / "b")
+    other = train(tiny, seed=1, out=tmp_path / "c")
+    assert without_times(first) == without_times(second)
+    assert without_times(first) != without_times(other)
+
+
+@pytest.mark.parametrize("cut", [1, 2, 3])
+def test_an_interrupted_run_resumes_to_the_same_record(
+    tiny: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cut: int
+) -> None:
+    monkeypatch.setattr(run_module, "_SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+    recipe = tiny.replace({"evaluate.selection": "best-val", "spec.dropout.head": 0.1, "average.name": "ema"})
+    whole = train(recipe, out=tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe, out=tmp_path / "cut", observer=Interrupt(cut))
+    resumed = train(recipe, out=tmp_path / "cut", resume=True)
+    assert without_times(resumed) == without_times(whole)
+    metrics = [(tmp_path / name / "tiny" / "0" / "metrics.jsonl").read_text().splitlines() for name in ("whole", "cut")]
+    assert [len(lines) for lines in metrics] == [3, 3]
+    models = [(tmp_path / name / "tiny" / "0" / "model.safetensors").read_bytes() for name in ("whole", "cut")]
+    assert models[0] == models[1]
+
+
+def test_a_finished_run_is_never_overwritten(tiny: Recipe, tmp_path: Path) -> None:
+    train(tiny, out=tmp_path)
+    folder = tmp_path / "tiny" / "0"
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    for resume in (False, True):
+        with pytest.raises(BadInput, match="a finished run lies there"):
+            train(tiny, out=tmp_path, resume=resume)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_an_unfinished_run_is_neither_overwritten_nor_resumed_with_another_recipe(tiny: Recipe, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny, out=tmp_path, observer=Interrupt(1))
+    state = (tmp_path / "tiny" / "0" / "state.pt").read_bytes()
+    with pytest.raises(BadInput, match="an unfinished run lies there .*: go on with --resume"):
+        train(tiny, out=tmp_path)
+    with pytest.raises(BadInput, match=r"the recipe changed since the run began \(optim\)"):
+        train(tiny.replace({"optim.lr": 0.2}), out=tmp_path, resume=True)
+    assert (tmp_path / "tiny" / "0" / "state.pt").read_bytes() == state
+
+
+def test_divergence_keeps_the_last_finite_weights(tiny: Recipe, tmp_path: Path) -> None:
+    with pytest.raises(RunFailed, match="not finite"):
+        train(tiny.replace({"optim.lr": 1e30, "optim.momentum": 0.0}), out=tmp_path)
+    state = torch.load(tmp_path / "tiny" / "0" / "state.pt", weights_only=True)
+    assert all(torch.isfinite(value).all() for value in state["trainer"]["net"].values())
+    assert not (tmp_path / "tiny" / "0" / "record.json").exists()
+
+
+def test_over_budget_is_refused_before_anything_is_built(tiny: Recipe, tmp_path: Path) -> None:
+    price = resfit.cost(tiny.spec).params
+    with pytest.raises(BadInput, match=r"1 over the budget .* the nearest that fits has channels \["):
+        train(tiny.replace({"budget": price - 1}), out=tmp_path)
+    assert not list(tmp_path.iterdir())
+    assert train(tiny.replace({"budget": price, "train.epochs": 1}), out=tmp_path).params == price
+
+
+def test_best_val_scores_the_best_epochs_weights(tiny: Recipe, tmp_path: Path) -> None:
+    recipe = tiny.replace({"evaluate.selection": "best-val", "train.epochs": 5, "schedule.name": "constant", "optim.lr": 0.5})
+    record = train(recipe, out=tmp_path)
+    values = [point.val_accuracy for point in record.curve]
+    assert record.val is not None
+    assert record.val.accuracy == max(values)
+    assert record.protocol["best_epoch"] == 1 + values.index(max(values))
+    assert record.protocol["test_scored"] == 1
+
+
+def test_best_test_is_marked_as_peeking(tiny: Recipe, tmp_path: Path) -> None:
+    record = train(tiny.replace({"evaluate.selection": "best-test"}), out=tmp_path)
+    assert record.protocol["peeking"] is True
+    assert record.protocol["test_scored"] == 4
+    assert record.test.accuracy == max(point.test_accuracy for point in record.curve)
+    assert "peek" in (tmp_path / "tiny" / "0" / "report.html").read_text().lower()
+
+
+def test_patience_stops_early(tiny: Recipe, tmp_path: Path) -> None:
+    still = {"optim.lr": 1e-9, "optim.weight_decay": 0.0, "spec.norm.momentum": 1e-6}
+    record = train(tiny.replace({**still, "train.epochs": 30, "train.patience": 2}), out=tmp_path)
+    assert record.epochs <= 6
+    assert len(record.curve) == record.epochs
+
+
+def test_validating_less_often_changes_no_weight(tiny: Recipe, tmp_path: Path) -> None:
+    train(tiny, out=tmp_path / "often")
+    seldom = train(tiny.replace({"evaluate.every": 3}), out=tmp_path / "seldom")
+    assert [point.val_accuracy is None for point in seldom.curve] == [True, True, False]
+    models = [(tmp_path / name / "tiny" / "0" / "model.safetensors").read_bytes() for name in ("often", "seldom")]
+    assert models[0] == models[1]
+
+
+def test_evaluate_repeats_the_records_score(tiny: Recipe, tmp_path: Path) -> None:
+    record = train(tiny, out=tmp_path)
+    folder = tmp_path / "tiny" / "0"
+    assert resfit.evaluate(folder, tta="flip+shift") == record.test
+    moved = tmp_path / "alone.safetensors"
+    moved.write_bytes((folder / "model.safetensors").read_bytes())
+    with pytest.raises(BadInput, match="say with --data"):
+        resfit.evaluate(moved)
+    assert resfit.evaluate(moved, data="digits").accuracy == record.test.accuracy
+
+
+def test_a_model_file_is_enough_in_a_new_process(tiny: Recipe, tmp_path: Path) -> None:
+    train(tiny, out=tmp_path)
+    code = (
+        "import sys, torch, resfit\n"
+        "net = resfit.load(sys.argv[1])\n"
+        "print(net.info.classes[3], sum(p.numel() for p in net.parameters()), tuple(net(torch.zeros(2, 1, 8, 8)).shape))"
+    )
+    model = tmp_path / "tiny" / "0" / "model.safetensors"
+    done = subprocess.run([sys.executable, "-c", code, model], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["3", str(resfit.cost(tiny.spec).params), "(2,", "10)"]
+
+
+def test_a_folder_of_images_trains_with_nothing_but_its_place(tmp_path: Path) -> None:
+    for label, level in (("dark", 40), ("light", 200), ("middle", 120)):
+        for n in range(20):
+            path = tmp_path / "images" / label / f"{n}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (20, 14), (level + n, level, level - n)).save(path)
+    recipe = resfit.get_recipe("folder", {"train.epochs": 2, "spec.stages": [{"blocks": 1, "channels": 8}]})
+    record = train(recipe, data_dir=tmp_path / "images", out=tmp_path / "runs")
+    assert record.data["classes"] == ["dark", "light", "middle"]
+    assert record.spec["num_classes"] == 3
+    assert record.data["n_train"] + record.data["n_val"] + record.data["n_test"] == 60
+    assert resfit.load(tmp_path / "runs" / "folder" / "0").info.classes == ("dark", "light", "middle")
+
+
+def test_a_summary_of_several_runs(tiny: Recipe, tmp_path: Path) -> None:
+    records = [train(tiny.replace({"train.epochs": 1}), seed=seed, out=tmp_path) for seed in (0, 1)]
+    write_summary(records, tmp_path / "tiny")
+    summary = json.loads((tmp_path / "tiny" / "summary.json").read_text())
+    values = [record.test.accuracy for record in records]
+    assert summary["accuracy"]["n"] == 2
+    assert summary["accuracy"]["values"] == values
+    assert summary["accuracy"]["mean"] == pytest.approx(sum(values) / 2)
+    assert summary["seeds"] == [0, 1]

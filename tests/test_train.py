@@ -1,0 +1,230 @@
+"""The loop: reproducible to the bit, exact on resume, loud when it diverges."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from resfit.data.normalize import normalizer
+from resfit.errors import RunFailed
+from resfit.net import build
+from resfit.recipe import Recipe
+from resfit.train import Trainer, usable_precision
+
+CPU = torch.device("cpu")
+LOSSES = Path(__file__).parent / "golden" / "losses.json"
+
+
+def images_and_labels(recipe: Recipe, count: int = 256) -> tuple[Tensor, Tensor]:
+    """Learnable images: a bright stripe whose row tells the class."""
+    generator = torch.Generator().manual_seed(5)
+    size, classes = recipe.spec.input.size, recipe.spec.num_classes
+    labels = torch.randint(0, classes, (count,), generator=generator)
+    images = torch.randint(0, 100, (count, recipe.spec.input.channels, size, size), generator=generator)
+    images[torch.arange(count), :, labels % size, :] += 120
+    return images.to(torch.uint8), labels
+
+
+def trainer(recipe: Recipe, seed: int = 0, net: nn.Module | None = None, **options: Any) -> Trainer:
+    torch.manual_seed(seed)
+    images, labels = images_and_labels(recipe)
+    channels = recipe.spec.input.channels
+    return Trainer(
+        net=net or build(recipe.spec, recipe.init),
+        recipe=recipe,
+        images=images,
+        labels=labels,
+        normalize=normalizer([0.3] * channels, [0.3] * channels, CPU),
+        seed=seed,
+        **options,
+    )
+
+
+def weights(net: nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in net.state_dict().items()}
+
+
+def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_it_learns(tiny: Recipe) -> None:
+    results = list(trainer(tiny.replace({"train.epochs": 8, "train.batch_size": 32})).epochs())
+    assert [r.epoch for r in results] == list(range(1, 9))
+    assert results[-1].loss < results[0].loss / 2
+    assert results[-1].accuracy > 0.9
+    assert results[-1].lr < results[0].lr
+
+
+def test_same_seed_same_bits_and_other_seed_others(tiny: Recipe) -> None:
+    ends = []
+    for seed in (1, 1, 2):
+        run = trainer(tiny, seed)
+        list(run.epochs())
+        ends.append(weights(run.net))
+    assert equal(ends[0], ends[1])
+    assert not equal(ends[0], ends[2])
+
+
+RESUMED = {
+    "sgd": {},
+    "muon with ema": {"optim.name": "muon", "optim.nesterov": True, "average.name": "ema", "average.decay": 0.9},
+    "adamw with dropout": {"optim.name": "adamw", "optim.lr": 0.001, "spec.dropout.block": 0.2, "spec.dropout.head": 0.2},
+    "adadelta with accumulation": {"optim.name": "adadelta", "train.accumulate": 3},
+    "mixup and cutmix": {"augment.mixup": 0.2, "augment.cutmix": 1.0},
+}
+
+
+@pytest.mark.parametrize("overrides", RESUMED.values(), ids=RESUMED)
+def test_resume_at_an_epochs_end_is_exact(tiny: Recipe, overrides: dict[str, Any]) -> None:
+    recipe = tiny.replace({"train.epochs": 4, "schedule.warmup": 1, **overrides})
+    whole = trainer(recipe)
+    list(whole.epochs())
+    first = trainer(recipe)
+    first.train_epoch(), first.train_epoch()
+    saved = first.state_dict()
+    torch.manual_seed(123)  # whatever happened in between
+    second = trainer(recipe, seed=0)
+    second.load_state_dict(saved)
+    assert [r.epoch for r in second.epochs()] == [3, 4]
+    assert equal(weights(whole.net), weights(second.net))
+    assert equal(weights(whole.evaluated), weights(second.evaluated))
+
+
+def test_resume_without_the_generator_differs(tiny: Recipe) -> None:
+    """The negative control: what the test above saves is needed."""
+    whole = trainer(tiny)
+    list(whole.epochs())
+    first = trainer(tiny)
+    first.train_epoch()
+    saved = {**first.state_dict(), "generator": torch.Generator().manual_seed(77).get_state()}
+    second = trainer(tiny)
+    second.load_state_dict(saved)
+    list(second.epochs())
+    assert not equal(weights(whole.net), weights(second.net))
+
+
+class Linear(nn.Module):
+    """A network without batch statistics, so that batches of any size give the same gradient."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        super().__init__()
+        self.head = nn.Linear(recipe.spec.input.channels * recipe.spec.input.size**2, recipe.spec.num_classes)
+        self.sides: list[int] = []
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.sides.append(images.shape[-1])
+        full = torch.nn.functional.interpolate(images, size=(8, 8))
+        logits: Tensor = self.head(full.flatten(1))
+        return logits
+
+
+@pytest.mark.parametrize(("batch_size", "accumulate"), [(32, 2), (16, 4), (24, 3)])
+def test_accumulated_batches_make_one_step(tiny: Recipe, batch_size: int, accumulate: int) -> None:
+    plain = {"augment.crop": 0, "train.epochs": 2}
+    one = trainer(tiny.replace({**plain, "train.batch_size": batch_size * accumulate}), net=Linear(tiny))
+    many = trainer(
+        tiny.replace({**plain, "train.batch_size": batch_size, "train.accumulate": accumulate}), net=Linear(tiny)
+    )
+    list(one.epochs()), list(many.epochs())
+    torch.testing.assert_close(one.net.head.weight, many.net.head.weight)
+
+
+def test_clip_bounds_a_step(tiny: Recipe) -> None:
+    step = {"optim.lr": 1.0, "optim.momentum": 0.0, "optim.weight_decay": 0.0, "schedule.name": "constant"}
+    recipe = tiny.replace({**step, "train.clip": 0.01, "train.epochs": 1, "train.batch_size": 256})
+    run = trainer(recipe)
+    before = torch.cat([p.detach().flatten().clone() for p in run.net.parameters()])
+    run.train_epoch()
+    moved = (torch.cat([p.detach().flatten() for p in run.net.parameters()]) - before).norm()
+    assert moved == pytest.approx(0.01, rel=1e-3)
+
+
+def test_a_loss_that_is_not_finite_stops_loudly(tiny: Recipe) -> None:
+    run = trainer(tiny.replace({"optim.lr": 1e30, "optim.momentum": 0.0, "schedule.name": "constant"}))
+    with pytest.raises(RunFailed, match=r"^the training loss is not finite \(epoch \d\): lower optim.lr .*") as failure:
+        list(run.epochs())
+    assert "\n" not in str(failure.value)
+
+
+def test_resize_follows_progress(tiny: Recipe) -> None:
+    net = Linear(tiny)
+    run = trainer(tiny.replace({"train.resize": [[0.0, 4], [0.5, 8]], "train.epochs": 2}), net=net)
+    list(run.epochs())
+    assert net.sides == [4, 4, 8, 8]
+
+
+def test_drop_last_leaves_the_partial_batch_out(tiny: Recipe) -> None:
+    kept = trainer(tiny.replace({"train.batch_size": 100}))
+    dropped = trainer(tiny.replace({"train.batch_size": 100, "train.drop_last": True}))
+    all_there_is = trainer(tiny.replace({"train.batch_size": 1000, "train.drop_last": True}))
+    assert [r.train_epoch().images for r in (kept, dropped, all_there_is)] == [256, 200, 256]
+
+
+def test_every_image_is_seen_once_an_epoch(tiny: Recipe) -> None:
+    run = trainer(tiny)
+    for _ in range(2):
+        seen = torch.cat([index for group in run._step_groups() for index in group])
+        assert seen.sort().values.tolist() == list(range(256))
+
+
+def test_a_whitening_stems_bias_stops_when_asked(tiny: Recipe) -> None:
+    spec = {"spec.stem": {"kind": "whiten", "kernel": 2, "channels": 8}, "train.freeze_stem_after": 1}
+    run = trainer(tiny.replace({**spec, "optim.bias_lr": 0.5}))
+    bias = run.net.get_submodule("stem.conv").bias
+    before, filters = bias.detach().clone(), run.net.get_submodule("stem.conv").weight.clone()
+    run.train_epoch()
+    after_one = bias.detach().clone()
+    run.train_epoch()
+    assert not torch.equal(before, after_one)
+    assert torch.equal(after_one, bias)
+    assert torch.equal(filters, run.net.get_submodule("stem.conv").weight)
+
+
+def test_steps_are_told(tiny: Recipe) -> None:
+    told: list[tuple[int, float]] = []
+    trainer(tiny, on_step=lambda epoch, done: told.append((epoch, done))).train_epoch()
+    assert told == [(1, 0.5), (1, 1.0)]
+
+
+def test_telling_and_averaging_change_no_weight(tiny: Recipe) -> None:
+    plain, watched = trainer(tiny), trainer(tiny.replace({"average.name": "ema"}), on_step=lambda epoch, done: None)
+    list(plain.epochs()), list(watched.epochs())
+    assert equal(weights(plain.net), weights(watched.net))
+    assert not equal(weights(watched.net), weights(watched.evaluated))
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_precisions_learn(tiny: Recipe, precision: str) -> None:
+    recipe = tiny.replace({"train.epochs": 6, "train.batch_size": 32})
+    results = list(trainer(recipe, precision=precision).epochs())
+    assert results[-1].accuracy > 0.8
+
+
+def test_auto_precision_is_one_that_can_be_trained_in() -> None:
+    assert usable_precision("auto", CPU) in ("fp32", "bf16")
+    assert usable_precision("fp16", CPU) == "fp16"
+
+
+@pytest.mark.slow
+def test_compiled_training_is_the_same_training(tiny: Recipe) -> None:
+    plain, compiled = trainer(tiny), trainer(replace(tiny, train=replace(tiny.train, compile=True)))
+    a, b = list(plain.epochs()), list(compiled.epochs())
+    assert b[-1].loss == pytest.approx(a[-1].loss, rel=1e-3)
+    assert plain.net.state_dict().keys() == compiled.net.state_dict().keys()
+
+
+def twenty_losses(tiny: Recipe) -> list[float]:
+    run = trainer(tiny.replace({"train.epochs": 10, "train.batch_size": 128, "augment.flip": "alternating"}))
+    return [round(result.loss, 5) for result in run.epochs()]
+
+
+def test_refactoring_keeps_the_loss(tiny: Recipe) -> None:
+    """Losses of 20 steps, as committed; regenerate with `python tests/golden/regenerate_losses.py`."""
+    assert twenty_losses(tiny) == pytest.approx(json.loads(LOSSES.read_text()), rel=5e-3)
