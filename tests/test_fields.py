@@ -42,6 +42,11 @@ class Tree:
     free: dict[str, Any] = field(default_factory=dict)
 
 
+def read_text(folder: Path, text: str) -> object:
+    (folder / "some.yaml").write_text(text, encoding="utf-8")
+    return read_yaml(folder / "some.yaml")
+
+
 def tree(**values: object) -> Tree:
     return from_plain(Tree, {"name": "t", **values})
 
@@ -115,8 +120,8 @@ def test_the_place_of_a_refused_list_stands_after_its_values(section, values, fi
     assert f"({section}.{field}): give" in line
 
 
-def test_a_number_may_be_written_as_text_where_yaml_reads_it_as_text():
-    assert from_plain(Leaf, read_text("rate: 1e-4")).rate == 1e-4  # YAML 1.1 wants 1.0e-4
+def test_a_number_may_be_written_as_text_where_yaml_reads_it_as_text(tmp_path):
+    assert from_plain(Leaf, read_text(tmp_path, "rate: 1e-4")).rate == 1e-4  # YAML 1.1 wants 1.0e-4
     assert type(from_plain(Leaf, {"rate": 1}).rate) is float
 
 
@@ -154,29 +159,20 @@ def test_a_path_that_leads_nowhere_is_refused_when_the_whole_is_checked(dotted):
         from_plain(Recipe, override(get_recipe("digits").to_dict(), dotted, 1))
 
 
-def read_text(text: str, name: str = "some.yaml", *, folder: Path | None = None) -> object:
-    import tempfile
-
-    with tempfile.TemporaryDirectory() as scratch:
-        path = (folder or Path(scratch)) / name
-        path.write_text(text, encoding="utf-8")
-        return read_yaml(path)
-
-
 @pytest.mark.parametrize(
     ("text", "line"),
     [("a: 1\nb: [1, 2\nc: 3", 3), ("a: 1\n\tb: 2", 2), ("a: *nowhere", 1), ("a: !!python/object:os.system x", 1)],
 )
-def test_broken_yaml_is_named_with_file_and_line(text, line):
+def test_broken_yaml_is_named_with_file_and_line(tmp_path, text, line):
     with pytest.raises(BadInput, match=rf"some\.yaml, line {line}\)") as caught:
-        read_text(text)
+        read_text(tmp_path, text)
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["a: \x00", "a: 2020-13-45", "[" * 3000, "a: !!bool maybe", 'a: !!int ""'])
-def test_yaml_that_breaks_the_parser_is_refused_as_well(text):
+@pytest.mark.parametrize("text", ["a: \x00", "a: 2020-13-45", "[" * 1000, "a: !!bool maybe", 'a: !!int ""'])
+def test_yaml_that_breaks_the_parser_is_refused_as_well(tmp_path, text):
     with pytest.raises(BadInput, match=r"some\.yaml"):
-        read_text(text)
+        read_text(tmp_path, text)
 
 
 def test_an_unreadable_file_is_named(tmp_path):

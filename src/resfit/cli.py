@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,8 +29,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     try:
-        options, rest = _parser().parse_known_args([a for a in arguments if a != "--debug"])
-        overrides = _overrides(rest) if options.command == "train" else _refuse(rest)
+        words, overrides = _take_overrides([word for word in arguments if word != "--debug"])
+        options = _parser().parse_args(words)
+        if overrides and options.command != "train":
+            raise BadInput(f"recipe fields are for training (--{next(iter(overrides))}): leave it out")
         if getattr(options, "offline", False):
             os.environ["RESFIT_OFFLINE"] = "1"
         status: int = options.run(options, overrides)
@@ -58,7 +61,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 class _Parser(argparse.ArgumentParser):
     """argparse with resfit's one-line errors."""
 
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options, allow_abbrev=False)
+
     def error(self, message: str) -> Any:
+        """Refuse the words, naming the nearest command where that is what is wrong."""
+        if wrong := re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message):
+            hint = nearest(wrong[1], wrong[2].replace("'", "").split(", "))
+            raise BadInput(f"unknown command ({wrong[1]}): {hint}")
         raise BadInput(f"{message} ({self.prog}): see {self.prog} --help")
 
 
@@ -90,28 +100,24 @@ def _no_command(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
     return 2
 
 
-def _overrides(words: list[str]) -> dict[str, Any]:
-    """--section.field VALUE pairs as {"section.field": value}, values read as YAML."""
+def _take_overrides(words: list[str]) -> tuple[list[str], dict[str, Any]]:
+    """Take --section.field VALUE out of a command's words: the words left, and {"section.field": value} read as YAML."""
+    left: list[str] = []
     overrides: dict[str, Any] = {}
-    words = [part for word in words for part in (word.split("=", 1) if word.startswith("--") else [word])]
-    while words:
-        name, *words = words
-        if not name.startswith("--") or "." not in name and name != "--budget":
-            raise BadInput(f"unknown option ({name}): see resfit train --help; recipe fields are --section.field VALUE")
-        if not words:
+    rest = iter(words)
+    for word in rest:
+        name, equals, text = word.partition("=")
+        if not name.startswith("--") or "." not in name:
+            left.append(word)
+            continue
+        value = text if equals else next(rest, None)
+        if value is None:
             raise BadInput(f"no value ({name}): give one")
-        text, *words = words
         try:
-            overrides[name.removeprefix("--").replace("-", "_")] = yaml.safe_load(text)
+            overrides[name.removeprefix("--").replace("-", "_")] = yaml.safe_load(value)
         except yaml.YAMLError:
-            raise BadInput(f"{text!r} is not a value ({name}): give a number, a word or a YAML list") from None
-    return overrides
-
-
-def _refuse(words: list[str]) -> dict[str, Any]:
-    if words:
-        raise BadInput(f"unknown option ({words[0]}): see --help")
-    return {}
+            raise BadInput(f"{value!r} is not a value ({name}): give a number, a word or a YAML list") from None
+    return left, overrides
 
 
 # recipes
@@ -252,6 +258,7 @@ def _add_train(commands: Any) -> None:
     parser.add_argument("recipe", metavar="RECIPE", nargs="?", help=_RECIPE)
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="the first run's seed (0)")
     parser.add_argument("--runs", type=int, default=1, metavar="N", help="this many runs, of seeds S, S+1, ... (1)")
+    parser.add_argument("--budget", metavar="N", help="refuse a network of more parameters (the recipe's, mostly 5M)")
     parser.add_argument("--out", type=Path, default=Path("runs"), metavar="DIR", help="where run folders go (runs)")
     parser.add_argument("--resume", type=Path, metavar="RUN", help="go on with an unfinished run folder")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (auto)")
@@ -281,9 +288,12 @@ def _field_help(kind: Any) -> str:
 
 
 def _train(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
-    recipe_target, seed, out = _what_to_train(options, overrides)
-    from resfit.budget import require_fit
+    from resfit.budget import parse_count, require_fit
     from resfit.recipe import get_recipe
+
+    if options.budget:
+        overrides = {**overrides, "budget": parse_count(options.budget)}
+    recipe_target, seed, out = _what_to_train(options, overrides)
 
     recipe = get_recipe(recipe_target, overrides)
     if options.runs < 1:

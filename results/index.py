@@ -1,0 +1,100 @@
+"""Makes what is said of the records from the records: python results/index.py
+
+Writes results/README.md, the results block of the project's README, and the file behind `resfit recipes`.
+`python results/index.py --add RUN ...` first takes over the records of finished runs, without their pictures, which
+are the data sets' own.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from resfit.record import RunRecord, find_records, group_runs, summarize
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent
+SHIPPED = ROOT / "src" / "resfit" / "recipes" / "results.json"
+MARK = "<!-- results -->"
+
+
+def add(paths: list[str]) -> None:
+    """Copy records to results/<recipe>/<seed>.json."""
+    for record in find_records(paths):
+        target = HERE / record.recipe / f"{record.seed}.json"
+        target.parent.mkdir(exist_ok=True)
+        plain = replace(record, samples=(), augmented="").to_dict()
+        target.write_text(json.dumps(plain, indent=1) + "\n")
+
+
+def committed() -> dict[str, list[RunRecord]]:
+    """The committed records by recipe."""
+    files = sorted(HERE.glob("*/*.json"), key=lambda file: (file.parent.name, int(file.stem)))
+    return group_runs([RunRecord.from_dict(json.loads(file.read_text())) for file in files])
+
+
+def table(groups: dict[str, list[RunRecord]]) -> str:
+    """One row a recipe: what was trained, how often, what came out, where and how fast."""
+    head = "| recipe | data | parameters | n | test accuracy | with TTA | seconds a run | images/s | device |"
+    lines = [head, "|---|---|---|---|---|---|---|---|---|"]
+    for name, records in groups.items():
+        first = records[0]
+        cells = [
+            f"`{name}`",
+            first.data["name"],
+            f"{first.params:,}",
+            str(len(records)),
+            percent([r.test.accuracy for r in records]),
+            percent([r.test.accuracy_tta for r in records if r.test.accuracy_tta is not None]),
+            f"{summarize([r.seconds_to_result for r in records]).mean:,.0f}",
+            f"{summarize([r.images_per_second for r in records]).mean:,.0f}",
+            device(first),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def percent(values: list[float]) -> str:
+    """Mean ± deviation in percent."""
+    if not values:
+        return "–"
+    s = summarize(values)
+    return f"{100 * s.mean:.2f} %" if s.std is None else f"{100 * s.mean:.2f} ± {100 * s.std:.2f} %"
+
+
+def device(record: RunRecord) -> str:
+    """The processor that counts, with the CPU's features."""
+    env = record.env
+    if env["gpu"]:
+        return str(env["gpu"])
+    return f"{env['threads']} threads, {', '.join(env['cpu_features'][1:])}, {record.precision}"
+
+
+def shipped(groups: dict[str, list[RunRecord]]) -> dict[str, object]:
+    """What `resfit recipes` says of each recipe."""
+    results = {}
+    for name, records in groups.items():
+        s = summarize([record.accuracy for record in records])
+        results[name] = {"mean": s.mean, "std": s.std, "n": s.n, "device": device(records[0])}
+    return results
+
+
+def main() -> None:
+    """Add records where asked, and rewrite everything that is made from them."""
+    if sys.argv[1:2] == ["--add"]:
+        add(sys.argv[2:])
+    groups = committed()
+    text = table(groups)
+    commands = "\n".join(f"- `{name}`: `{records[0].env['command']}`" for name, records in groups.items())
+    intro = "Records of real runs; made by `python results/index.py`. Means ± deviation over n seeds, test scored once a run."
+    (HERE / "README.md").write_text(f"# Results\n\n{intro}\n\n{text}\n\nCommands:\n\n{commands}\n")
+    SHIPPED.write_text(json.dumps(shipped(groups), indent=1) + "\n")
+    readme = ROOT / "README.md"
+    before, _, after = readme.read_text().split(MARK)
+    readme.write_text(f"{before}{MARK}\n{text}\n{MARK}{after}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,116 @@
+"""The limit holds to the unit, and what is offered instead fits."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from strategies import specs
+
+from resfit.budget import judge, nearest_fit, parse_count, require_fit
+from resfit.cost import cost
+from resfit.errors import BadInput
+from resfit.recipe import get_recipe
+from resfit.spec import NetSpec
+
+SEED = get_recipe("seed001d").spec  # 4,977,226 parameters
+WIDE = NetSpec.from_dict({"stages": [{"blocks": 2, "channels": c} for c in (64, 128, 256, 512)]})  # 11,173,962
+
+
+def widths(spec: NetSpec) -> list[int]:
+    return [spec.stem.channels, *(stage.channels for stage in spec.stages)]
+
+
+def test_the_limit_itself_fits_and_one_less_does_not():
+    assert judge(SEED, 4_977_226).fits
+    assert require_fit(SEED, 4_977_226).params == 4_977_226
+    assert not judge(SEED, 4_977_225).fits
+    with pytest.raises(BadInput, match="1 over the budget of 4,977,225"):
+        require_fit(SEED, 4_977_225)
+
+
+def test_a_refusal_tells_the_excess_and_the_nearest_network_that_fits():
+    fitting = nearest_fit(WIDE, 5_000_000)
+    with pytest.raises(BadInput) as caught:
+        require_fit(WIDE, 5_000_000)
+    line = str(caught.value)
+    assert "11,173,962 parameters, 6,173,962 over the budget of 5,000,000" in line
+    assert f"channels {widths(fitting)[1:]} with {cost(fitting).params:,} parameters" in line
+    assert "\n" not in line
+
+
+def test_a_verdict_says_how_much_of_the_budget_is_used():
+    assert str(judge(SEED, 5_000_000)) == "4,977,226 parameters, 99.5% of the budget of 5,000,000: fits"
+
+
+@pytest.mark.parametrize("budget", [20_000, 500_000, 5_000_000, 11_173_961])
+def test_the_nearest_fit_is_close_and_keeps_the_shape(budget):
+    fitting = nearest_fit(WIDE, budget)
+    assert 0.75 * budget < cost(fitting).params <= budget
+    assert [stage.blocks for stage in fitting.stages] == [stage.blocks for stage in WIDE.stages]
+
+
+@pytest.mark.parametrize("budget", [500_000, 5_000_000])
+def test_widths_stay_multiples_of_eight(budget):
+    assert all(width % 8 == 0 for width in widths(nearest_fit(WIDE, budget)))
+
+
+def test_widths_leave_the_multiples_of_eight_only_where_nothing_else_fits():
+    smallest = nearest_fit(WIDE, 20_000)
+    assert any(width % 8 for width in widths(smallest))
+    assert widths(smallest) == sorted(widths(smallest))
+
+
+def test_a_whitening_stem_keeps_the_width_that_its_filters_need():
+    spec = get_recipe("cifar10-94").spec
+    fitting = nearest_fit(spec, 1_000_000)
+    assert fitting.stem == spec.stem
+    assert cost(fitting).params <= 1_000_000
+
+
+def test_what_fits_already_is_its_own_nearest_fit():
+    assert nearest_fit(SEED, 5_000_000) == SEED
+
+
+def test_where_one_channel_everywhere_is_too_much_there_is_no_fit():
+    assert nearest_fit(WIDE, 100) is None
+    with pytest.raises(BadInput, match="fewer stages or blocks"):
+        require_fit(WIDE, 100)
+
+
+def test_pad_shortcuts_can_be_narrowed_too():
+    bottlenecks = {"stages": [{"blocks": 1, "channels": 16}], "block": "bottleneck", "shortcut": {"kind": "pad"}}
+    spec = NetSpec.from_dict(bottlenecks)  # 64 channels in the stem and after expansion
+    assert cost(nearest_fit(spec, cost(spec).params - 1)).params < cost(spec).params
+
+
+@settings(max_examples=30, deadline=None)
+@given(specs(), st.floats(0.01, 1.2))
+def test_whatever_the_spec_an_offer_fits_and_is_valid(spec, share):
+    budget = max(1, int(cost(spec).params * share))
+    fitting = nearest_fit(spec, budget)
+    assert fitting is None or cost(fitting).params <= budget
+    assert fitting is None or NetSpec.from_dict(fitting.to_dict()) == fitting
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        ("5000000", 5_000_000),
+        ("5_000_000", 5_000_000),
+        ("5,000,001", 5_000_001),
+        ("5M", 5_000_000),
+        (" 2.5m ", 2_500_000),
+        ("500k", 500_000),
+        ("0.3K", 300),
+        ("1e6", 1_000_000),
+    ],
+)
+def test_a_budget_is_read_as_people_write_it(text, count):
+    assert parse_count(text) == count
+
+
+@pytest.mark.parametrize("text", ["", "M", "much", "0", "-5M", "nan", "inf", "5MM", "1e999"])
+def test_what_is_no_count_is_refused(text):
+    with pytest.raises(BadInput, match="--budget"):
+        parse_count(text)

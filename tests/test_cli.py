@@ -1,0 +1,228 @@
+"""The command line: what people type, what they read, and one line for each mistake."""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import TINY
+
+from resfit.cli import main
+from resfit.record import read_record
+
+
+@pytest.fixture
+def recipe_file(tmp_path: Path) -> Path:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(TINY))
+    return path
+
+
+def fails(capsys: pytest.CaptureFixture[str], *words: str, status: int = 2) -> str:
+    """The one error line of a command that has to end with `status`."""
+    assert main(list(words)) == status
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    return lines[0]
+
+
+def printed(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    assert main(list(words)) == 0
+    return capsys.readouterr().out
+
+
+REPORTED = {
+    "seed000": 4_729_610,
+    "seed001a": 2_777_674,
+    "seed001b": 2_797_610,
+    "seed001c": 4_366_250,
+    "seed001d": 4_977_226,
+    "seed003": 4_697_162,
+    "seed004": 4_398_890,
+}
+
+
+@pytest.mark.parametrize(("name", "params"), REPORTED.items())
+def test_show_gives_the_reports_counts(capsys: pytest.CaptureFixture[str], name: str, params: int) -> None:
+    facts = json.loads(printed(capsys, "show", name, "--json"))
+    assert (facts["params"], facts["budget"], facts["fits"]) == (params, 5_000_000, True)
+    assert facts["macs"] > 0
+
+
+def test_show_prices_any_spec_file(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    spec = tmp_path / "wide.yaml"
+    spec.write_text("stages: [{blocks: 2, channels: 64}, {blocks: 2, channels: 128}, {blocks: 2, channels: 512}]\n")
+    facts = json.loads(printed(capsys, "show", str(spec), "--json"))
+    assert facts["fits"] is False
+    assert facts["params"] > facts["budget"] == 5_000_000
+    assert "over the budget" in printed(capsys, "show", str(spec))
+    assert "fits" in printed(capsys, "show", str(spec), "--budget", "20M")
+
+
+def test_show_prints_every_layer_and_the_verdict(capsys: pytest.CaptureFixture[str]) -> None:
+    text = printed(capsys, "show", "seed003")
+    for part in ("stages.2.2.branch.conv2", "589,824", "256x8x8", "4,697,162 parameters", "798,689,792 MACs"):
+        assert part in text
+
+
+def test_recipes_lists_them_all(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = json.loads(printed(capsys, "recipes", "--json"))
+    assert {"digits", "cifar10-94", "seed002", *REPORTED} <= {row["name"] for row in rows}
+    assert all(row["params"] <= row["budget"] for row in rows)
+    assert "cifar10-94" in printed(capsys, "recipes")
+
+
+def test_train_evaluate_report_compare(
+    capsys: pytest.CaptureFixture[str], recipe_file: Path, tmp_path: Path
+) -> None:
+    out = str(tmp_path / "runs")
+    text = printed(capsys, "train", str(recipe_file), "--runs", "2", "--out", out, "--train.epochs", "2")
+    lines = text.splitlines()
+    assert re.match(r"tiny: [\d,]+ parameters, .* of the budget of 5,000,000: fits", lines[0])
+    for part in ("test accuracy", "with test-time augmentation", "images/s", "run folder", "mean ± deviation"):
+        assert part in text
+    summary = json.loads((tmp_path / "runs" / "tiny" / "summary.json").read_text())
+    assert summary["accuracy"]["n"] == 2
+
+    record = read_record(tmp_path / "runs" / "tiny" / "1")
+    scored = json.loads(printed(capsys, "evaluate", f"{out}/tiny/1", "--tta", "--json"))
+    assert scored["accuracy_tta"] == record.test.accuracy_tta
+    assert "precision" in printed(capsys, "evaluate", f"{out}/tiny/1")
+
+    page = tmp_path / "page.html"
+    assert "2 runs" in printed(capsys, "report", f"{out}/tiny", "--out", str(page))
+    assert page.read_text().lstrip().lower().startswith("<!doctype html>")
+
+    other = ("train", str(recipe_file), "--runs", "2", "--out", out, "--name", "other", "--train.epochs", "1")
+    assert fails(capsys, *other).startswith("error: unrecognized arguments: --name")
+    renamed = tmp_path / "other.yaml"
+    renamed.write_text(yaml.safe_dump({**TINY, "name": "other"}))
+    printed(capsys, "train", str(renamed), "--runs", "2", "--out", out, "--train.epochs=1")
+    compared = json.loads(printed(capsys, "compare", f"{out}/tiny", f"{out}/other", "--json"))
+    assert compared["baseline"] == "tiny"
+    difference = compared["differences"]["other"]
+    assert difference["interval"][0] <= difference["difference"] <= difference["interval"][1]
+    assert "points" in printed(capsys, "compare", f"{out}/tiny", f"{out}/other")
+
+
+def test_resume_needs_nothing_but_the_folder(
+    capsys: pytest.CaptureFixture[str], recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from resfit import progress, run
+
+    monkeypatch.setattr(run, "_SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+    interrupt = {"on": True}
+
+    def epoch_ended(self: object, point: object) -> None:
+        if interrupt["on"] and point.epoch == 2:  # type: ignore[attr-defined]
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(progress.Progress, "epoch_ended", epoch_ended)
+    words = ["train", str(recipe_file), "--out", str(tmp_path / "runs")]
+    assert main(words) == 130
+    assert "--resume" in capsys.readouterr().err
+    interrupt["on"] = False
+    folder = tmp_path / "runs" / "tiny" / "0"
+    assert "go on with --resume" in fails(capsys, *words)
+    assert fails(capsys, *words[:2], "--resume", str(folder)).endswith("give the run folder alone")
+    assert "test accuracy" in printed(capsys, "train", "--resume", str(folder))
+    assert read_record(folder).epochs == 3
+    assert "a finished run lies there" in fails(capsys, *words)
+
+
+MISTAKES = {
+    "unknown recipe": (["train", "cifar10-95"], "unknown recipe (cifar10-95): did you mean cifar10-94?"),
+    "unknown target": (["show", "digit"], "neither a named recipe nor a file (digit): did you mean digits?"),
+    "unknown command": (["trian", "digits"], "unknown command (trian): did you mean train?"),
+    "unknown section": (["train", "digits", "--trian.epochs", "3"], "unknown field (trian): did you mean train?"),
+    "unknown field": (["train", "digits", "--train.epoch", "3"], "unknown field (train.epoch): did you mean epochs?"),
+    "unknown option": (["train", "digits", "--sed", "3"], "unrecognized arguments: --sed"),
+    "no value": (["train", "digits", "--train.epochs"], "no value (--train.epochs): give one"),
+    "wrong type": (["train", "digits", "--train.epochs", "many"], "'many' is not a whole number (train.epochs)"),
+    "channels of 0": (["train", "digits", "--spec.stages.0.channels", "0"], "channels is 0 (spec.stages[0].channels)"),
+    "over budget": (["train", "seed003", "--budget", "4697161"], "1 over the budget of 4,697,161 (spec): the nearest"),
+    "no runs": (["train", "digits", "--runs", "0"], "runs is 0 (--runs): give at least 1"),
+    "negative seed": (["train", "digits", "--seed", "-1"], "seed is -1 (--seed)"),
+    "no recipe": (["train"], "no recipe (RECIPE)"),
+    "not a run": (["report", "nowhere"], "no finished run (nowhere"),
+    "no model": (["evaluate", "nowhere"], "no model (nowhere)"),
+    "bad count": (["show", "digits", "--budget", "5Q"], "'5Q' is not a number of parameters (--budget)"),
+}
+
+
+@pytest.mark.parametrize(("words", "line"), MISTAKES.values(), ids=MISTAKES)
+def test_each_mistake_has_its_line(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], line: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert line in fails(capsys, *words)
+    assert not list(tmp_path.iterdir())
+
+
+def test_offline_opens_no_socket(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise AssertionError("a socket was opened")
+
+    monkeypatch.setattr(socket, "socket", refuse)
+    monkeypatch.delenv("RESFIT_DATA_DIR", raising=False)
+    monkeypatch.setenv("RESFIT_OFFLINE", "0")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    line = fails(capsys, "train", "cifar10-94", "--offline", "--out", str(tmp_path / "runs"))
+    assert "offline" in line
+
+
+def test_a_folder_with_one_class_and_a_corrupt_image_are_named(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    only = tmp_path / "images" / "cat"
+    only.mkdir(parents=True)
+    (only / "a.png").write_bytes(b"no picture")
+    line = fails(capsys, "train", "folder", "--data-dir", str(tmp_path / "images"), "--out", str(tmp_path / "runs"))
+    assert "class" in line
+    (tmp_path / "images" / "dog").mkdir()
+    (tmp_path / "images" / "dog" / "b.png").write_bytes(b"")
+    line = fails(capsys, "train", "folder", "--data-dir", str(tmp_path / "images"), "--out", str(tmp_path / "runs"))
+    assert "a.png" in line
+    assert "b.png" in line
+
+
+def test_debug_shows_the_traceback() -> None:
+    with pytest.raises(ValueError, match="unknown recipe"):
+        main(["train", "nope", "--debug"])
+
+
+def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 2
+    assert "resfit train digits" in capsys.readouterr().out
+    assert printed(capsys, "--version").startswith("resfit ")
+    with pytest.raises(SystemExit) as done:
+        main(["train", "--help"])
+    assert done.value.code == 0
+    assert "label_smoothing" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", [["--help"], ["recipes"], ["show", "seed003"], ["report", "--help"]])
+def test_what_needs_no_torch_does_not_import_it(words: list[str]) -> None:
+    code = f"import sys\nfrom resfit.cli import main\ntry:\n    main({words!r})\nexcept SystemExit:\n    pass\n"
+    code += "sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_what_the_package_exports() -> None:
+    import resfit
+
+    for name in resfit.__all__:
+        assert getattr(resfit, name) is not None, name
+    import resfit.evaluate
+    import resfit.train  # these modules share their names with two functions, which have to stay
+
+    assert callable(resfit.train)
+    assert callable(resfit.evaluate)

@@ -1,0 +1,148 @@
+"""A recipe is complete, checked as a whole, and comes back from its file."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from resfit.budget import judge
+from resfit.errors import BadInput
+from resfit.recipe import Recipe, get_recipe, recipe_names
+
+SPEC = {"stages": [{"blocks": 1, "channels": 8}]}
+
+
+def complaint(**values: object) -> str:
+    with pytest.raises(BadInput) as caught:
+        Recipe.from_dict({"name": "r", "spec": SPEC, **values})
+    assert len(str(caught.value).splitlines()) == 1
+    return str(caught.value)
+
+
+def test_the_shipped_recipes_are_these():
+    seeds = ["seed000", "seed001a", "seed001b", "seed001c", "seed001d", "seed002", "seed003", "seed004"]
+    assert set(recipe_names()) >= {"digits", "folder", "cifar10-94", *seeds}
+    assert recipe_names() == sorted(recipe_names())
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_a_shipped_recipe_is_described_fits_and_comes_back_from_yaml(name, tmp_path):
+    recipe = get_recipe(name)
+    assert recipe.name == name
+    assert recipe.description
+    assert judge(recipe.spec, recipe.budget).fits
+    (tmp_path / "copy.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
+    assert Recipe.from_yaml(tmp_path / "copy.yaml") == recipe
+    assert Recipe.from_dict(recipe.to_dict()) == recipe
+
+
+def test_recipes_of_the_reports_say_where_they_depart_from_them():
+    assert all(get_recipe(name).deviations for name in recipe_names() if name.startswith("seed"))
+
+
+def test_an_unknown_recipe_is_answered_with_the_nearest():
+    with pytest.raises(BadInput, match=r"unknown recipe \(seed01d\): did you mean seed001d\?"):
+        get_recipe("seed01d")
+
+
+def test_a_recipe_file_is_named_after_the_file_unless_it_says_otherwise(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("spec: {stages: [{blocks: 1, channels: 8}]}")
+    assert get_recipe(path).name == "mine"
+    path.write_text("name: other\nspec: {stages: [{blocks: 1, channels: 8}]}")
+    assert get_recipe(path).name == "other"
+
+
+@pytest.mark.parametrize("text", ["", "- a", "just text"])
+def test_a_file_that_holds_no_mapping_is_refused(tmp_path, text):
+    (tmp_path / "r.yaml").write_text(text)
+    with pytest.raises(BadInput, match="not a recipe"):
+        get_recipe(tmp_path / "r.yaml")
+
+
+def test_overrides_change_what_they_name_and_nothing_else():
+    recipe = get_recipe("seed001d", {"train.epochs": 3, "spec.stages.0.blocks": 1})
+    assert recipe.train.epochs == 3
+    assert recipe.spec.stages[0].blocks == 1
+    assert recipe.replace({"train.epochs": 200, "spec.stages.0.blocks": 2}) == get_recipe("seed001d")
+
+
+def test_a_misspelt_override_is_answered_with_the_nearest():
+    with pytest.raises(BadInput, match=r"\(train\.epoch\): did you mean epochs\?"):
+        get_recipe("seed001d", {"train.epoch": 3})
+
+
+@pytest.mark.parametrize(
+    ("section", "values", "field", "allowed"),
+    [
+        ("data", {"name": "cifar"}, "name", "cifar10"),
+        ("data", {"val": -1}, "val", "a count or a fraction"),
+        ("data", {"val": 1.5}, "val", "a count or a fraction"),
+        ("data", {"val": float("inf")}, "val", "a count or a fraction"),
+        ("data", {"val": float("nan")}, "val", "a count or a fraction"),
+        ("augment", {"rotate": 181}, "rotate", "from 0 to 180"),
+        ("augment", {"translate": 1.1}, "translate", "from 0 to 1"),
+        ("augment", {"contrast": -0.1}, "contrast", "from 0 to 1"),
+        ("augment", {"crop": -1}, "crop", "0 or a number above it"),
+        ("augment", {"mixup": float("nan")}, "mixup", "0 or a number above it"),
+        ("init", {"filters": "zeros"}, "filters", "he"),
+        ("optim", {"lr": 0}, "lr", "a number above 0"),
+        ("optim", {"lr": float("inf")}, "lr", "a number above 0"),
+        ("optim", {"bias_lr": -1}, "bias_lr", "a number above 0"),
+        ("optim", {"momentum": 1}, "momentum", "below 1"),
+        ("optim", {"betas": [0.9, 1]}, "betas", "below 1"),
+        ("optim", {"weight_decay": -1}, "weight_decay", "0 or a number above it"),
+        ("optim", {"nesterov": True, "momentum": 0}, "nesterov", "a momentum above 0"),
+        ("schedule", {"warmup": -1}, "warmup", "a number of epochs"),
+        ("schedule", {"final": 2}, "final", "a fraction of the peak"),
+        ("schedule", {"name": "step"}, "period", "a number of epochs"),
+        ("schedule", {"name": "restarts", "period": 0}, "period", "a number of epochs"),
+        ("schedule", {"growth": 0.5}, "growth", "from 1 to 100"),
+        ("schedule", {"gamma": 0}, "gamma", "above 0, at most 1"),
+        ("schedule", {"name": "multistep"}, "milestones", "at least one epoch"),
+        ("average", {"decay": 1}, "decay", "below 1"),
+        ("train", {"epochs": 0}, "epochs", "from 1 on"),
+        ("train", {"accumulate": 0}, "accumulate", "from 1 on"),
+        ("train", {"label_smoothing": 1}, "label_smoothing", "below 1"),
+        ("train", {"clip": 0}, "clip", "a number above 0"),
+        ("train", {"patience": 0}, "patience", "from 1 on"),
+        ("train", {"resize": [[0.5, 24], [0.2, 32]]}, "resize", "rising fractions"),
+        ("train", {"resize": [[0.0, 2]]}, "resize", "at least 4 pixels"),
+        ("evaluate", {"every": 0}, "every", "from 1 on"),
+        ("evaluate", {"selection": "best"}, "selection", "best-"),
+    ],
+)
+def test_a_bad_value_is_refused_by_name_and_rule(section, values, field, allowed):
+    line = complaint(**{section: values})
+    assert f"({section}.{field})" in line
+    assert allowed in line.split(f"({section}.{field})")[1]
+
+
+@pytest.mark.parametrize(
+    ("values", "field"),
+    [({"evaluate": {"selection": "best-val"}}, "evaluate.selection"), ({"train": {"patience": 5}}, "train.patience")],
+)
+def test_what_looks_at_a_validation_split_needs_one(values, field):
+    assert f"({field})" in complaint(data={"val": 0}, **values)
+    assert Recipe.from_dict({"name": "r", "spec": SPEC, "data": {"val": 0.1}, **values})
+
+
+def test_norms_without_a_gain_cannot_begin_at_zero():
+    """A gain of zero that is never trained would leave the residuals dead."""
+    values = {"init": {"zero_last_norm": True}, "spec": {**SPEC, "norm": {"gain": False}}}
+    assert "(init.zero_last_norm)" in complaint(**values)
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", ".hidden", "a/b", "a\\b", "../up", "c:", "a\nb", "a\0", "a\x1b[1m"])
+def test_a_name_that_cannot_be_a_folder_is_refused(name):
+    assert complaint(name=name).startswith(f"name is {name!r}")
+
+
+def test_a_budget_is_at_least_one_parameter():
+    assert "(budget)" in complaint(budget=0)
+
+
+def test_a_recipe_cannot_be_changed():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        get_recipe("digits").budget = 1
