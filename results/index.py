@@ -88,7 +88,7 @@ def main() -> None:
     groups = committed()
     text = table(groups)
     commands = "\n".join(f"- `{name}`: `{records[0].env['command']}`" for name, records in groups.items())
-    intro = "Records of real runs; made by `python results/index.py`. Means ± deviation over n seeds, test scored once a run."
+    intro = "Records of real runs; made by `python results/index.py`. Means ± deviation over n seeds."
     (HERE / "README.md").write_text(f"# Results\n\n{intro}\n\n{text}\n\nCommands:\n\n{commands}\n")
     SHIPPED.write_text(json.dumps(shipped(groups), indent=1) + "\n")
     readme = ROOT / "README.md"

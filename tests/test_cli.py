@@ -78,9 +78,7 @@ def test_recipes_lists_them_all(capsys: pytest.CaptureFixture[str]) -> None:
     assert "cifar10-94" in printed(capsys, "recipes")
 
 
-def test_train_evaluate_report_compare(
-    capsys: pytest.CaptureFixture[str], recipe_file: Path, tmp_path: Path
-) -> None:
+def test_train_evaluate_report_compare(capsys: pytest.CaptureFixture[str], recipe_file: Path, tmp_path: Path) -> None:
     out = str(tmp_path / "runs")
     text = printed(capsys, "train", str(recipe_file), "--runs", "2", "--out", out, "--train.epochs", "2")
     lines = text.splitlines()

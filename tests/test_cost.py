@@ -96,6 +96,6 @@ def test_activation_bytes_are_those_of_the_outputs_in_fp32():
 
 
 def test_prices_records_reports_and_the_command_line_start_without_torch():
-    modules = "cost budget recipe record target report cli".split()
+    modules = ["cost", "budget", "recipe", "record", "target", "report", "cli"]
     code = f"import sys, {', '.join(f'resfit.{name}' for name in modules)}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

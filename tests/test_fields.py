@@ -153,7 +153,9 @@ def test_override_replaces_one_field_and_leaves_the_original():
     assert data == {"spec": {"stages": [{"blocks": 1}, {"blocks": 2}]}, "train": {"epochs": 3}}
 
 
-@pytest.mark.parametrize("dotted", ["spec.stages.9.blocks", "spec.stages.-1.blocks", "spec.stages.²", "spec.", "..", ""])
+@pytest.mark.parametrize(
+    "dotted", ["spec.stages.9.blocks", "spec.stages.-1.blocks", "spec.stages.²", "spec.", "..", ""]
+)
 def test_a_path_that_leads_nowhere_is_refused_when_the_whole_is_checked(dotted):
     with pytest.raises(BadInput):
         from_plain(Recipe, override(get_recipe("digits").to_dict(), dotted, 1))
@@ -191,13 +193,28 @@ def test_yaml_text_is_read_back(tmp_path):
 A_RECIPE = get_recipe("cifar10-94").to_dict()
 A_SCORE = {"name": "cat", "precision": 0.5, "recall": 0.5, "f1": 0.5, "support": 2}
 A_RECORD = {
-    **{"resfit": "0", "recipe": "r", "config": {}, "spec": {}, "params": 1, "macs": 1, "budget": 1, "seed": 0},
-    **{"epochs": 1, "device": "cpu", "precision": "fp32", "env": {}, "data": {}, "protocol": {}},
+    "resfit": "0",
+    "recipe": "r",
+    "config": {},
+    "spec": {},
+    "params": 1,
+    "macs": 1,
+    "budget": 1,
+    "seed": 0,
+    "epochs": 1,
+    "device": "cpu",
+    "precision": "fp32",
+    "env": {},
+    "data": {},
+    "protocol": {},
     "layers": [{"name": "head", "kind": "linear", "shape": [10, 1, 1], "params": 1, "macs": 1, "activation_bytes": 4}],
     "seconds_to_result": 1.0,
     "images_per_second": 1.0,
     "test": {
-        **{"accuracy": 0.5, "loss": 1.0, "ece": 0.1, "confusion": [[1]]},
+        "accuracy": 0.5,
+        "loss": 1.0,
+        "ece": 0.1,
+        "confusion": [[1]],
         "per_class": [A_SCORE],
         "reliability": [{"confidence": 0.5, "accuracy": 0.5, "count": 2}],
     },

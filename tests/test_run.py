@@ -111,7 +111,7 @@ def test_an_unfinished_run_is_neither_overwritten_nor_resumed_with_another_recip
     with pytest.raises(KeyboardInterrupt):
         train(tiny, out=tmp_path, observer=Interrupt(1))
     state = (tmp_path / "tiny" / "0" / "state.pt").read_bytes()
-    with pytest.raises(BadInput, match="an unfinished run lies there .*: go on with --resume"):
+    with pytest.raises(BadInput, match=r"an unfinished run lies there .*: go on with --resume"):
         train(tiny, out=tmp_path)
     with pytest.raises(BadInput, match=r"the recipe changed since the run began \(optim\)"):
         train(tiny.replace({"optim.lr": 0.2}), out=tmp_path, resume=True)
@@ -135,7 +135,9 @@ def test_over_budget_is_refused_before_anything_is_built(tiny: Recipe, tmp_path:
 
 
 def test_best_val_scores_the_best_epochs_weights(tiny: Recipe, tmp_path: Path) -> None:
-    recipe = tiny.replace({"evaluate.selection": "best-val", "train.epochs": 5, "schedule.name": "constant", "optim.lr": 0.5})
+    recipe = tiny.replace(
+        {"evaluate.selection": "best-val", "train.epochs": 5, "schedule.name": "constant", "optim.lr": 0.5}
+    )
     record = train(recipe, out=tmp_path)
     values = [point.val_accuracy for point in record.curve]
     assert record.val is not None
@@ -183,7 +185,8 @@ def test_a_model_file_is_enough_in_a_new_process(tiny: Recipe, tmp_path: Path) -
     code = (
         "import sys, torch, resfit\n"
         "net = resfit.load(sys.argv[1])\n"
-        "print(net.info.classes[3], sum(p.numel() for p in net.parameters()), tuple(net(torch.zeros(2, 1, 8, 8)).shape))"
+        "params = sum(p.numel() for p in net.parameters())\n"
+        "print(net.info.classes[3], params, tuple(net(torch.zeros(2, 1, 8, 8)).shape))"
     )
     model = tmp_path / "tiny" / "0" / "model.safetensors"
     done = subprocess.run([sys.executable, "-c", code, model], capture_output=True, text=True, check=True)

@@ -75,7 +75,12 @@ def test_same_seed_same_bits_and_other_seed_others(tiny: Recipe) -> None:
 RESUMED = {
     "sgd": {},
     "muon with ema": {"optim.name": "muon", "optim.nesterov": True, "average.name": "ema", "average.decay": 0.9},
-    "adamw with dropout": {"optim.name": "adamw", "optim.lr": 0.001, "spec.dropout.block": 0.2, "spec.dropout.head": 0.2},
+    "adamw with dropout": {
+        "optim.name": "adamw",
+        "optim.lr": 0.001,
+        "spec.dropout.block": 0.2,
+        "spec.dropout.head": 0.2,
+    },
     "adadelta with accumulation": {"optim.name": "adadelta", "train.accumulate": 3},
     "mixup and cutmix": {"augment.mixup": 0.2, "augment.cutmix": 1.0},
 }

@@ -80,7 +80,7 @@ def parse_count(text: str) -> int:
     if number[-1:].lower() in ("k", "m"):
         number, unit = number[:-1], {"k": 1_000, "m": 1_000_000}[number[-1].lower()]
     try:
-        count = int(round(float(number) * unit))
+        count = round(float(number) * unit)
     except (ValueError, OverflowError):
         count = 0
     if count < 1:

@@ -54,7 +54,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if debug:
             raise
         reason = (str(error).splitlines() or [""])[0]
-        print(f"error: {type(error).__name__}: {reason} (resfit itself): repeat with --debug and report it", file=sys.stderr)
+        print(
+            f"error: {type(error).__name__}: {reason} (in resfit): repeat with --debug and report it",
+            file=sys.stderr,
+        )
         return 1
 
 

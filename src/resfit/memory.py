@@ -27,4 +27,5 @@ def keep_pages() -> bool:
     except (OSError, AttributeError):
         return False
     settings = ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, -1), (_M_TOP_PAD, _TOP_PAD_BYTES))
-    return all([mallopt(option, value) == 1 for option, value in settings])
+    taken = [mallopt(option, value) == 1 for option, value in settings]
+    return all(taken)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,9 @@ import safetensors
 import safetensors.torch
 from torch import nn
 
-from resfit.checkpoint import write_atomic
 from resfit.errors import BadInput
 from resfit.fields import from_plain, to_plain
+from resfit.files import write_atomic
 from resfit.net import Network, build
 from resfit.spec import NetSpec
 

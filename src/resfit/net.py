@@ -25,9 +25,9 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 
 def build(spec: NetSpec, init: InitConfig | None = None) -> Network:
     """The network of `spec`, channels_last, with its weights begun as `init` says from torch's global generator."""
-    net = Network(spec).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    net = Network(spec).to(memory_format=torch.channels_last)
     initialize(net, init or InitConfig())
-    return net  # type: ignore[no-any-return]
+    return net
 
 
 class Network(nn.Module):
@@ -222,9 +222,7 @@ def _stem(spec: NetSpec) -> nn.Sequential:
         layers["conv"] = FrozenConv(spec.input.channels, stem)
         layers["act"] = act()
         return nn.Sequential(layers)
-    plan = ConvPlan(
-        in_channels=spec.input.channels, out_channels=stem.channels, kernel=stem.kernel, stride=stem.stride
-    )
+    plan = ConvPlan(in_channels=spec.input.channels, out_channels=stem.channels, kernel=stem.kernel, stride=stem.stride)
     layers["conv"] = _conv(plan, spec)
     if not spec.preact:
         layers["norm"] = Norm(stem.channels, spec.norm)

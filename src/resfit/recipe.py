@@ -1,4 +1,4 @@
-"""Recipe: a spec and everything that its training needs, complete and frozen. Nothing here is read from anywhere else."""
+"""Recipe: a spec and everything that its training needs, complete and frozen."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ class AugmentConfig:
     """What is drawn anew for each training image, in this order; zeros and `none` switch an operation off.
 
     policy, crop (pixels of padding), flip, rotate (degrees), translate (fraction of the side), brightness, contrast,
-    saturation (factors drawn from 1 ± value), blur (largest sigma in pixels), cutout (side in pixels), and then mixup or
-    cutmix (the alpha of their Beta distribution; with both on, each batch takes one of them).
+    saturation (factors drawn from 1 ± value), blur (largest sigma in pixels), cutout (side in pixels), and then mixup
+    or cutmix (the alpha of their Beta distribution; with both on, each batch takes one of them).
     """
 
     policy: Literal["none", "trivial", "rand"] = "none"
@@ -114,8 +114,8 @@ class OptimConfig:
 class ScheduleConfig:
     """The learning rate over time, as a factor of its peak; times are in epochs.
 
-    constant; step (x `gamma` every `period`); multistep (x `gamma` at each milestone); cosine (to `final` at the end, or
-    at `period` where that is given); restarts (cosines of `period`, each `growth` times as long as the last);
+    constant; step (x `gamma` every `period`); multistep (x `gamma` at each milestone); cosine (to `final` at the end,
+    or at `period` where that is given); restarts (cosines of `period`, each `growth` times as long as the last);
     triangular (straight down to `final` after the warm-up); onecycle (cosine up through the warm-up, cosine down to
     `final`: Smith 2018). `warmup` epochs climb straight from `start` ahead of all the others.
     """
@@ -155,10 +155,10 @@ class AverageConfig:
 class TrainConfig:
     """The loop.
 
-    `accumulate` batches share an optimizer step; `clip` bounds the gradient's norm; `resize` lists (from this fraction of
-    training on, this side in pixels); `freeze_stem_after` stops a whitening stem's bias at that epoch; `patience` stops
-    after so many epochs without a better validation accuracy; `drop_last` leaves an epoch's last partial batch out.
-    precision auto: bf16 where the processor has it in hardware, else fp32.
+    `accumulate` batches share an optimizer step; `clip` bounds the gradient's norm; `resize` lists (from this fraction
+    of training on, this side in pixels); `freeze_stem_after` stops a whitening stem's bias at that epoch; `patience`
+    stops after so many epochs without a better validation accuracy; `drop_last` leaves an epoch's last partial batch
+    out. precision auto: bf16 where it is clearly faster, else fp32.
     """
 
     epochs: int = 200

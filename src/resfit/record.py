@@ -86,9 +86,10 @@ class LayerRow:
 class RunRecord:
     """Everything that a run leaves in numbers.
 
-    `data`: name, digest, n_train, n_val, n_test, classes, mean, std, duplicates. `protocol`: selection, tta, test_scored,
-    peeking. `env`: python, torch, cpu, cpu_features, gpu, threads, commit, command. `seconds_to_result` runs from data in
-    memory to the last test score, compile warm-up apart; `images_per_second` is over the training steps.
+    `data`: name, digest, n_train, n_val, n_test, classes, mean, std, duplicates. `protocol`: selection, tta,
+    test_scored, peeking. `env`: python, torch, cpu, cpu_features, gpu, threads, commit, command. `seconds_to_result`
+    runs from data in memory to the last test score, compile warm-up apart; `images_per_second` is over the training
+    steps.
     """
 
     resfit: str
@@ -185,7 +186,7 @@ def summarize(values: Sequence[float]) -> Summary:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Mean of b minus mean of a, with its 95 % interval and two-sided p-value (Welch 1947; None where either n is 1)."""
+    """Mean of b minus mean of a, its 95 % interval and two-sided p-value (Welch 1947); None where either n is 1."""
 
     a: Summary
     b: Summary

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from resfit.augment import augment
 from resfit.budget import require_fit
-from resfit.checkpoint import load_state, save_state, write_atomic
+from resfit.checkpoint import load_state, save_state
 from resfit.cost import cost
 from resfit.data import Dataset, Images, load_dataset
 from resfit.data.normalize import normalizer
@@ -22,6 +22,7 @@ from resfit.environment import environment, pick_device
 from resfit.errors import BadInput
 from resfit.evaluate import predict_logits, score
 from resfit.fields import to_plain
+from resfit.files import write_atomic
 from resfit.memory import keep_pages
 from resfit.modelfile import ModelInfo, load, save_model
 from resfit.net import FrozenConv, Network, build
@@ -93,8 +94,8 @@ def train(
 def prepare_process() -> None:
     """Set this process up for speed, ahead of its first tensor: kept pages, and denormal numbers taken for zero.
 
-    Denormal gradients make a convolution on a CPU up to forty times slower; torch's worker threads take the setting over
-    from the thread that starts them.
+    Denormal gradients make a convolution on a CPU up to forty times slower; torch's worker threads take the setting
+    over from the thread that starts them.
     """
     keep_pages()
     torch.set_flush_denormal(True)
@@ -166,6 +167,7 @@ class _Run:
             fill=(255 * torch.tensor(self.data.mean, device=self.device)).round().to(torch.uint8),
             on_step=self.observer.stepped,
         )
+        self.clock += self.trainer.warm_up()
 
     @property
     def selection(self) -> str:
@@ -420,9 +422,11 @@ def evaluate(
     recipe_file = folder / "recipe.yaml"
     if not recipe_file.exists() and data is None:
         raise BadInput(f"no recipe.yaml beside the model ({folder}): say with --data which data set to score")
-    config = Recipe.from_yaml(recipe_file).data if data is None else Recipe.from_dict(
-        {"name": "evaluate", "spec": net.spec.to_dict(), "data": {"name": data}}
-    ).data
+    config = (
+        Recipe.from_yaml(recipe_file).data
+        if data is None
+        else Recipe.from_dict({"name": "evaluate", "spec": net.spec.to_dict(), "data": {"name": data}}).data
+    )
     loaded = load_dataset(
         config,
         size=net.spec.input.size,
@@ -432,11 +436,16 @@ def evaluate(
     )
     info, where = net.info, pick_device(device)
     if tuple(loaded.classes) != tuple(info.classes):
-        raise BadInput(f"the model knows other classes than {loaded.name} has ({target}): give the data of its training")
+        raise BadInput(
+            f"the model knows other classes than {loaded.name} has ({target}): give the data of its training"
+        )
     precision = usable_precision("auto", where)
     with torch.autocast(where.type, torch.bfloat16, enabled=precision == "bf16"):
         logits, logits_tta = predict_logits(
-            net.to(where), loaded.test.images.to(where), normalizer(info.mean, info.std, where), tta=tta  # type: ignore[arg-type]
+            net.to(where),
+            loaded.test.images.to(where),
+            normalizer(info.mean, info.std, where),
+            tta=tta,  # type: ignore[arg-type]
         )
     return score(logits, loaded.test.labels, info.classes, logits_tta=logits_tta)
 

@@ -5,6 +5,7 @@ Shapes: N images, C channels, H x W pixels, K classes. Images are uint8 and stay
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -79,7 +80,7 @@ class Trainer:
         return self.net if self.average is None else self.average.module
 
     def epochs(self) -> Iterator[EpochResult]:
-        """Train from the current epoch to the last, yielding after each. Raises RunFailed when the loss is not finite."""
+        """Train from the current epoch to the last, yielding after each; RunFailed when the loss is not finite."""
         while self.epoch < self.recipe.train.epochs:
             yield self.train_epoch()
 
@@ -90,20 +91,16 @@ class Trainer:
         self._freeze_stem()
         groups = self._step_groups()
         loss_sum, right, seen = torch.zeros((), device=self.device), torch.zeros((), device=self.device), 0
-        for step, group in enumerate(groups):
+        for n, group in enumerate(groups):
             images_in_step = sum(map(len, group))
             for index in group:
-                inputs, targets = self.batch(index, progress=self._progress(step / len(groups)))
-                with torch.autocast(self.device.type, _DTYPES[self.precision], enabled=self.precision != "fp32"):
-                    logits = self.forward(inputs)
-                    loss = F.cross_entropy(logits, targets, label_smoothing=self.recipe.train.label_smoothing)
-                self.scaler.scale(loss * (len(index) / images_in_step)).backward()
-                loss_sum += loss.detach() * len(index)
-                right += (logits.detach().argmax(1) == self.labels[index]).sum()
+                loss, hits = self._backward(index, len(index) / images_in_step, self._progress(n / len(groups)))
+                loss_sum += loss * len(index)
+                right += hits
             self._step()
             seen += images_in_step
-            self.on_step(self.epoch + 1, (step + 1) / len(groups))
-            if step % _STEPS_BETWEEN_CHECKS == 0:
+            self.on_step(self.epoch + 1, (n + 1) / len(groups))
+            if n % _STEPS_BETWEEN_CHECKS == 0:
                 self._check_finite(loss_sum)
         self._check_finite(loss_sum)
         self.epoch += 1
@@ -115,6 +112,28 @@ class Trainer:
             seconds=time.perf_counter() - started,
             images=seen,
         )
+
+    def _backward(self, index: Tensor, share: float, progress: float) -> tuple[Tensor, Tensor]:
+        """Add the gradient of the batch at `index`, weighted by its share of the step; its mean loss and its hits."""
+        inputs, targets = self.batch(index, progress=progress)
+        with torch.autocast(self.device.type, _DTYPES[self.precision], enabled=self.precision != "fp32"):
+            logits = self.forward(inputs)
+            loss = F.cross_entropy(logits, targets, label_smoothing=self.recipe.train.label_smoothing)
+        self.scaler.scale(loss * share).backward()
+        return loss.detach(), (logits.detach().argmax(1) == self.labels[index]).sum()
+
+    def warm_up(self) -> float:
+        """Seconds that it took to compile the network for every image size of the recipe; leaves no trace of it."""
+        if not self.recipe.train.compile:
+            return 0.0
+        started, saved = time.perf_counter(), copy.deepcopy(self.state_dict())
+        index = torch.arange(min(self.recipe.train.batch_size, len(self.images)), device=self.device)
+        self.net.train()
+        for progress in {0.0, *(start for start, _ in self.recipe.train.resize)}:
+            self._backward(index, 1.0, progress)
+        self.net.zero_grad(set_to_none=True)
+        self.load_state_dict(saved)
+        return time.perf_counter() - started
 
     def _step_groups(self) -> list[list[Tensor]]:
         """This epoch's order of images as batches, those that share an optimizer step together."""
@@ -215,7 +234,7 @@ def _resized(images: Tensor, resize: tuple[tuple[float, int], ...], progress: fl
 
 
 def usable_precision(wanted: str, device: torch.device) -> str:
-    """The precision to train in. auto: bf16 where a convolution runs clearly faster in it than in fp32, as timed here."""
+    """The precision to train in. auto: bf16 where a convolution is clearly faster in it than in fp32, as timed here."""
     if wanted != "auto":
         return wanted
     if device.type == "cuda":

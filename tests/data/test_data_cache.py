@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from resfit.data.cache import cached_array
-from resfit.data.places import atomic_file
+from resfit.files import atomic_file
 
 ARRAY = np.arange(5 * 3 * 4 * 4, dtype=np.uint8).reshape(5, 3, 4, 4)
 

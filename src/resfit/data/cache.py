@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from resfit.data.places import atomic_file
+from resfit.files import atomic_file
 
 
 def cached_array(path: Path, shape: tuple[int, ...], blocks: Iterable[np.ndarray]) -> np.ndarray:

@@ -13,8 +13,9 @@ import zlib
 from pathlib import Path, PurePosixPath
 
 from resfit.data.bar import bar
-from resfit.data.places import atomic_file, cache_dir
+from resfit.data.places import cache_dir
 from resfit.errors import BadInput
+from resfit.files import atomic_file
 
 _BLOCK_BYTES = 2**20
 _TIMEOUT_SECONDS = 30

@@ -362,4 +362,3 @@ def wilson(accuracy: float, n: int) -> tuple[float, float]:
 def tested(record: RunRecord) -> int:
     """Images in the test set."""
     return sum(score.support for score in record.test.per_class) or int(record.data.get("n_test") or 0)
-

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -11,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from resfit.errors import BadInput
+from resfit.files import write_atomic
 from resfit.record import RunRecord
 from resfit.report import figures, svg, words
 from resfit.report.groups import DataGroup, RecipeGroup, group, unique
@@ -95,25 +94,7 @@ def render(records: Sequence[RunRecord], *, title: str | None = None) -> str:
 
 def write_report(records: Sequence[RunRecord], path: Path) -> Path:
     """Write the page on `records` to `path`, whole or not at all, and return the path."""
-    content, path = render(records), Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(content)
-        Path(temporary).chmod(0o666 & ~_umask())
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    return path
-
-
-def _umask() -> int:
-    """The mask that new files get; mkstemp's own are closed to everybody else."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+    return write_atomic(Path(path), render(records))
 
 
 @cache

@@ -233,4 +233,3 @@ def _svg(
 def _tone(tone: int) -> str:
     """The style of a tone: eight colours, and the same again dashed."""
     return f"t{tone % 8 + 1}" + (" again" if tone >= 8 else "")
-

@@ -242,4 +242,3 @@ def _flow(value: object) -> str:
 
 def _reserved(text: str) -> bool:
     return text.lower() in {"true", "false", "yes", "no", "on", "off", "null", "y", "n"} or text != text.strip()
-
