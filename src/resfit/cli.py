@@ -104,7 +104,7 @@ def _no_command(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
 
 
 def _take_overrides(words: list[str]) -> tuple[list[str], dict[str, Any]]:
-    """Take --section.field VALUE out of a command's words: the words left, and {"section.field": value} read as YAML."""
+    """Take --section.field VALUE out of a command's words: the words left, and {"section.field": value}."""
     left: list[str] = []
     overrides: dict[str, Any] = {}
     rest = iter(words)

@@ -127,10 +127,12 @@ def _check_folder(folder: Path, recipe: Recipe, resume: bool) -> None:
                 f"an unfinished run lies there ({folder}): go on with --resume {folder}, or give another --out"
             )
         return
-    started_with = Recipe.from_yaml(folder / "recipe.yaml")
-    changed = [name for name, value in recipe.to_dict().items() if value != started_with.to_dict()[name]]
-    if changed and changed != ["spec"]:  # an image folder's classes may have changed the spec
-        raise BadInput(f"the recipe changed since the run began ({', '.join(changed)}): resume without overrides")
+    began = Recipe.from_yaml(folder / "recipe.yaml")
+    if began.data.name == "folder":  # the run took its number of classes from the images
+        recipe = replace(recipe, spec=replace(recipe.spec, num_classes=began.spec.num_classes))
+    now, then = recipe.to_dict(), began.to_dict()
+    if changed := [name for name in now if now[name] != then[name]]:
+        raise BadInput(f"the recipe changed since the run began ({', '.join(changed)}): resume it without overrides")
 
 
 @dataclass(kw_only=True)
