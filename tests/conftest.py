@@ -4,28 +4,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from tiny_recipe import TINY
 
 from resfit.recipe import Recipe
 
 torch.set_num_threads(2)
-
-TINY: dict[str, Any] = {
-    "name": "tiny",
-    "spec": {
-        "input": {"channels": 1, "size": 8},
-        "stem": {"channels": 8},
-        "stages": [{"blocks": 1, "channels": 8}, {"blocks": 1, "channels": 16}],
-    },
-    "data": {"name": "digits", "val": 200},
-    "augment": {"crop": 1},
-    "optim": {"name": "sgd", "lr": 0.1, "momentum": 0.9},
-    "train": {"epochs": 3, "batch_size": 128, "precision": "fp32"},
-    "evaluate": {"tta": "flip+shift"},
-}
 
 
 @pytest.fixture

@@ -56,7 +56,7 @@ def test_widths_stay_multiples_of_eight(budget):
 
 
 def test_widths_leave_the_multiples_of_eight_only_where_nothing_else_fits():
-    smallest = nearest_fit(WIDE, 20_000)
+    smallest = nearest_fit(WIDE, 5_000)
     assert any(width % 8 for width in widths(smallest))
     assert widths(smallest) == sorted(widths(smallest))
 

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import TINY
+from PIL import Image
+from tiny_recipe import TINY
 
 from resfit.cli import main
 from resfit.record import read_record
@@ -186,6 +187,9 @@ def test_a_folder_with_one_class_and_a_corrupt_image_are_named(
     line = fails(capsys, "train", "folder", "--data-dir", str(tmp_path / "images"), "--out", str(tmp_path / "runs"))
     assert "class" in line
     (tmp_path / "images" / "dog").mkdir()
+    for n in range(10):
+        for label in ("cat", "dog"):
+            Image.new("RGB", (8, 8), (n, n, n)).save(tmp_path / "images" / label / f"{n}.png")
     (tmp_path / "images" / "dog" / "b.png").write_bytes(b"")
     line = fails(capsys, "train", "folder", "--data-dir", str(tmp_path / "images"), "--out", str(tmp_path / "runs"))
     assert "a.png" in line

@@ -61,7 +61,7 @@ def test_the_golden_counts_are_the_published_ones():
     }
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(specs())
 def test_every_row_is_the_built_layer(spec):
     net, price = build(spec), cost(spec)

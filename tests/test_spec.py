@@ -130,7 +130,7 @@ def test_equal_specs_are_one_dictionary_key_and_cannot_be_changed():
         a.num_classes = 3
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(specs())
 def test_every_spec_comes_back_from_its_yaml(tmp_path_factory, spec):
     path = tmp_path_factory.getbasetemp() / "spec.yaml"

@@ -21,13 +21,13 @@ from resfit.data.normalize import normalizer
 from resfit.environment import environment, pick_device
 from resfit.errors import BadInput
 from resfit.evaluate import predict_logits, score
-from resfit.fields import to_plain
+from resfit.fields import from_plain, to_plain
 from resfit.files import write_atomic
 from resfit.memory import keep_pages
 from resfit.modelfile import ModelInfo, load, save_model
 from resfit.net import FrozenConv, Network, build
 from resfit.pictures import png, png_grid
-from resfit.recipe import Recipe, get_recipe
+from resfit.recipe import DataConfig, Recipe, get_recipe
 from resfit.record import EpochPoint, LayerRow, Metrics, RunRecord, Sample, summarize
 from resfit.report import write_report
 from resfit.train import EpochResult, Trainer, usable_precision
@@ -427,7 +427,7 @@ def evaluate(
     config = (
         Recipe.from_yaml(recipe_file).data
         if data is None
-        else Recipe.from_dict({"name": "evaluate", "spec": net.spec.to_dict(), "data": {"name": data}}).data
+        else from_plain(DataConfig, {"name": data, "val": 0}, "data")
     )
     loaded = load_dataset(
         config,

@@ -7,8 +7,8 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
-from conftest import TINY  # noqa: E402
 from test_train import LOSSES, twenty_losses  # noqa: E402
+from tiny_recipe import TINY  # noqa: E402
 
 from resfit.recipe import Recipe  # noqa: E402
 

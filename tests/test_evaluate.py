@@ -1,0 +1,153 @@
+"""Scores are scikit-learn's; views are weighed; the size of a batch changes nothing."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from sklearn.metrics import accuracy_score, confusion_matrix, log_loss, precision_recall_fscore_support
+from torch import Tensor, nn
+
+from resfit.evaluate import predict_logits, score
+from resfit.net import build
+from resfit.spec import NetSpec
+
+CLASSES = [f"class {n}" for n in range(5)]
+SPEC = NetSpec.from_dict(
+    {"input": {"size": 8}, "stem": {"channels": 8}, "stages": [{"blocks": 1, "channels": 8}], "num_classes": 5}
+)
+
+
+def random_case(*, never: int | None = None, count: int = 200) -> tuple[Tensor, Tensor]:
+    """Logits [N, 5] that are right more often than by chance, and labels [N]; `never` is the class none predicts."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(5, (count,), generator=generator)
+    logits = 2 * torch.randn(count, 5, generator=generator) + 2 * F.one_hot(labels, 5)
+    if never is not None:
+        logits[:, never] = -15.0
+    return logits, labels
+
+
+def images(count: int = 20) -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randint(256, (count, 3, 8, 8), dtype=torch.uint8, generator=generator)
+
+
+def normalize(batch: Tensor) -> Tensor:
+    return batch.float() / 255 - 0.5
+
+
+@pytest.mark.parametrize("never", [None, 3])
+def test_scores_are_scikit_learns(never):
+    logits, labels = random_case(never=never)
+    metrics, predicted = score(logits, labels, CLASSES), logits.argmax(1)
+    per_class = precision_recall_fscore_support(labels, predicted, labels=range(5), zero_division=0)
+    ours = [[getattr(c, name) for c in metrics.per_class] for name in ("precision", "recall", "f1", "support")]
+    assert metrics.accuracy == accuracy_score(labels, predicted)
+    assert metrics.loss == pytest.approx(log_loss(labels, logits.double().softmax(1), labels=range(5)), rel=1e-5)
+    assert [list(row) for row in metrics.confusion] == confusion_matrix(labels, predicted, labels=range(5)).tolist()
+    assert ours == [pytest.approx(list(values)) for values in per_class]
+    assert [c.name for c in metrics.per_class] == CLASSES
+    if never is not None:
+        assert metrics.per_class[never].precision == metrics.per_class[never].f1 == 0.0
+
+
+def test_a_class_without_images_scores_zero_and_has_no_support():
+    metrics = score(torch.eye(5)[:3] * 9, torch.arange(3), CLASSES)
+    assert (metrics.per_class[4].recall, metrics.per_class[4].f1, metrics.per_class[4].support) == (0.0, 0.0, 0)
+    assert metrics.accuracy == 1.0
+
+
+@pytest.mark.parametrize("bins", [1, 10, 15])
+def test_calibration_error_is_the_mean_gap_between_confidence_and_accuracy(bins):
+    logits, labels = random_case()
+    gaps: dict[int, list[float]] = {}
+    for row, label in zip(logits.double().softmax(1).tolist(), labels.tolist(), strict=True):
+        confidence = max(row)
+        place = next(n for n in range(1, bins + 1) if confidence <= n / bins)  # bins are (low, high]
+        gaps.setdefault(place, []).append((row.index(confidence) == label) - confidence)
+    metrics = score(logits, labels, CLASSES, bins=bins)
+    assert metrics.ece == pytest.approx(sum(abs(sum(gap)) for gap in gaps.values()) / len(labels))
+    assert [b.count for b in metrics.reliability] == [len(gaps[place]) for place in sorted(gaps)]
+
+
+def test_certain_and_right_is_perfectly_calibrated():
+    metrics = score(torch.eye(5) * 1000, torch.arange(5), CLASSES)
+    assert metrics.ece == 0.0
+    assert [(b.confidence, b.accuracy, b.count) for b in metrics.reliability] == [(1.0, 1.0, 5)]
+
+
+def test_augmented_accuracy_stands_beside_the_plain_one():
+    logits, labels = random_case()
+    assert score(logits, labels, CLASSES).accuracy_tta is None
+    metrics = score(logits, labels, CLASSES, logits_tta=F.one_hot(labels, 5).float())
+    assert metrics.accuracy_tta == 1.0
+    assert metrics.accuracy == score(logits, labels, CLASSES).accuracy < 1.0
+
+
+@pytest.mark.parametrize("tta", ["none", "flip", "flip+shift"])
+def test_the_size_of_a_batch_changes_nothing(tta):
+    torch.manual_seed(0)
+    net = build(SPEC)
+    results = [predict_logits(net, images(), normalize, tta=tta, batch_size=size) for size in (1, 7, 500)]
+    for plain, averaged in results[1:]:
+        torch.testing.assert_close(plain, results[0][0])
+        torch.testing.assert_close(averaged, results[0][1])
+    assert (results[0][1] is None) == (tta == "none")
+
+
+class Corner(nn.Module):
+    """Its logits are the pixels of the first channel: shows where a view has put them."""
+
+    def forward(self, batch: Tensor) -> Tensor:
+        return batch[:, 0].flatten(1)
+
+
+class Mean(nn.Module):
+    """Blind to flips."""
+
+    def forward(self, batch: Tensor) -> Tensor:
+        return batch.mean((2, 3))
+
+
+def test_flipped_views_count_half_each():
+    plain, averaged = predict_logits(Corner(), images(), torch.Tensor.float, tta="flip")
+    mirrored = images().flip(-1)[:, 0].flatten(1).float()
+    assert torch.equal(plain, images()[:, 0].flatten(1).float())
+    torch.testing.assert_close(averaged, (plain + mirrored) / 2)
+
+
+def test_shifted_views_count_an_eighth_each_and_move_by_one_pixel():
+    (image,) = images(1)[:, 0].float()
+    padded = F.pad(image[None, None], (1, 1, 1, 1), mode="reflect")[0, 0]
+    views = [(0.25, image), (0.125, padded[:-2, :-2]), (0.125, padded[2:, 2:])]
+    expected = sum(weight * (view + view.flip(-1)) for weight, view in views)
+    _, averaged = predict_logits(Corner(), images(1), torch.Tensor.float, tta="flip+shift")
+    torch.testing.assert_close(averaged, expected.flatten()[None])
+
+
+@pytest.mark.parametrize("tta", ["flip", "flip+shift"])
+def test_weights_of_the_views_sum_to_one(tta):
+    even = torch.full((2, 3, 8, 8), 7, dtype=torch.uint8)
+    plain, averaged = predict_logits(Corner(), even, torch.Tensor.float, tta=tta)
+    torch.testing.assert_close(averaged, plain)
+
+
+def test_a_network_blind_to_flips_gains_nothing_from_them():
+    plain, averaged = predict_logits(Mean(), images(), torch.Tensor.float, tta="flip")
+    torch.testing.assert_close(averaged, plain)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_network_comes_back_unchanged_in_the_mode_it_was_in(training):
+    net = build(SPEC).train(training)
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    logits, _ = predict_logits(net, images(), normalize)
+    assert net.training == net.stages.training == training
+    assert not logits.requires_grad
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+
+def test_logits_are_float32_on_the_cpu_whatever_the_network_computes_in():
+    logits, _ = predict_logits(Mean(), images(), lambda batch: batch.bfloat16())
+    assert (logits.dtype, logits.device.type) == (torch.float32, "cpu")

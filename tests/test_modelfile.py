@@ -1,0 +1,138 @@
+"""model.safetensors holds everything: a new process gets the same network from it alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+import resfit
+from resfit.errors import BadInput
+from resfit.modelfile import ModelInfo, load, save_model
+from resfit.net import Network, build
+from resfit.spec import NetSpec
+
+INFO = ModelInfo(classes=("cat", "dög", "3"), mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.1))
+SPEC = NetSpec.from_dict(
+    {
+        "input": {"size": 8},
+        "stem": {"kind": "whiten", "kernel": 2, "channels": 24},
+        "stages": [{"blocks": 1, "channels": 8}, {"blocks": 1, "channels": 16, "block": "preact"}],
+        "norm": {"gain": False},
+        "se": {"reduction": 4},
+        "num_classes": 3,
+    }
+)
+IMAGES = torch.linspace(-1, 1, 2 * 3 * 8 * 8).view(2, 3, 8, 8)
+
+
+def trained() -> Network:
+    """A network whose running statistics have moved."""
+    torch.manual_seed(0)
+    net = build(SPEC).train()
+    net(torch.randn(8, 3, 8, 8))
+    return net.eval()
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    save_model(tmp_path / "model.safetensors", trained(), SPEC, INFO)
+    return tmp_path / "model.safetensors"
+
+
+def complaint(path: Path) -> str:
+    with pytest.raises(BadInput) as caught:
+        load(path)
+    line = str(caught.value)
+    assert "model.safetensors" in line
+    assert len(line.splitlines()) == 1
+    return line
+
+
+def test_a_network_comes_back_with_its_spec_and_what_its_user_has_to_know(model):
+    net = load(model)
+    assert torch.equal(net(IMAGES), trained()(IMAGES))
+    assert (net.spec, net.info, net.training) == (SPEC, INFO, False)
+    assert torch.equal(load(model.parent)(IMAGES), net(IMAGES))  # the run folder will do
+
+
+def test_a_new_process_gets_the_same_logits_from_the_file_alone(model, tmp_path):
+    alone = tmp_path / "elsewhere"
+    alone.mkdir()
+    model.rename(alone / "model.safetensors")
+    code = (
+        "import json, resfit, torch\n"
+        "net = resfit.load('model.safetensors')\n"
+        "logits = net(torch.linspace(-1, 1, 2 * 3 * 8 * 8).view(2, 3, 8, 8))\n"
+        "print(json.dumps([logits.tolist(), net.info.classes]))\n"
+    )
+    source = str(Path(resfit.__file__).parents[1])
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=alone,
+        env={**os.environ, "PYTHONPATH": source},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    logits, classes = json.loads(done.stdout)
+    torch.testing.assert_close(torch.tensor(logits), trained()(IMAGES))
+    assert tuple(classes) == INFO.classes
+
+
+def test_a_missing_model_is_said_to_be_missing(tmp_path):
+    assert complaint(tmp_path / "model.safetensors").startswith("no model")
+    assert complaint(tmp_path).startswith("no model")
+
+
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 0.999])
+def test_a_truncated_model_is_refused(model, share):
+    model.write_bytes(model.read_bytes()[: int(share * model.stat().st_size)])
+    assert complaint(model).startswith("damaged model")
+
+
+@pytest.mark.parametrize(
+    ("metadata", "problem"),
+    [
+        (None, "not a resfit model"),
+        ({"format": "pt"}, "not a resfit model"),
+        ({"resfit.spec": json.dumps(SPEC.to_dict())}, "resfit.info|Missing|loading"),
+        ({"resfit.spec": "{", "resfit.info": "{}"}, "damaged model"),
+        ({"resfit.spec": "[]", "resfit.info": "{}"}, "damaged model"),
+        ({"resfit.spec": '{"stages": []}', "resfit.info": "{}"}, "stages"),
+    ],
+)
+def test_a_file_of_another_program_is_refused(tmp_path, metadata, problem):
+    path = tmp_path / "model.safetensors"
+    safetensors.torch.save_file({"w": torch.zeros(2)}, path, metadata)
+    with pytest.raises(BadInput, match=problem):
+        load(path)
+    complaint(path)
+
+
+def test_weights_of_another_network_are_refused(tmp_path):
+    other = NetSpec.from_dict({**SPEC.to_dict(), "num_classes": 4})
+    save_model(tmp_path / "model.safetensors", build(other), SPEC, INFO)
+    assert complaint(tmp_path / "model.safetensors").startswith("damaged model")
+
+
+def test_a_model_without_class_names_is_refused(tmp_path):
+    path = tmp_path / "model.safetensors"
+    spec = json.dumps(SPEC.to_dict())
+    tensors = {name: tensor.contiguous() for name, tensor in trained().state_dict().items()}
+    safetensors.torch.save_file(tensors, path, {"resfit.spec": spec, "resfit.info": '{"mean": [], "std": []}'})
+    assert "missing field (classes)" in complaint(path)
+
+
+def test_loading_draws_nothing_from_the_users_random_numbers(model):
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    load(model)
+    assert torch.equal(torch.rand(1), expected)
