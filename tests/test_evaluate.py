@@ -71,6 +71,12 @@ def test_calibration_error_is_the_mean_gap_between_confidence_and_accuracy(bins)
     assert [b.count for b in metrics.reliability] == [len(gaps[place]) for place in sorted(gaps)]
 
 
+def test_a_confidence_on_an_edge_belongs_to_the_bin_below_it():
+    logits = torch.tensor([[0.0, 0.0], [0.0, 2.0]])  # confidences of 0.5 and 0.88
+    metrics = score(logits, torch.tensor([0, 1]), ("a", "b"), bins=2)
+    assert [b.count for b in metrics.reliability] == [1, 1]
+
+
 def test_certain_and_right_is_perfectly_calibrated():
     metrics = score(torch.eye(5) * 1000, torch.arange(5), CLASSES)
     assert metrics.ece == 0.0

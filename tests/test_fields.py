@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import PLAIN, mutations
 
-from resfit.errors import BadInput
+from resfit.errors import BadField, BadInput
 from resfit.fields import from_plain, override, read_yaml, to_plain, write_yaml
 from resfit.recipe import Recipe, get_recipe
 from resfit.record import RunRecord
@@ -25,7 +25,7 @@ class Leaf:
 
     def __post_init__(self) -> None:
         if self.count < 0:
-            raise BadInput(f"count is {self.count} (count): give 0 or more")
+            raise BadField(f"count is {self.count}", "count", "give 0 or more")
 
 
 @dataclass(frozen=True, kw_only=True)

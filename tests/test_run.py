@@ -14,6 +14,7 @@ from PIL import Image
 
 import resfit
 from resfit import run as run_module
+from resfit.checkpoint import load_state
 from resfit.errors import BadInput, RunFailed
 from resfit.recipe import Recipe
 from resfit.record import EpochPoint, RunRecord, read_record
@@ -125,7 +126,7 @@ def test_an_unfinished_run_is_neither_overwritten_nor_resumed_with_another_recip
 def test_divergence_keeps_the_last_finite_weights(tiny: Recipe, tmp_path: Path) -> None:
     with pytest.raises(RunFailed, match="not finite"):
         train(tiny.replace({"optim.lr": 1e30, "optim.momentum": 0.0}), out=tmp_path)
-    state = torch.load(tmp_path / "tiny" / "0" / "state.pt", weights_only=True)
+    state = load_state(tmp_path / "tiny" / "0" / "state.pt")
     assert all(torch.isfinite(value).all() for value in state["trainer"]["net"].values())
     assert not (tmp_path / "tiny" / "0" / "record.json").exists()
 

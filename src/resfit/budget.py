@@ -48,30 +48,38 @@ def require_fit(spec: NetSpec, budget: int) -> Verdict:
 
 
 def nearest_fit(spec: NetSpec, budget: int) -> NetSpec | None:
-    """The widest network of `spec`'s shape within `budget`: all channels scaled alike, in multiples of 8 where it can.
+    """The widest network of `spec`'s shape within `budget`: all channels scaled alike, in multiples of 8 if that fits.
 
-    None where even one channel everywhere is too much.
+    `spec` itself where it fits; None where even one channel everywhere is too much.
     """
+    if cost(spec).params <= budget:
+        return spec
     for multiple in (8, 1):
-        # A price rises with the width, so the widest that fits is found by bisection on the scale.
-        low, high = 0.0, 1.0
-        for _ in range(24):
-            middle = (low + high) / 2
-            fits = cost(_scaled(spec, middle, multiple)).params <= budget
-            low, high = (middle, high) if fits else (low, middle)
-        best = _scaled(spec, low, multiple)
-        if cost(best).params <= budget:
-            return best
+        tried = spec
+        for step in range(_SCALES - 1, -1, -1):
+            narrower = _narrowed(spec, step / _SCALES, multiple)
+            if narrower is not None and narrower != tried:
+                if cost(narrower).params <= budget:
+                    return narrower
+                tried = narrower
     return None
 
 
-def _scaled(spec: NetSpec, scale: float, multiple: int) -> NetSpec:
+_SCALES = 200
+
+
+def _narrowed(spec: NetSpec, scale: float, multiple: int) -> NetSpec | None:
+    """`spec` with all channels scaled, None where that makes no valid network (pad shortcuts cannot narrow)."""
+
     def narrowed(channels: int) -> int:
         return max(int(channels * scale) // multiple * multiple, min(multiple, channels))
 
     stages = tuple(replace(stage, channels=narrowed(stage.channels)) for stage in spec.stages)
     stem = spec.stem if spec.stem.kind == "whiten" else replace(spec.stem, channels=narrowed(spec.stem.channels))
-    return replace(spec, stages=stages, stem=stem)
+    try:
+        return replace(spec, stages=stages, stem=stem)
+    except BadInput:
+        return None
 
 
 def parse_count(text: str) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 from pathlib import Path
 from typing import Any
@@ -11,23 +12,32 @@ import torch
 from resfit.errors import BadInput
 from resfit.files import write_atomic
 
+_DIGEST_BYTES = hashlib.sha256().digest_size
+
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
-    """Write tensors and plain values, atomically."""
+    """Write tensors and plain values behind their SHA-256, atomically."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
-    write_atomic(path, buffer.getvalue())
+    content = buffer.getvalue()
+    write_atomic(path, hashlib.sha256(content).digest() + content)
 
 
 def load_state(path: Path) -> dict[str, Any]:
-    """Read what `save_state` wrote, on the CPU. Nothing in the file is run."""
+    """Read what `save_state` wrote, on the CPU. Nothing in the file is run, and nothing of a damaged one is used."""
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        whole = path.read_bytes()
     except FileNotFoundError:
         raise BadInput(f"nothing to resume ({path}): the run left no state; start it anew") from None
-    except Exception as error:  # torch raises many kinds for a damaged file
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
-        raise BadInput(f"damaged checkpoint ({path}): {reason}; start the run anew") from None
+    except OSError as error:
+        raise BadInput(f"cannot read the state ({path}): {error.strerror}") from None
+    digest, content = whole[:_DIGEST_BYTES], whole[_DIGEST_BYTES:]
+    if hashlib.sha256(content).digest() != digest:
+        raise BadInput(f"damaged checkpoint ({path}): its checksum is wrong; start the run anew")
+    try:
+        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for what is not its own
+        raise BadInput(f"not a checkpoint ({path}): {str(error)[:80]}; start the run anew") from None
     if not isinstance(state, dict):
         raise BadInput(f"not a checkpoint ({path}): start the run anew")
     return state

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 import yaml
 
-from resfit.errors import BadInput
+from resfit.errors import BadField, BadInput
 
 T = TypeVar("T")
 
@@ -39,7 +39,7 @@ def read_yaml(path: Path) -> object:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise BadInput(f"cannot read {path} ({error}): give a readable YAML file") from None
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
+    except (yaml.YAMLError, RecursionError, ValueError, LookupError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or type(error).__name__
@@ -59,7 +59,7 @@ def override(data: Mapping[str, Any], dotted: str, value: object) -> dict[str, A
 
 def _overridden(inner: object, dotted: str, value: object) -> object:
     head, _, rest = dotted.partition(".")
-    if isinstance(inner, list) and head.isdigit() and int(head) < len(inner):
+    if isinstance(inner, list) and head.isdecimal() and int(head) < len(inner):
         items = list(inner)
         items[int(head)] = _overridden(items[int(head)], rest, value) if rest else value
         return items
@@ -112,13 +112,8 @@ def _convert_dataclass(kind: Any, data: object, where: str) -> Any:
     values = {key: _convert(_hints(kind)[key], item, f"{prefix}{key}") for key, item in data.items()}
     try:
         return kind(**values)
-    except BadInput as error:
-        raise BadInput(_placed(str(error), prefix)) from None
-
-
-def _placed(message: str, prefix: str) -> str:
-    """Put the path of the enclosing object before the field that a dataclass's own check named in brackets."""
-    return message.replace(" (", f" ({prefix}", 1) if prefix else message
+    except BadField as error:
+        raise error.inside(where) from None
 
 
 def _convert_union(args: tuple[Any, ...], data: object, where: str) -> Any:
@@ -127,13 +122,18 @@ def _convert_union(args: tuple[Any, ...], data: object, where: str) -> Any:
     choices = [arg for arg in args if arg is not type(None)]
     if int in choices and type(data) is int:
         return data
-    errors = []
+    if len(choices) == 1:
+        return _convert(choices[0], data, where)
     for choice in choices:
         try:
             return _convert(choice, data, where)
-        except BadInput as error:
-            errors.append(error)
-    raise errors[-1]
+        except BadInput:
+            continue
+    raise BadInput(f"{_short(data)} is not {' or '.join(map(_in_words, choices))} ({where}): give one")
+
+
+def _in_words(choice: Any) -> str:
+    return " or ".join(map(str, get_args(choice))) or _SCALARS.get(choice, "a mapping")
 
 
 def _convert_tuple(args: tuple[Any, ...], data: object, where: str) -> Any:

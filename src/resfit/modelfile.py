@@ -9,6 +9,7 @@ from typing import Any
 
 import safetensors
 import safetensors.torch
+import torch
 from torch import nn
 
 from resfit.errors import BadInput
@@ -45,7 +46,8 @@ def load(path: str | Path) -> Network:
         with safetensors.safe_open(file, framework="pt") as opened:
             metadata = opened.metadata() or {}
             tensors: dict[str, Any] = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-        net = build(NetSpec.from_dict(json.loads(metadata["resfit.spec"])))
+        with torch.random.fork_rng(devices=[]):  # the weights that it begins with are replaced
+            net = build(NetSpec.from_dict(json.loads(metadata["resfit.spec"])))
         net.load_state_dict(tensors)
         net.info = from_plain(ModelInfo, json.loads(metadata["resfit.info"]))
     except FileNotFoundError:

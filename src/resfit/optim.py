@@ -93,7 +93,7 @@ class Muon(torch.optim.Optimizer):
         momentum = state["momentum"].mul_(group["momentum"]).add_(gradient)
         direction = gradient.add(momentum, alpha=group["momentum"]) if group["nesterov"] else momentum
         update = orthogonalize(direction.reshape(len(direction), -1)).view_as(direction)
-        weight.mul_(len(weight) ** 0.5 / weight.norm())
+        weight.mul_(len(weight) ** 0.5 / weight.norm().clamp(min=1e-7))
         weight.add_(update, alpha=-group["lr"])
 
 

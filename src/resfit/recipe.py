@@ -8,7 +8,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-from resfit.errors import BadInput
+from resfit.errors import BadField, BadInput
 from resfit.fields import from_plain, nearest, override, read_yaml, to_plain, write_yaml
 from resfit.spec import NetSpec
 
@@ -17,7 +17,7 @@ DEFAULT_BUDGET = 5_000_000
 
 def _check(field: str, value: object, good: object, allowed: str) -> None:
     if not good:
-        raise BadInput(f"{field} is {value!r} ({field}): give {allowed}")
+        raise BadField(f"{field} is {value!r}", field, f"give {allowed}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +29,9 @@ class DataConfig:
     split_seed: int = 0
 
     def __post_init__(self) -> None:
-        _check("val", self.val, self.val >= 0 and (self.val < 1 or self.val == int(self.val)), "a count or a fraction")
+        _check(
+            "val", self.val, self.val >= 0 and (self.val < 1 or float(self.val).is_integer()), "a count or a fraction"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,9 +226,11 @@ class Recipe:
     deviations: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        safe = self.name and not self.name.startswith(".") and not set(self.name) & set('/\\:*?"<>|\n\r\t\0')
+        safe = self.name.isprintable() and self.name[:1] not in ("", ".") and not set(self.name) & set('/\\:*?"<>|')
         _check("name", self.name, safe, "a name that can be a folder's")
         _check("budget", self.budget, self.budget >= 1, "a number of trainable parameters")
+        dead = self.init.zero_last_norm and not self.spec.norm.gain
+        _check("init.zero_last_norm", True, not dead, "false, or norms with a gain (spec.norm.gain)")
         if self.evaluate.selection == "best-val" or self.train.patience:
             field = "evaluate.selection" if self.evaluate.selection == "best-val" else "train.patience"
             needs = self.data.val > 0 or self.evaluate.selection == "best-test"

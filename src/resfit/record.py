@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,9 +141,7 @@ def read_record(path: str | Path) -> RunRecord:
         return RunRecord.from_dict(json.loads(file.read_text(encoding="utf-8")))
     except FileNotFoundError:
         raise BadInput(f"no finished run ({file}): give a run folder that holds a record.json") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise BadInput(f"damaged record ({file}): {error}") from None
-    except BadInput as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise BadInput(f"damaged record ({file}): {error}") from None
 
 
@@ -176,10 +175,10 @@ class Summary:
 
 def summarize(values: Sequence[float]) -> Summary:
     """Mean, deviation and Student-t interval of at least one value."""
-    n, mean = len(values), math.fsum(values) / len(values)
+    n, mean = len(values), statistics.mean(values)
     if n == 1:
         return Summary(n=1, mean=mean, std=None, interval=None, values=tuple(values))
-    std = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (n - 1))
+    std = statistics.stdev(values)
     half = _t_quantile(n - 1) * std / math.sqrt(n)
     return Summary(n=n, mean=mean, std=std, interval=(mean - half, mean + half), values=tuple(values))
 

@@ -425,9 +425,7 @@ def evaluate(
     if not recipe_file.exists() and data is None:
         raise BadInput(f"no recipe.yaml beside the model ({folder}): say with --data which data set to score")
     config = (
-        Recipe.from_yaml(recipe_file).data
-        if data is None
-        else from_plain(DataConfig, {"name": data, "val": 0}, "data")
+        Recipe.from_yaml(recipe_file).data if data is None else from_plain(DataConfig, {"name": data, "val": 0}, "data")
     )
     loaded = load_dataset(
         config,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from resfit.errors import BadInput
+from resfit.errors import BadField
 from resfit.fields import from_plain, read_yaml, to_plain, write_yaml
 
 BlockKind = Literal["basic", "bottleneck", "preact", "preact-bottleneck"]
@@ -22,12 +22,12 @@ EXPANSION: dict[str, int] = {"basic": 1, "bottleneck": 4, "preact": 1, "preact-b
 
 def _check_range(name: str, value: int, low: int, high: int) -> None:
     if type(value) is not int or not low <= value <= high:
-        raise BadInput(f"{name} is {value!r} ({name}): give a whole number from {low} to {high}")
+        raise BadField(f"{name} is {value!r}", name, f"give a whole number from {low} to {high}")
 
 
 def _check_kernel(name: str, value: int) -> None:
     if type(value) is not int or value % 2 == 0 or not 1 <= value <= 15:
-        raise BadInput(f"{name} is {value!r} ({name}): give an odd number from 1 to 15")
+        raise BadField(f"{name} is {value!r}", name, "give an odd number from 1 to 15")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +125,7 @@ class DropoutSpec:
     def __post_init__(self) -> None:
         for name, rate in (("block", self.block), ("head", self.head)):
             if not 0.0 <= rate < 1.0:
-                raise BadInput(f"dropout rate {rate} ({name}): give a number from 0 to below 1")
+                raise BadField(f"dropout rate {rate}", name, "give a number from 0 to below 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,9 +138,9 @@ class NormSpec:
 
     def __post_init__(self) -> None:
         if not 0.0 < self.momentum <= 1.0:
-            raise BadInput(f"momentum is {self.momentum} (momentum): give a number above 0, at most 1")
+            raise BadField(f"momentum is {self.momentum}", "momentum", "give a number above 0, at most 1")
         if not 0.0 < self.eps < 1.0:
-            raise BadInput(f"eps is {self.eps} (eps): give a number between 0 and 1")
+            raise BadField(f"eps is {self.eps}", "eps", "give a number between 0 and 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,7 +164,7 @@ class HeadSpec:
 
     def __post_init__(self) -> None:
         if not 0.0 < self.scale < float("inf"):
-            raise BadInput(f"scale is {self.scale} (scale): give a number above 0")
+            raise BadField(f"scale is {self.scale}", "scale", "give a number above 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -271,7 +271,7 @@ class NetSpec:
         object.__setattr__(self, "stages", tuple(self.stages))
         _check_range("num_classes", self.num_classes, 2, 100_000)
         if not 1 <= len(self.stages) <= 16:
-            raise BadInput(f"{len(self.stages)} stages (stages): give 1 to 16")
+            raise BadField(f"{len(self.stages)} stages", "stages", "give 1 to 16")
         self._check_stem()
         self._check_shortcuts()
         self._check_sizes()
@@ -346,30 +346,33 @@ class NetSpec:
         if self.stem.kind == "whiten":
             needed = 2 * self.input.channels * self.stem.kernel**2
             if self.stem.channels != needed:
-                raise BadInput(
-                    f"{self.stem.channels} channels (stem.channels): a whitening stem of kernel {self.stem.kernel} "
-                    f"on {self.input.channels} input channels has {needed}"
+                raise BadField(
+                    f"{self.stem.channels} channels",
+                    "stem.channels",
+                    f"a whitening stem of kernel {self.stem.kernel} on {self.input.channels} channels has {needed}",
                 )
 
     def _check_shortcuts(self) -> None:
         for i, _, block in self.plan():
             if block.shortcut.kind == "pad" and block.in_channels > block.out_channels:
-                raise BadInput(
-                    f"a pad shortcut cannot go from {block.in_channels} to {block.out_channels} channels "
-                    f"(stages[{i}].shortcut): widen the stage or use kind conv"
+                raise BadField(
+                    f"a pad shortcut cannot go from {block.in_channels} to {block.out_channels} channels",
+                    f"stages[{i}].shortcut",
+                    "widen the stage or use kind conv",
                 )
 
     def _check_sizes(self) -> None:
         stem, after = self.sizes()
         if stem < 1:
-            raise BadInput(f"kernel {self.stem.kernel} is larger than the image (stem.kernel): make it smaller")
+            raise BadField(f"kernel {self.stem.kernel} is larger than the image", "stem.kernel", "make it smaller")
         if 0 in after:
             stage = [i for i, _, _ in self.plan()][after.index(0)]
-            raise BadInput(f"nothing is left of the image (stages[{stage}].stride): use fewer strided stages")
+            raise BadField("nothing is left of the image", f"stages[{stage}].stride", "use fewer strided stages")
         if self.pool.size != "global" and self.pool.size > after[-1]:
-            raise BadInput(
-                f"a window of {self.pool.size} pixels on a {after[-1]}x{after[-1]} map (pool.size): "
-                f"give at most {after[-1]}, or global"
+            raise BadField(
+                f"a window of {self.pool.size} pixels on a {after[-1]}x{after[-1]} map",
+                "pool.size",
+                f"give at most {after[-1]}, or global",
             )
 
 

@@ -28,11 +28,15 @@ class Target:
 def find_target(text: str) -> Target:
     """Resolve TARGET without torch; raises BadInput where it is none of the kinds."""
     path = Path(text)
-    if path.is_dir():
+    try:
+        is_folder, is_file = path.is_dir(), path.is_file()
+    except (OSError, ValueError) as error:  # no text that a path can be
+        raise BadInput(f"not a recipe or a file ({text[:40]!r}): {getattr(error, 'strerror', error)}") from None
+    if is_folder:
         return _of_recipe(Recipe.from_yaml(path / "recipe.yaml"))
     if path.suffix == ".safetensors":
         return Target(name=text, spec=_spec_in_model(path))
-    if path.suffix in (".yaml", ".yml") or path.is_file():
+    if path.suffix in (".yaml", ".yml") or is_file:
         return _of_yaml(path)
     if text in recipe_names():
         return _of_recipe(get_recipe(text))
@@ -59,7 +63,7 @@ def _spec_in_model(path: Path) -> NetSpec:
         raise BadInput(f"no such file ({path}): give a model.safetensors") from None
     except KeyError:
         raise BadInput(f"not a resfit model ({path}): its metadata holds no spec") from None
-    except (OSError, ValueError, struct.error, RecursionError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, struct.error, RecursionError, AttributeError) as error:
         raise BadInput(f"damaged model ({path}): {error}") from None
 
 
