@@ -171,7 +171,9 @@ def test_broken_yaml_is_named_with_file_and_line(tmp_path, text, line):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["a: \x00", "a: 2020-13-45", "[" * 1000, "a: !!bool maybe", 'a: !!int ""'])
+@pytest.mark.parametrize(
+    "text", ["a: \x00", "a: 2020-13-45", "[" * 1000, "a: !!timestamp nope", "a: !!bool maybe", 'a: !!int ""']
+)
 def test_yaml_that_breaks_the_parser_is_refused_as_well(tmp_path, text):
     with pytest.raises(BadInput, match=r"some\.yaml"):
         read_text(tmp_path, text)

@@ -338,7 +338,7 @@ def _what_to_train(options: argparse.Namespace, overrides: dict[str, Any]) -> tu
             raise BadInput("no recipe (RECIPE): give a name that resfit recipes lists, or a YAML file")
         return options.recipe, options.seed, options.out
     folder = options.resume.resolve()
-    if not (folder / "recipe.yaml").exists() or not folder.name.isdigit():
+    if not (folder / "recipe.yaml").exists() or not folder.name.isdecimal():
         raise BadInput(f"not a run folder ({options.resume}): give one that resfit train began")
     if options.recipe is not None or overrides or options.runs != 1:
         raise BadInput("a resumed run has its recipe and its seed (--resume): give the run folder alone")

@@ -33,11 +33,13 @@ def predict_logits(
     training = net.training
     net.eval()
     plain, averaged = [], []
-    for batch in images.split(batch_size):
-        logits = [(weight, net(view).float()) for weight, view in _views(normalize(batch), tta)]
-        plain.append(logits[0][1])
-        averaged.append(sum((weight * value for weight, value in logits), torch.zeros_like(plain[-1])))
-    net.train(training)
+    try:
+        for batch in images.split(batch_size):
+            logits = [(weight, net(view).float()) for weight, view in _views(normalize(batch), tta)]
+            plain.append(logits[0][1])
+            averaged.append(sum((weight * value for weight, value in logits), torch.zeros_like(plain[-1])))
+    finally:
+        net.train(training)
     return torch.cat(plain).cpu(), None if tta == "none" else torch.cat(averaged).cpu()
 
 

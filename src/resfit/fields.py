@@ -39,7 +39,7 @@ def read_yaml(path: Path) -> object:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise BadInput(f"cannot read {path} ({error}): give a readable YAML file") from None
-    except (yaml.YAMLError, RecursionError, ValueError, LookupError) as error:
+    except (yaml.YAMLError, RecursionError, ValueError, LookupError, AttributeError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or type(error).__name__
@@ -121,7 +121,7 @@ def _convert_union(args: tuple[Any, ...], data: object, where: str) -> Any:
         return None
     choices = [arg for arg in args if arg is not type(None)]
     if int in choices and type(data) is int:
-        return data
+        return _convert_scalar(int, data, where)
     if len(choices) == 1:
         return _convert(choices[0], data, where)
     for choice in choices:
@@ -147,6 +147,8 @@ def _convert_tuple(args: tuple[Any, ...], data: object, where: str) -> Any:
 
 
 def _convert_scalar(kind: type, data: object, where: str) -> Any:
+    if type(data) is int and data.bit_length() > 63:
+        raise BadInput(f"a number of {data.bit_length()} bits is too large ({where}): give a smaller one")
     if kind is float and isinstance(data, int | float | str) and not isinstance(data, bool):
         try:
             return float(data)  # YAML 1.1 reads 1e-4 as text

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from resfit.errors import BadInput
 from resfit.recipe import InitConfig
 from resfit.spec import BlockPlan, ConvPlan, NetSpec, NormSpec, SESpec, StemSpec
 
@@ -198,6 +199,8 @@ def initialize(net: Network, init: InitConfig) -> None:
         if isinstance(module, nn.Conv2d):
             _initialize_filters(module, init)
     if init.zero_last_norm:
+        if not net.spec.norm.gain and any(isinstance(module, PostActBlock) for module in net.modules()):
+            raise BadInput("norms without a gain cannot begin at zero (init.zero_last_norm): give spec.norm.gain")
         for block in net.modules():
             if isinstance(block, PostActBlock | PreActBlock):
                 kind = Norm if isinstance(block, PostActBlock) else nn.Conv2d

@@ -100,7 +100,8 @@ class Muon(torch.optim.Optimizer):
 def orthogonalize(matrix: Tensor, steps: int = 3) -> Tensor:
     """Bring all singular values of a matrix [R, C] near one by a quintic Newton-Schulz iteration (Jordan et al. 2024).
 
-    Computed in bf16 on CUDA, else in the matrix's own type. The values end between about 0.5 and 1.5.
+    Computed in bf16 on CUDA, else in the matrix's own type. The values of a matrix that is clearly wider than high, or
+    higher than wide, end between about 0.5 and 1.5; smallest ones of square matrices stay below.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
     x = matrix.bfloat16() if matrix.is_cuda else matrix

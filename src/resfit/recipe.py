@@ -135,7 +135,7 @@ class ScheduleConfig:
         _check("warmup", self.warmup, 0 <= self.warmup < float("inf"), "0 or a number of epochs")
         for name in ("start", "final"):
             _check(name, getattr(self, name), 0 <= getattr(self, name) <= 1, "a fraction of the peak")
-        _check("period", self.period, self.period is None or self.period > 0, "a number of epochs")
+        _check("period", self.period, self.period is None or self.period >= 0.01, "a number of epochs")
         _check("period", self.period, self.name not in ("step", "restarts") or self.period, "a number of epochs")
         _check("growth", self.growth, 1 <= self.growth <= 100, "a number from 1 to 100")
         _check("gamma", self.gamma, 0 < self.gamma <= 1, "a number above 0, at most 1")
@@ -181,6 +181,8 @@ class TrainConfig:
         _check("label_smoothing", self.label_smoothing, 0 <= self.label_smoothing < 1, "a number from 0 to below 1")
         _check("clip", self.clip, self.clip is None or 0 < self.clip < float("inf"), "a number above 0")
         _check("patience", self.patience, self.patience is None or self.patience >= 1, "a whole number from 1 on")
+        limit = self.freeze_stem_after
+        _check("freeze_stem_after", limit, limit is None or limit >= 0, "0 or a number of epochs")
         starts = [start for start, _ in self.resize]
         ordered = starts == sorted(starts) and all(0 <= s < 1 for s in starts) and all(p >= 4 for _, p in self.resize)
         _check("resize", self.resize, ordered, "rising fractions below 1, each with a side of at least 4 pixels")
@@ -229,7 +231,8 @@ class Recipe:
         safe = self.name.isprintable() and self.name[:1] not in ("", ".") and not set(self.name) & set('/\\:*?"<>|')
         _check("name", self.name, safe, "a name that can be a folder's")
         _check("budget", self.budget, self.budget >= 1, "a number of trainable parameters")
-        dead = self.init.zero_last_norm and not self.spec.norm.gain
+        ends_on_norm = any(not block.preact for _, _, block in self.spec.plan())
+        dead = self.init.zero_last_norm and not self.spec.norm.gain and ends_on_norm
         _check("init.zero_last_norm", True, not dead, "false, or norms with a gain (spec.norm.gain)")
         if self.evaluate.selection == "best-val" or self.train.patience:
             field = "evaluate.selection" if self.evaluate.selection == "best-val" else "train.patience"

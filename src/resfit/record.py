@@ -156,7 +156,7 @@ def find_records(paths: Sequence[str | Path]) -> list[RunRecord]:
 
 def _seed_order(path: Path) -> tuple[str, int, str]:
     seed = path.parent.name
-    return str(path.parent.parent), int(seed) if seed.isdigit() else -1, seed
+    return str(path.parent.parent), int(seed) if seed.isdecimal() else -1, seed
 
 
 @dataclass(frozen=True, kw_only=True)
