@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from resfit.errors import BadInput
+
 # Instruction sets that decide how fast a network trains on a CPU.
 _CPU_FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16")
 
@@ -34,10 +36,16 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 
 def pick_device(wanted: str) -> torch.device:
-    """The device of a name; auto takes the GPU where there is one."""
+    """The device of a name; auto takes the GPU where there is one. Raises BadInput for one that is not there."""
     if wanted == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(wanted)
+    try:
+        device = torch.device(wanted)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+        reason = str(error).splitlines()[0][:80]
+        raise BadInput(f"no such device here, {reason} (device {wanted}): give auto, cpu or cuda") from None
+    return device
 
 
 def _cpu() -> tuple[str, list[str]]:

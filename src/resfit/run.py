@@ -72,7 +72,7 @@ def train(
     prepare_process()
     recipe = get_recipe(recipe) if isinstance(recipe, str) else recipe
     require_fit(recipe.spec, recipe.budget)
-    folder = run_folder(out, recipe, seed)
+    folder, where = run_folder(out, recipe, seed), pick_device(device)
     _check_folder(folder, recipe, resume)
     observer = observer or Observer()
     data = load_dataset(
@@ -84,7 +84,7 @@ def train(
         progress=observer.message,
     )
     recipe = fit_classes(recipe, data)
-    run = _Run(recipe=recipe, seed=seed, data=data, folder=folder, device=pick_device(device), observer=observer)
+    run = _Run(recipe=recipe, seed=seed, data=data, folder=folder, device=where, observer=observer)
     write_atomic(folder / "recipe.yaml", recipe.to_yaml())
     if resume:
         run.restore(load_state(folder / "state.pt"))
