@@ -8,6 +8,7 @@ are the data sets' own.
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -25,8 +26,14 @@ def add(paths: list[str]) -> None:
     for record in find_records(paths):
         target = HERE / record.recipe / f"{record.seed}.json"
         target.parent.mkdir(exist_ok=True)
-        plain = replace(record, samples=(), augmented="").to_dict()
+        env = {**record.env, "command": without_places(record.env["command"])}
+        plain = replace(record, samples=(), augmented="", env=env).to_dict()
         target.write_text(json.dumps(plain, indent=1) + "\n")
+
+
+def without_places(command: str) -> str:
+    """A command without the folders of the machine that it ran on: of an absolute path, its last part."""
+    return shlex.join(Path(word).name if word.startswith("/") else word for word in shlex.split(command))
 
 
 def committed() -> dict[str, list[RunRecord]]:
