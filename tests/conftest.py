@@ -1,4 +1,4 @@
-"""What several test files use: tiny recipes that train in a second, and folders of images."""
+"""What several test files use: a recipe that trains in a second, and the place of the real CIFAR-10."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ torch.set_num_threads(2)
 
 @pytest.fixture
 def tiny() -> Recipe:
-    """A network of 6,490 parameters on 8x8 digits, three epochs."""
+    """A small network on 8x8 digits, three epochs."""
     return Recipe.from_dict(TINY)
 
 
