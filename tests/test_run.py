@@ -220,3 +220,9 @@ def test_a_summary_of_several_runs(tiny: Recipe, tmp_path: Path) -> None:
     assert summary["accuracy"]["values"] == values
     assert summary["accuracy"]["mean"] == pytest.approx(sum(values) / 2)
     assert summary["seeds"] == [0, 1]
+
+
+def test_training_leaves_the_processs_arithmetic_as_it_was(tiny: Recipe, tmp_path: Path) -> None:
+    smallest = torch.tensor(1e-310, dtype=torch.float64)
+    train(tiny.replace({"train.epochs": 1}), out=tmp_path)
+    assert smallest * 1.0 > 0
