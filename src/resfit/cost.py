@@ -90,7 +90,6 @@ def _stem(spec: NetSpec, side: int) -> Iterator[Layer]:
 
 def _block(spec: NetSpec, block: BlockPlan, name: str, side: int) -> Iterator[Layer]:
     """The layers of one block whose input map has `side` pixels a side."""
-    out = block.side_after(side)
     if block.preact:
         yield _norm(spec, f"{name}.norm1", block.in_channels, side)
     for n, conv in enumerate(block.convs, 1):
@@ -103,9 +102,9 @@ def _block(spec: NetSpec, block: BlockPlan, name: str, side: int) -> Iterator[La
     if spec.se:
         yield from _se(spec, f"{name}.branch.se", block.out_channels)
     if block.projection:
-        yield _conv(spec, f"{name}.shortcut.conv", block.projection, out)
+        yield _conv(spec, f"{name}.shortcut.conv", block.projection, side)
         if not block.preact:
-            yield _norm(spec, f"{name}.shortcut.norm", block.out_channels, out)
+            yield _norm(spec, f"{name}.shortcut.norm", block.out_channels, side)
 
 
 def _se(spec: NetSpec, name: str, channels: int) -> Iterator[Layer]:
