@@ -214,9 +214,10 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize("words", [["--help"], ["recipes"], ["show", "seed003"], ["report", "--help"]])
 def test_what_needs_no_torch_does_not_import_it(words: list[str]) -> None:
-    code = f"import sys\nfrom resfit.cli import main\ntry:\n    main({words!r})\nexcept SystemExit:\n    pass\n"
-    code += "sys.exit('torch' in sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    code = f"import sys\nfrom resfit.cli import main\ntry:\n    status = main({words!r})\nexcept SystemExit as done:\n"
+    code += "    status = done.code\nprint(status, 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "0 False"
 
 
 def test_what_the_package_exports() -> None:

@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         if debug:
             raise
-        print("interrupted: finished epochs are kept; go on with resfit train --resume RUN", file=sys.stderr)
+        print("interrupted: go on from the last checkpoint with resfit train --resume RUN", file=sys.stderr)
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
