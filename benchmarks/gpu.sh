@@ -10,6 +10,6 @@ export PYTHONPATH=$PWD/src PYTHONUNBUFFERED=1 RESFIT_DATA_DIR=$data RESFIT_OFFLI
 
 nvidia-smi --query-gpu=name,memory.total --format=csv,noheader
 python3 -m pytest -m gpu tests || echo "GPU tests failed: see above"
-python3 -m resfit.cli train cifar10-94 --device cuda --runs "$runs" --out "$out/runs"
-python3 -m resfit.cli report "$out/runs" --out "$out/report.html"
+python3 -m resfit train cifar10-94 --device cuda --runs "$runs" --out "$out/runs"
+python3 -m resfit report "$out/runs" --out "$out/report.html"
 find "$out/runs" \( -name state.pt -o -name '*.safetensors' \) -delete

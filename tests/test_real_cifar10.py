@@ -17,7 +17,7 @@ def test_a_short_run_learns_cifar10(cifar10_dir: Path, tmp_path: Path) -> None:
     """One epoch on images of 16x16: far above the 10 % of chance, and the whole folder is there."""
     words = ["train", "cifar10-94", "--data-dir", str(cifar10_dir), "--offline", "--out", str(tmp_path)]
     words += ["--train.epochs", "1", "--train.resize", "[[0.0, 16], [0.8, 24]]", "--evaluate.tta", "none"]
-    subprocess.run([sys.executable, "-m", "resfit.cli", *words], check=True)
+    subprocess.run([sys.executable, "-m", "resfit", *words], check=True)
     record = read_record(tmp_path / "cifar10-94" / "0")
     assert record.test.accuracy > 0.5
     assert record.data["n_test"] == 10_000

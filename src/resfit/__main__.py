@@ -1,0 +1,7 @@
+"""python -m resfit."""
+
+import sys
+
+from resfit.cli import main
+
+sys.exit(main())

@@ -1,0 +1,117 @@
+"""The command line: a thin layer over the Python API, a module a command.
+
+Nothing imports it; torch is imported only where a command trains or scores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import yaml
+
+from resfit.cli import compare, evaluate, recipes, report, show, train
+from resfit.errors import BadInput, ResfitError
+from resfit.fields import nearest
+
+# Each has `add`, which adds the command's parser; the parser's `run` does the work and returns the exit status.
+_COMMANDS = (recipes, show, train, evaluate, compare, report)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status: 0, 1 for a failed run, 2 for bad input, 130 when interrupted."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
+    try:
+        words, overrides = _take_overrides([word for word in arguments if word != "--debug"])
+        options = _parser().parse_args(words)
+        if overrides and not options.takes_fields:
+            raise BadInput(f"recipe fields are for training (--{next(iter(overrides))}): leave it out")
+        if getattr(options, "offline", False):
+            os.environ["RESFIT_OFFLINE"] = "1"
+        status: int = options.run(options, overrides)
+        return status
+    except ResfitError as error:
+        if debug:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        print("interrupted: go on from the last checkpoint with resfit train --resume RUN", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        if debug:
+            raise
+        reason = (str(error).splitlines() or [""])[0]
+        print(
+            f"error: {type(error).__name__}: {reason} (in resfit): repeat with --debug and report it",
+            file=sys.stderr,
+        )
+        return 1
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse with resfit's one-line errors."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options, allow_abbrev=False)
+
+    def error(self, message: str) -> Any:
+        """Refuse the words, naming the nearest command where that is what is wrong."""
+        if wrong := re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message):
+            hint = nearest(wrong[1], wrong[2].replace("'", "").split(", "))
+            raise BadInput(f"unknown command ({wrong[1]}): {hint}")
+        raise BadInput(f"{message} ({self.prog}): see {self.prog} --help")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="resfit",
+        description="Fit residual networks to a parameter budget and train them.",
+        epilog="Begin with: resfit train digits. Any command takes --debug, which shows the traceback of an error.",
+    )
+    parser.add_argument("--version", action="store_true", help="print the version and exit")
+    parser.set_defaults(run=_no_command, command=None, takes_fields=False)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
+    for command in _COMMANDS:
+        command.add(commands)
+    return parser
+
+
+def _no_command(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
+    if options.version:
+        from resfit.version import __version__
+
+        print(f"resfit {__version__}")
+        return 0
+    _parser().print_help()
+    return 2
+
+
+def _take_overrides(words: list[str]) -> tuple[list[str], dict[str, Any]]:
+    """Take --section.field VALUE out of a command's words: the words left, and {"section.field": value}."""
+    left: list[str] = []
+    overrides: dict[str, Any] = {}
+    rest = iter(words)
+    for word in rest:
+        name, equals, text = word.partition("=")
+        if not name.startswith("--") or "." not in name:
+            left.append(word)
+            continue
+        value = text if equals else next(rest, None)
+        if value is None:
+            raise BadInput(f"no value ({name}): give one")
+        try:
+            overrides[name.removeprefix("--").replace("-", "_")] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise BadInput(f"{value!r} is not a value ({name}): give a number, a word or a YAML list") from None
+    return left, overrides

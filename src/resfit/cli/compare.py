@@ -1,0 +1,55 @@
+"""resfit compare: the difference of two recipes' means."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+from resfit.cli.words import print_table
+from resfit.errors import BadInput
+
+
+def add(commands: Any) -> None:
+    """Add the command."""
+    parser = commands.add_parser(
+        "compare",
+        help="the difference of two recipes' means, with its interval",
+        description="Compare recipes by their runs: means with deviations, and each later recipe minus the first.",
+    )
+    parser.add_argument("runs", metavar="RUN", nargs="+", help="run folders, or folders that hold several")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.set_defaults(run=_compare)
+
+
+def _compare(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
+    from resfit.fields import to_plain
+    from resfit.record import compare, find_records, group_runs, summarize
+
+    groups = group_runs(find_records(options.runs))
+    if len({record.data["name"] for runs in groups.values() for record in runs}) > 1:
+        raise BadInput("the runs are on different data sets (RUN): compare runs on one")
+    values = {name: [record.accuracy for record in runs] for name, runs in groups.items()}
+    first = next(iter(values))
+    differences = {name: compare(values[first], values[name]) for name in values if name != first}
+    if options.json:
+        summaries = {name: to_plain(summarize(group)) for name, group in values.items()}
+        print(json.dumps({"baseline": first, "runs": summaries, "differences": to_plain(differences)}, indent=1))
+        return 0
+    rows = []
+    for name, group in values.items():
+        s = summarize(group)
+        spread = f" ± {100 * s.std:.2f}" if s.std is not None else ""
+        rows.append([name, s.n, f"{100 * s.mean:.2f}{spread} %", _difference_text(differences.get(name))])
+    print_table(["runs", "n", "test accuracy", f"difference from {first} (95 % interval)"], rows, right=(1,))
+    return 0
+
+
+def _difference_text(difference: Any) -> str:
+    if difference is None:
+        return "baseline"
+    text = f"{100 * difference.difference:+.2f} points"
+    if difference.interval is None:
+        return f"{text} (an interval needs two runs of each)"
+    low, high = (100 * bound for bound in difference.interval)
+    return f"{text} ({low:+.2f} to {high:+.2f}, p = {difference.p_value:.3f})"

@@ -1,0 +1,68 @@
+"""resfit recipes: the named recipes."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+from resfit.cli.words import print_table
+
+
+def add(commands: Any) -> None:
+    """Add the command."""
+    parser = commands.add_parser("recipes", help="list the named recipes", description="List the named recipes.")
+    parser.add_argument("--json", action="store_true", help="print one JSON list")
+    parser.set_defaults(run=_recipes)
+
+
+def _recipes(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
+    from resfit.cost import cost
+    from resfit.recipe import get_recipe, recipe_names
+
+    rows = []
+    for name in recipe_names():
+        recipe = get_recipe(name)
+        price = cost(recipe.spec)
+        rows.append(
+            {
+                "name": name,
+                "data": recipe.data.name,
+                "params": price.params,
+                "macs": price.macs,
+                "budget": recipe.budget,
+                "epochs": recipe.train.epochs,
+                "description": recipe.description,
+                "result": _recorded_result(name),
+            }
+        )
+    if options.json:
+        print(json.dumps(rows, indent=1))
+        return 0
+    print_table(
+        ["recipe", "data", "parameters", "MACs", "epochs", "recorded result", "what it is for"],
+        [
+            [r["name"], r["data"], f"{r['params']:,}", f"{r['macs']:,}", r["epochs"], _result_text(r), r["description"]]
+            for r in rows
+        ],
+        right=(2, 3, 4),
+    )
+    return 0
+
+
+def _recorded_result(name: str) -> dict[str, Any] | None:
+    """The result of a recipe as shipped with this version, from the records of its own runs."""
+    from importlib import resources
+
+    file = resources.files("resfit") / "recipes" / "results.json"
+    results: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
+    result: dict[str, Any] | None = results.get(name)
+    return result
+
+
+def _result_text(row: dict[str, Any]) -> str:
+    result = row["result"]
+    if not result:
+        return "none yet"
+    spread = f" ± {100 * result['std']:.2f}" if result["std"] is not None else ""
+    return f"{100 * result['mean']:.2f}{spread} % (n={result['n']})"

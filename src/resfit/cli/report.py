@@ -1,0 +1,28 @@
+"""resfit report: one page of one or several runs."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+
+def add(commands: Any) -> None:
+    """Add the command."""
+    parser = commands.add_parser(
+        "report",
+        help="one self-contained HTML page of one or several runs",
+        description="Write one self-contained HTML page from the records of one or several runs.",
+    )
+    parser.add_argument("runs", metavar="RUN", nargs="+", help="run folders, or folders that hold several")
+    parser.add_argument("--out", type=Path, default=Path("report.html"), metavar="FILE", help="the page (report.html)")
+    parser.set_defaults(run=_report)
+
+
+def _report(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
+    from resfit.record import find_records
+    from resfit.report import write_report
+
+    records = find_records(options.runs)
+    print(f"{write_report(records, options.out)}: {len(records)} run{'s' if len(records) > 1 else ''}")
+    return 0

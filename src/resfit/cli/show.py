@@ -1,0 +1,67 @@
+"""resfit show: the price of a network, layer by layer."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+from resfit.cli.words import TARGET, print_table
+
+
+def add(commands: Any) -> None:
+    """Add the command."""
+    parser = commands.add_parser(
+        "show",
+        help="price a network, layer by layer",
+        description="Price a network without building it: layer table, totals and the budget's verdict.",
+    )
+    parser.add_argument("target", metavar="TARGET", help=TARGET)
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--budget", metavar="N", help="hold it against this many parameters (500k, 5M)")
+    parser.set_defaults(run=_show)
+
+
+def _show(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
+    from resfit.budget import judge, parse_count
+    from resfit.cost import cost
+    from resfit.fields import to_plain
+    from resfit.target import find_target
+
+    target = find_target(options.target)
+    budget = parse_count(options.budget) if options.budget else target.budget
+    price, verdict = cost(target.spec), judge(target.spec, budget)
+    if options.json:
+        facts = {
+            "name": target.name,
+            "params": price.params,
+            "frozen": price.frozen,
+            "macs": price.macs,
+            "activation_bytes": price.activation_bytes,
+            "budget": budget,
+            "fits": verdict.fits,
+            "spec": target.spec.to_dict(),
+            "layers": [{**to_plain(layer), "activation_bytes": layer.activation_bytes} for layer in price.layers],
+        }
+        print(json.dumps(facts, indent=1))
+        return 0
+    print_table(
+        ["layer", "kind", "output", "parameters", "MACs", "KB"],
+        [
+            [
+                layer.name,
+                layer.kind,
+                "x".join(map(str, layer.shape)),
+                f"{layer.params:,}",
+                f"{layer.macs:,}",
+                f"{layer.activation_bytes / 1000:,.1f}",
+            ]
+            for layer in price.layers
+        ],
+        right=(3, 4, 5),
+    )
+    print(f"{target.name}: {verdict}")
+    print(f"{price.macs:,} MACs and {price.activation_bytes / 1e6:.2f} MB of activations (fp32) for one image")
+    if price.frozen:
+        print(f"{price.frozen:,} frozen filter values beside them")
+    return 0

@@ -1,0 +1,136 @@
+"""resfit train: one run a seed."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from resfit.cli.words import RECIPE, add_data_options, print_table
+from resfit.errors import BadInput
+
+if TYPE_CHECKING:
+    from resfit.record import RunRecord
+
+
+def add(commands: Any) -> None:
+    """Add the command."""
+    from resfit.recipe import Recipe
+
+    parser = commands.add_parser(
+        "train",
+        help="train a recipe: one run a seed, each with its record and report",
+        description="Train a recipe. The run folder OUT/RECIPE/SEED holds recipe, record, metrics, model and report.",
+        usage="resfit train RECIPE [options] [--section.field VALUE ...]",
+        epilog=f"Every field of a recipe can be given as --section.field VALUE, as in --train.epochs 5 or "
+        f"--spec.stages.0.channels 32. {_field_help(Recipe)}",
+    )
+    parser.add_argument("recipe", metavar="RECIPE", nargs="?", help=RECIPE)
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="the first run's seed (0)")
+    parser.add_argument("--runs", type=int, default=1, metavar="N", help="this many runs, of seeds S, S+1, ... (1)")
+    parser.add_argument("--budget", metavar="N", help="refuse a network of more parameters (the recipe's, mostly 5M)")
+    parser.add_argument("--out", type=Path, default=Path("runs"), metavar="DIR", help="where run folders go (runs)")
+    parser.add_argument("--resume", type=Path, metavar="RUN", help="go on with an unfinished run folder")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (auto)")
+    add_data_options(parser)
+    parser.set_defaults(run=_train, takes_fields=True)
+
+
+def _field_help(kind: Any) -> str:
+    """The sections of a recipe and their fields, in words."""
+    import dataclasses
+    from typing import get_type_hints
+
+    hints = get_type_hints(kind)
+    sections = [name for name in hints if dataclasses.is_dataclass(hints[name])]
+    parts = [f"{name}: {', '.join(f.name for f in dataclasses.fields(hints[name]))}" for name in sections]
+    return "Sections and fields: " + "; ".join(parts) + "."
+
+
+def _train(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
+    from resfit.budget import parse_count, require_fit
+    from resfit.recipe import get_recipe
+
+    if options.budget:
+        overrides = {**overrides, "budget": parse_count(options.budget)}
+    recipe_target, seed, out = _what_to_train(options, overrides)
+
+    recipe = get_recipe(recipe_target, overrides)
+    if options.runs < 1:
+        raise BadInput(f"runs is {options.runs} (--runs): give at least 1")
+    if seed < 0:
+        raise BadInput(f"seed is {seed} (--seed): give 0 or more")
+    print(f"{recipe.name}: {require_fit(recipe.spec, recipe.budget)}", flush=True)
+    from resfit.progress import Progress
+    from resfit.run import run_folder, train, write_summary
+
+    folders = [run_folder(out, recipe, seed + n) for n in range(options.runs)]
+    if taken := [folder for folder in folders if (folder / "record.json").exists()]:
+        raise BadInput(f"a finished run lies there ({taken[0]}): give another --out or --seed, or move it away")
+    records = []
+    for n, folder in enumerate(folders):
+        with Progress(recipe.train.epochs) as progress:
+            record = train(
+                recipe,
+                seed=seed + n,
+                data_dir=options.data_dir,
+                out=out,
+                device=options.device,
+                offline=options.offline,
+                resume=options.resume is not None,
+                observer=progress,
+            )
+        records.append(record)
+        _print_result(record, folder)
+    if len(records) > 1:
+        write_summary(records, out / recipe.name)
+        _print_summaries(records)
+    return 0
+
+
+def _what_to_train(options: argparse.Namespace, overrides: dict[str, Any]) -> tuple[str, int, Path]:
+    """Recipe, first seed and parent folder: of a new run, or of the folder to resume."""
+    if options.resume is None:
+        if options.recipe is None:
+            raise BadInput("no recipe (RECIPE): give a name that resfit recipes lists, or a YAML file")
+        return options.recipe, options.seed, options.out
+    folder = options.resume.resolve()
+    if not (folder / "recipe.yaml").exists() or not folder.name.isdecimal():
+        raise BadInput(f"not a run folder ({options.resume}): give one that resfit train began")
+    if options.recipe is not None or overrides or options.runs != 1:
+        raise BadInput("a resumed run has its recipe and its seed (--resume): give the run folder alone")
+    return str(folder / "recipe.yaml"), int(folder.name), folder.parent.parent
+
+
+def _print_result(record: RunRecord, folder: Path) -> None:
+    tta = record.test.accuracy_tta
+    rows = [["test accuracy", f"{100 * record.test.accuracy:.2f} %"]]
+    if tta is not None:
+        rows.append(["with test-time augmentation", f"{100 * tta:.2f} %"])
+    rows += [
+        ["parameters", f"{record.params:,}"],
+        ["seconds", f"{record.seconds_to_result:.1f}"],
+        ["images/s in training", f"{record.images_per_second:,.0f}"],
+        ["run folder", str(folder)],
+    ]
+    if record.protocol["peeking"]:
+        rows.insert(1, ["protocol", "peeked at the test set to choose the epoch"])
+    print_table(["result", f"{record.recipe}, seed {record.seed}"], rows)
+
+
+def _print_summaries(records: Sequence[RunRecord]) -> None:
+    from resfit.record import summarize
+
+    rows = []
+    for what, values in (
+        ("test accuracy", [r.test.accuracy for r in records]),
+        ("with test-time augmentation", [r.test.accuracy_tta for r in records if r.test.accuracy_tta is not None]),
+    ):
+        if not values:
+            continue
+        s = summarize(values)
+        interval = f"{100 * s.interval[0]:.2f} to {100 * s.interval[1]:.2f} %" if s.interval else "needs n >= 2"
+        spread = f" ± {100 * s.std:.2f}" if s.std is not None else ""
+        rows.append([what, s.n, f"{100 * s.mean:.2f}{spread} %", interval])
+    print_table([records[0].recipe, "n", "mean ± deviation", "95 % interval of the mean"], rows, right=(1,))

@@ -1,0 +1,39 @@
+"""What several commands have in common: the words for their arguments, the data options, tables."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+TARGET = "a recipe's name, a recipe or spec YAML file, a run folder, or a model.safetensors"
+RECIPE = "a recipe's name or a recipe YAML file"
+
+
+def add_data_options(parser: argparse.ArgumentParser) -> None:
+    """Add --data-dir and --offline."""
+    parser.add_argument(
+        "--data-dir",
+        type=Path,
+        metavar="D",
+        help="where the data lies; else RESFIT_DATA_DIR, else the cache folder, into which it is downloaded",
+    )
+    parser.add_argument("--offline", action="store_true", help="never open a socket (or RESFIT_OFFLINE=1)")
+
+
+def print_table(header: list[str], rows: list[list[Any]], right: tuple[int, ...] = ()) -> None:
+    """A table on standard output, as wide as its cells need where that is not a terminal."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for n, name in enumerate(header):
+        table.add_column(Text(name), justify="right" if n in right else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(str(cell)) for cell in row))
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=max(console.measure(table).maximum, 200))
+    console.print(table)
