@@ -193,17 +193,20 @@ class EvaluateConfig:
     """How the result is chosen and scored.
 
     selection: which weights are scored; best-test looks at the test set every epoch, and the record says that it did.
-    tta: test-time augmentation beside the plain accuracy. `every`: epochs between validations.
+    tta: test-time augmentation beside the plain accuracy, of the share `tta_share` of the images that the network is
+    least sure of; the others keep their plain score. `every`: epochs between validations.
     """
 
     selection: Literal["last", "best-val", "best-test"] = "last"
     tta: Literal["none", "flip", "flip+shift"] = "flip+shift"
+    tta_share: float = 1.0
     every: int = 1
     batch_size: int = 500
 
     def __post_init__(self) -> None:
         for name in ("every", "batch_size"):
             _check(name, getattr(self, name), getattr(self, name) >= 1, "a whole number from 1 on")
+        _check("tta_share", self.tta_share, 0 < self.tta_share <= 1, "a number above 0, at most 1")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -238,6 +238,7 @@ class _Run:
                 part.images.to(self.device),
                 self.normalize,
                 tta=config.tta if tta else "none",
+                tta_share=config.tta_share,
                 batch_size=config.batch_size,
             )
 
@@ -283,6 +284,7 @@ class _Run:
                 "selection": self.selection,
                 "tta": recipe.evaluate.tta != "none",
                 "tta_views": recipe.evaluate.tta,
+                "tta_share": recipe.evaluate.tta_share,
                 "test_scored": self.test_scored,
                 "peeking": self.selection == "best-test",
                 "best_epoch": self.best[1] if self.best and self.selection != "last" else None,
@@ -428,11 +430,12 @@ def evaluate(
     """
     net, folder = load(target), Path(target) if Path(target).is_dir() else Path(target).parent
     recipe_file = folder / "recipe.yaml"
-    if not recipe_file.exists() and data is None:
+    trained = Recipe.from_yaml(recipe_file) if recipe_file.exists() else None
+    config = trained.data if trained else None
+    if data is not None:
+        config = from_plain(DataConfig, {"name": data, "val": 0}, "data")
+    if config is None:
         raise BadInput(f"no recipe.yaml beside the model ({folder}): say with --data which data set to score")
-    config = (
-        Recipe.from_yaml(recipe_file).data if data is None else from_plain(DataConfig, {"name": data, "val": 0}, "data")
-    )
     loaded = load_dataset(
         config,
         size=net.spec.input.size,
@@ -452,6 +455,7 @@ def evaluate(
             loaded.test.images.to(where),
             normalizer(info.mean, info.std, where),
             tta=tta,  # type: ignore[arg-type]
+            tta_share=trained.evaluate.tta_share if trained else 1.0,
         )
     return score(logits, loaded.test.labels, info.classes, logits_tta=logits_tta)
 
