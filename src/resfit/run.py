@@ -426,7 +426,8 @@ def evaluate(
 ) -> Metrics:
     """Score a run folder's or a model file's network on the test set of the data that it was trained on.
 
-    `data` names another data set for a model file that lies outside its run folder.
+    `data` names another data set for a model file that lies outside its run folder. A network beside its recipe is
+    scored in the recipe's precision, a lone one in fp32.
     """
     net, folder = load(target), Path(target) if Path(target).is_dir() else Path(target).parent
     recipe_file = folder / "recipe.yaml"
@@ -448,7 +449,7 @@ def evaluate(
         raise BadInput(
             f"the model knows other classes than {loaded.name} has ({target}): give the data of its training"
         )
-    precision = usable_precision("auto", where)
+    precision = usable_precision(trained.train.precision if trained else "fp32", where)
     with torch.autocast(where.type, torch.bfloat16, enabled=precision == "bf16"):
         logits, logits_tta = predict_logits(
             net.to(where),
