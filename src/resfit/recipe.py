@@ -160,7 +160,8 @@ class TrainConfig:
     `accumulate` batches share an optimizer step; `clip` bounds the gradient's norm; `resize` lists (from this fraction
     of training on, this side in pixels); `freeze_stem_after` stops a whitening stem's bias at that epoch; `patience`
     stops after so many epochs without a better validation accuracy; `drop_last` leaves an epoch's last partial batch
-    out. precision auto: bf16 where it is clearly faster, else fp32.
+    out; `skip_easy` leaves so large a share of the easy images out of each epoch but the first, up to the fraction
+    `skip_easy_until` of training (Qin et al. 2024). precision auto: bf16 where it is clearly faster, else fp32.
     """
 
     epochs: int = 200
@@ -172,6 +173,8 @@ class TrainConfig:
     resize: tuple[tuple[float, int], ...] = ()
     freeze_stem_after: float | None = None
     patience: int | None = None
+    skip_easy: float = 0.0
+    skip_easy_until: float = 0.8
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     compile: bool = False
 
@@ -183,6 +186,8 @@ class TrainConfig:
         _check("patience", self.patience, self.patience is None or self.patience >= 1, "a whole number from 1 on")
         limit = self.freeze_stem_after
         _check("freeze_stem_after", limit, limit is None or limit >= 0, "0 or a number of epochs")
+        _check("skip_easy", self.skip_easy, 0 <= self.skip_easy < 1, "a share from 0 to below 1")
+        _check("skip_easy_until", self.skip_easy_until, 0 <= self.skip_easy_until <= 1, "a fraction of training")
         starts = [start for start, _ in self.resize]
         ordered = starts == sorted(starts) and all(0 <= s < 1 for s in starts) and all(p >= 4 for _, p in self.resize)
         _check("resize", self.resize, ordered, "rising fractions below 1, each with a side of at least 4 pixels")

@@ -224,6 +224,7 @@ class _Run:
             test_accuracy=test.accuracy if test else None,
             lr=result.lr,
             seconds=result.seconds,
+            images=result.images,
         )
 
     def _out_of_patience(self) -> bool:
@@ -291,17 +292,13 @@ class _Run:
                 "deviations": list(recipe.deviations),
             },
             seconds_to_result=seconds,
-            images_per_second=len(self.curve) * self._images_per_epoch() / max(trained, 1e-9),
+            images_per_second=sum(point.images or 0 for point in self.curve) / max(trained, 1e-9),
             val=self._score(data.val) if len(data.val) else None,
             test=test,
             curve=tuple(self.curve),
             augmented=self._augmented_grid(),
             samples=pictures,
         )
-
-    def _images_per_epoch(self) -> int:
-        config = self.recipe.train
-        return min(self.trainer.batches_per_epoch * config.batch_size, len(self.data.train))
 
     def _augmented_grid(self) -> str:
         """A few training images, each as it is (first column) and as training may see it."""
