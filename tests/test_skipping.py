@@ -1,59 +1,43 @@
-"""Easy images are left out at random, and what stays of them weighs more: the gradient's expectation stays."""
+"""The easiest images are left out of an epoch, and come back in the next."""
 
 from __future__ import annotations
 
-import pytest
 import torch
+import torch.nn.functional as F
 
 from resfit.skipping import EasyImages
 
 CPU = torch.device("cpu")
 
 
-def skipper(share: float = 0.4, count: int = 2000) -> tuple[EasyImages, torch.Tensor]:
-    """Every second image is easy (loss 0.1), the others are not (loss 2)."""
+def remembered(count: int = 10, share: float = 0.4) -> EasyImages:
+    """Image n has the n-th lowest loss."""
     easy = EasyImages(count, share, CPU)
-    losses = torch.where(torch.arange(count) % 2 == 0, 0.1, 2.0)
-    easy.weighted_mean(losses, torch.arange(count))
-    return easy, losses
+    sureness = torch.arange(count, 0, -1.0)
+    easy.remember(torch.arange(count), torch.stack((sureness, torch.zeros(count)), 1), torch.zeros(count).long())
+    return easy
 
 
-def test_a_share_of_the_easy_images_is_left_out_and_no_other():
-    easy, _ = skipper()
-    order = torch.randperm(2000)
-    kept = easy.keep(order, torch.Generator().manual_seed(0))
-    assert (kept % 2 == 1).sum() == 1000
-    assert (kept % 2 == 0).sum().item() == pytest.approx(600, abs=50)
-    assert kept.tolist() == [n for n in order.tolist() if n in set(kept.tolist())]
+def test_the_images_of_lowest_loss_are_left_out_and_the_order_stays():
+    order = torch.tensor([9, 0, 8, 1, 7, 2, 6, 3, 5, 4])
+    assert remembered().leave_out(order).tolist() == [9, 8, 7, 6, 5, 4]
 
 
-def test_what_stays_weighs_so_much_more_that_the_expectation_stays():
-    easy, losses = skipper()
-    generator, sums = torch.Generator().manual_seed(0), []
-    for _ in range(50):
-        kept = easy.keep(torch.arange(2000), generator)
-        sums.append((losses * easy.weights)[kept].sum())
-    assert torch.stack(sums).mean().item() == pytest.approx(losses.sum().item(), rel=0.01)
+def test_none_is_left_out_twice_in_a_row():
+    easy, order = remembered(), torch.arange(10)
+    easy.leave_out(order)
+    assert easy.leave_out(order).tolist() == [0, 1, 2, 3, 8, 9]
 
 
-def test_the_mean_is_weighted_and_gradients_follow_it():
-    easy, _ = skipper(share=0.5)
-    easy.keep(torch.arange(2000), torch.Generator().manual_seed(0))
-    losses = torch.tensor([1.0, 4.0], requires_grad=True)
-    mean = easy.weighted_mean(losses, torch.tensor([0, 1]))  # weights 2 and 1
-    mean.backward()
-    assert mean.item() == pytest.approx(2.0)
-    assert losses.grad.tolist() == pytest.approx([2 / 3, 1 / 3])
+def test_images_that_were_never_trained_on_stay_while_others_can_go():
+    easy = EasyImages(10, 0.5, CPU)
+    easy.remember(torch.arange(5), torch.randn(5, 3), torch.zeros(5).long())
+    assert easy.leave_out(torch.arange(10)).tolist() == [5, 6, 7, 8, 9]
 
 
-def test_images_without_a_loss_stay_and_weigh_one():
-    easy = EasyImages(100, 0.9, CPU)
-    assert len(easy.keep(torch.arange(100), torch.Generator().manual_seed(0))) == 100
-    assert easy.weights.tolist() == [1.0] * 100
-
-
-def test_keeping_all_makes_all_weigh_one():
-    easy, _ = skipper()
-    easy.keep(torch.arange(2000), torch.Generator().manual_seed(0))
-    easy.keep_all()
-    assert easy.weights.tolist() == [1.0] * 2000
+def test_losses_are_cross_entropies_of_the_labels():
+    easy, logits, labels = EasyImages(6, 0.5, CPU), torch.randn(3, 4, dtype=torch.bfloat16), torch.tensor([3, 0, 1])
+    easy.remember(torch.tensor([5, 0, 2]), logits, labels)
+    expected = F.cross_entropy(logits.float(), labels, reduction="none")
+    torch.testing.assert_close(easy.losses[[5, 0, 2]], expected)
+    assert easy.losses[[1, 3, 4]].isinf().all()

@@ -160,8 +160,9 @@ class TrainConfig:
     `accumulate` batches share an optimizer step; `clip` bounds the gradient's norm; `resize` lists (from this fraction
     of training on, this side in pixels); `freeze_stem_after` stops a whitening stem's bias at that epoch; `patience`
     stops after so many epochs without a better validation accuracy; `drop_last` leaves an epoch's last partial batch
-    out; `skip_easy` leaves so large a share of the easy images out of each epoch but the first, up to the fraction
-    `skip_easy_until` of training (Qin et al. 2024). precision auto: bf16 where it is clearly faster, else fp32.
+    out; `skip_easy` leaves this share of the images out of each epoch but the first, those with the lowest loss when
+    they were last trained on, up to the fraction `skip_easy_until` of training. precision auto: bf16 where it is
+    clearly faster, else fp32.
     """
 
     epochs: int = 200
@@ -174,7 +175,7 @@ class TrainConfig:
     freeze_stem_after: float | None = None
     patience: int | None = None
     skip_easy: float = 0.0
-    skip_easy_until: float = 0.8
+    skip_easy_until: float = 1.0
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     compile: bool = False
 

@@ -111,16 +111,11 @@ class Trainer:
         inputs, targets = self.batch(index, progress=progress)
         with torch.autocast(self.device.type, _DTYPES[self.precision], enabled=self.precision != "fp32"):
             logits = self.forward(inputs)
-            loss = self._loss(logits, targets, index)
+            loss = F.cross_entropy(logits, targets, label_smoothing=self.recipe.train.label_smoothing)
         self.scaler.scale(loss * share).backward()
+        if self.easy is not None:
+            self.easy.remember(index, logits, self.labels[index])
         return loss.detach(), (logits.detach().argmax(1) == self.labels[index]).sum()
-
-    def _loss(self, logits: Tensor, targets: Tensor, index: Tensor) -> Tensor:
-        smoothing = self.recipe.train.label_smoothing
-        if self.easy is None:
-            return F.cross_entropy(logits, targets, label_smoothing=smoothing)
-        losses = F.cross_entropy(logits, targets, label_smoothing=smoothing, reduction="none")
-        return self.easy.weighted_mean(losses, index)
 
     def warm_up(self) -> float:
         """Seconds that it took to compile the network for every image size of the recipe; leaves no trace of it."""
@@ -148,12 +143,8 @@ class Trainer:
 
     def _trained_on(self, order: Tensor) -> Tensor:
         """The images of `order` that this epoch trains on."""
-        if self.easy is None:
-            return order
-        if self.epoch == 0 or self._progress(0.0) >= self.recipe.train.skip_easy_until:
-            self.easy.keep_all()
-            return order
-        return self.easy.keep(order, self.generator)
+        skipping = self.epoch > 0 and self._progress(0.0) < self.recipe.train.skip_easy_until
+        return self.easy.leave_out(order) if self.easy is not None and skipping else order
 
     def _set_rates(self, progress: float) -> None:
         epochs = self.recipe.train.epochs
@@ -214,7 +205,7 @@ class Trainer:
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "scaler": self.scaler.state_dict(),
             "average": self.average.state_dict() if self.average is not None else None,
-            "easy": self.easy.state_dict() if self.easy is not None else None,
+            "losses": self.easy.losses if self.easy is not None else None,
             "generator": self.generator.get_state(),
             "torch_rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
@@ -230,7 +221,7 @@ class Trainer:
         if self.average is not None:
             self.average.load_state_dict(state["average"])
         if self.easy is not None:
-            self.easy.load_state_dict(state["easy"])
+            self.easy.losses.copy_(state["losses"])
         self.generator.set_state(state["generator"])
         torch.set_rng_state(state["torch_rng"])
         if state["cuda_rng"] is not None:
