@@ -240,7 +240,7 @@ class Recipe:
         safe = self.name.isprintable() and self.name[:1] not in ("", ".") and not set(self.name) & set('/\\:*?"<>|')
         _check("name", self.name, safe, "a name that can be a folder's")
         _check("budget", self.budget, self.budget >= 1, "a number of trainable parameters")
-        ends_on_norm = any(not block.preact for _, _, block in self.spec.plan())
+        ends_on_norm = any(block.layout.norm_last for _, _, block in self.spec.plan())
         dead = self.init.zero_last_norm and not self.spec.norm.gain and ends_on_norm
         _check("init.zero_last_norm", True, not dead, "false, or norms with a gain (spec.norm.gain)")
         if self.evaluate.selection == "best-val" or self.train.patience:
