@@ -85,7 +85,7 @@ class StageSpec:
     """`blocks` (B_i) residual blocks of `channels` (C_i, before expansion) with convolutions of `kernel` (F_i).
 
     The first block carries the stride: 1 in the first stage and 2 in the others unless said. `block`, `shortcut` and
-    `downsample` override the network's own.
+    `downsample` override the network's own. `inner` is the width between a block's convolutions, if not `channels`.
     """
 
     blocks: int
@@ -95,6 +95,7 @@ class StageSpec:
     block: BlockKind | None = None
     shortcut: ShortcutSpec | None = None
     downsample: Downsample | None = None
+    inner: int | None = None
 
     def __post_init__(self) -> None:
         _check_range("blocks", self.blocks, 1, 1000)
@@ -102,6 +103,8 @@ class StageSpec:
         _check_kernel("kernel", self.kernel)
         if self.stride is not None:
             _check_range("stride", self.stride, 1, 8)
+        if self.inner is not None:
+            _check_range("inner", self.inner, 1, 65_536)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,6 +193,7 @@ class BlockPlan:
     kind: BlockKind
     in_channels: int
     channels: int
+    inner: int
     kernel: int
     stride: int
     downsample: Downsample
@@ -214,7 +218,7 @@ class BlockPlan:
     def convs(self) -> tuple[ConvPlan, ...]:
         """The convolutions of the residual branch, in order."""
         stride, pool = self.stride // self.pool, self.pool
-        c_in, narrow, wide, kernel = self.in_channels, self.channels, self.out_channels, self.kernel
+        c_in, narrow, wide, kernel = self.in_channels, self.inner, self.out_channels, self.kernel
         if self.kind in ("basic", "preact"):
             return (
                 ConvPlan(in_channels=c_in, out_channels=narrow, kernel=kernel, stride=stride, pool=pool),
@@ -311,6 +315,7 @@ class NetSpec:
             kind=stage.block or self.block,
             in_channels=in_channels,
             channels=stage.channels,
+            inner=stage.inner or stage.channels,
             kernel=stage.kernel,
             stride=stage_stride if j == 0 else 1,
             downsample=stage.downsample or self.downsample,
