@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import time
 from pathlib import Path
 from typing import Any
 
@@ -105,3 +106,13 @@ def test_all_observers_hear_everything_in_order(tiny, tmp_path):
     assert {"started", "stepped", "epoch_ended", "finished"} <= told
     assert [entry for entry in heard if entry[0] == "a"] == [("a", method) for _, method in heard[1::2]]
     assert [name for name, _ in heard] == ["a", "b"] * (len(heard) // 2)
+
+
+def test_a_log_that_is_slow_to_open_is_no_part_of_the_runs_time(tiny, tmp_path):
+    class Slow(Observer):
+        def started(self, *args: object) -> None:
+            time.sleep(1)
+
+    began = time.perf_counter()
+    record = train(tiny.replace({"train.epochs": 1}), out=tmp_path, observer=Slow())
+    assert record.seconds_to_result < time.perf_counter() - began - 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -101,6 +102,8 @@ class MLflowLogger(Observer):
         """Open the run; raises BadInput where the server does not answer."""
         from mlflow import MlflowClient
 
+        for name in ("mlflow", "alembic"):  # they tell of every table that they make
+            logging.getLogger(name).setLevel(logging.WARNING)
         address = self.address or f"sqlite:///{(folder / 'mlflow.db').resolve()}"
         try:
             self.client: Any = MlflowClient(tracking_uri=address)

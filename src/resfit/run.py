@@ -192,7 +192,9 @@ class _Run:
     def execute(self) -> RunRecord:
         """Train what is left, score the test set, and leave the folder complete."""
         note = f"{self.device.type}, {self.precision}, {torch.get_num_threads()} threads"
+        began = time.perf_counter()
         self.observer.started(self.recipe, self.data, self.folder, note)
+        self.clock += time.perf_counter() - began  # a log that is slow to open is no part of the run
         self._write_metrics()
         self._save_state()
         saved = time.perf_counter()
