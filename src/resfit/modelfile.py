@@ -12,6 +12,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
+from resfit.cost import cost
 from resfit.errors import BadInput
 from resfit.fields import from_plain, to_plain
 from resfit.files import write_atomic
@@ -46,14 +47,19 @@ def load(path: str | Path) -> Network:
         with safetensors.safe_open(file, framework="pt") as opened:
             metadata = opened.metadata() or {}
             tensors: dict[str, Any] = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+        spec = NetSpec.from_dict(json.loads(metadata["resfit.spec"]))
+        if cost(spec).params > sum(tensor.numel() for tensor in tensors.values()):
+            raise ValueError("it holds fewer weights than its spec has parameters")
         with torch.random.fork_rng(devices=[]):  # the weights that it begins with are replaced
-            net = build(NetSpec.from_dict(json.loads(metadata["resfit.spec"])))
+            net = build(spec)
         net.load_state_dict(tensors)
         net.info = from_plain(ModelInfo, json.loads(metadata["resfit.info"]))
     except FileNotFoundError:
         raise BadInput(f"no model ({file}): give a run folder or a model.safetensors") from None
     except KeyError as error:
         raise BadInput(f"not a resfit model ({file}): its metadata lacks {error}") from None
-    except (OSError, RuntimeError, ValueError, safetensors.SafetensorError) as error:
-        raise BadInput(f"damaged model ({file}): {str(error).splitlines()[0][:120]}") from None
+    except (OSError, RuntimeError, ValueError, TypeError, RecursionError, safetensors.SafetensorError) as error:
+        raise BadInput(
+            f"damaged model ({file}): {(str(error).splitlines() or [type(error).__name__])[0][:120]}"
+        ) from None
     return net.eval()

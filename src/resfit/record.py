@@ -85,6 +85,46 @@ class LayerRow:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Latency:
+    """Median seconds of a forward pass of `batch` images on so many threads, over `passes`."""
+
+    batch: int
+    threads: int
+    seconds: float
+    passes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrunedNetwork:
+    """A network at one step of its pruning: plain test accuracy (a fraction), price and speed."""
+
+    name: str
+    accuracy: float
+    params: int
+    macs: int
+    latency: tuple[Latency, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParentRun:
+    """The run that a pruned network comes from, and the SHA-256 of its model.safetensors."""
+
+    recipe: str
+    seed: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pruning:
+    """How a network was pruned: its steps in order, and the channels of each part before and after."""
+
+    parent: ParentRun
+    criterion: str
+    networks: tuple[PrunedNetwork, ...]
+    widths: tuple[tuple[str, int, int], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunRecord:
     """Everything that a run leaves in numbers.
 
@@ -117,6 +157,7 @@ class RunRecord:
     curve: tuple[EpochPoint, ...]
     augmented: str = ""
     samples: tuple[Sample, ...] = ()
+    pruning: Pruning | None = None
 
     @property
     def accuracy(self) -> float:

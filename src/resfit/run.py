@@ -50,6 +50,9 @@ class Observer:
     def epoch_ended(self, point: EpochPoint) -> None:
         """An epoch was trained, and validated where its recipe says so."""
 
+    def finished(self, record: RunRecord) -> None:
+        """The run is over and its folder complete."""
+
     def message(self, text: str) -> None:
         """A line for the user."""
 
@@ -79,12 +82,14 @@ def train(
     device: str = "auto",
     offline: bool = False,
     resume: bool = False,
+    init: str | Path | None = None,
     observer: Observer | None = None,
 ) -> RunRecord:
     """Train one recipe with one seed into the folder out/<recipe>/<seed>, and return its record.
 
     Raises BadInput ahead of any work for a recipe over its budget, data that cannot be used, or a folder that holds a
     run already; RunFailed when training stops early. `resume` goes on from the folder's state.
+    `init`, a model file or run folder of the same spec, gives the weights to begin with.
     """
     recipe = get_recipe(recipe) if isinstance(recipe, str) else recipe
     require_fit(recipe.spec, recipe.budget)
@@ -100,7 +105,7 @@ def train(
         progress=observer.message,
     )
     recipe = fit_classes(recipe, data)
-    run = _Run(recipe=recipe, seed=seed, data=data, folder=folder, device=where, observer=observer)
+    run = _Run(recipe=recipe, seed=seed, data=data, folder=folder, device=where, observer=observer, init=init)
     write_atomic(folder / "recipe.yaml", recipe.to_yaml())
     if resume:
         run.restore(load_state(folder / "state.pt"))
@@ -151,6 +156,7 @@ class _Run:
     folder: Path
     device: torch.device
     observer: Observer
+    init: str | Path | None = None
     curve: list[EpochPoint] = field(default_factory=list)
     best: tuple[float, int, dict[str, Tensor]] | None = None
     test_scored: int = 0
@@ -164,6 +170,8 @@ class _Run:
         self.clock = time.perf_counter()
         self.net = build(self.recipe.spec, self.recipe.init).to(self.device)
         whiten_stem(self.net, self.normalize(images[:_WHITENING_IMAGES]))
+        if self.init is not None:
+            take_weights(self.net, self.init)
         self.trainer = Trainer(
             net=self.net,
             recipe=self.recipe,
@@ -184,7 +192,9 @@ class _Run:
     def execute(self) -> RunRecord:
         """Train what is left, score the test set, and leave the folder complete."""
         note = f"{self.device.type}, {self.precision}, {torch.get_num_threads()} threads"
+        began = time.perf_counter()
         self.observer.started(self.recipe, self.data, self.folder, note)
+        self.clock += time.perf_counter() - began  # a log that is slow to open is no part of the run
         self._write_metrics()
         self._save_state()
         saved = time.perf_counter()
@@ -200,7 +210,9 @@ class _Run:
                 self.observer.message(f"stopped early: no better validation in {self.recipe.train.patience} epochs")
                 break
         self._save_state()
-        return self._finish()
+        record = self._finish()
+        self.observer.finished(record)
+        return record
 
     def _validated(self, result: EpochResult) -> EpochPoint:
         """The epoch's point on the curve; validates, and keeps the weights that are the best so far."""
@@ -360,6 +372,14 @@ def whiten_stem(net: Network, images: Tensor) -> None:
     for module in net.modules():
         if isinstance(module, FrozenConv):
             module.whiten(images)
+
+
+def take_weights(net: Network, target: str | Path) -> None:
+    """Give `net` the weights of a model file or run folder; raises BadInput where that is of another spec."""
+    other = load(target)
+    if other.spec != net.spec:
+        raise BadInput(f"the weights are of another network ({target}): give those of a network of the same spec")
+    net.load_state_dict(other.state_dict())
 
 
 def layer_rows(recipe: Recipe) -> list[LayerRow]:

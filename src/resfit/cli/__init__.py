@@ -12,14 +12,12 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-import yaml
-
-from resfit.cli import compare, evaluate, recipes, report, show, train
+from resfit.cli import compare, evaluate, prune, recipes, report, show, train
 from resfit.errors import BadInput, ResfitError
-from resfit.fields import nearest
+from resfit.fields import nearest, parse_yaml
 
 # Each has `add`, which adds the command's parser; the parser's `run` does the work and returns the exit status.
-_COMMANDS = (recipes, show, train, evaluate, compare, report)
+_COMMANDS = (recipes, show, train, evaluate, compare, report, prune)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -111,7 +109,7 @@ def _take_overrides(words: list[str]) -> tuple[list[str], dict[str, Any]]:
         if value is None:
             raise BadInput(f"no value ({name}): give one")
         try:
-            overrides[name.removeprefix("--").replace("-", "_")] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise BadInput(f"{value!r} is not a value ({name}): give a number, a word or a YAML list") from None
+            overrides[name.removeprefix("--").replace("-", "_")] = parse_yaml(value, name)
+        except BadInput:
+            raise BadInput(f"{value[:60]!r} is no value ({name}): give a number, a word or a YAML list") from None
     return left, overrides
