@@ -89,6 +89,7 @@ def test_a_misspelt_override_is_answered_with_the_nearest():
         ("augment", {"contrast": -0.1}, "contrast", "from 0 to 1"),
         ("augment", {"crop": -1}, "crop", "0 or a number above it"),
         ("augment", {"mixup": float("nan")}, "mixup", "0 or a number above it"),
+        ("augment", {"ricap": 0.3, "mixup": 0.2}, "ricap", "leave mixup and cutmix out"),
         ("init", {"filters": "zeros"}, "filters", "he"),
         ("optim", {"lr": 0}, "lr", "a number above 0"),
         ("optim", {"lr": float("inf")}, "lr", "a number above 0"),

@@ -40,10 +40,10 @@ class AugmentConfig:
 
     policy, crop (pixels of padding), flip, rotate (degrees), translate (fraction of the side), brightness, contrast,
     saturation (factors drawn from 1 ± value), blur (largest sigma in pixels), cutout (side in pixels), and then mixup
-    or cutmix (the alpha of their Beta distribution; with both on, each batch takes one of them).
+    or cutmix (the alpha of their Beta distribution; with both on, each batch takes one of them), or ricap (likewise).
     """
 
-    policy: Literal["none", "trivial", "rand"] = "none"
+    policy: Literal["none", "trivial", "rand", "autoaugment"] = "none"
     crop: int = 0
     crop_mode: Literal["zero", "reflect"] = "zero"
     flip: Literal["none", "random", "alternating"] = "none"
@@ -56,14 +56,22 @@ class AugmentConfig:
     cutout: int = 0
     mixup: float = 0.0
     cutmix: float = 0.0
+    ricap: float = 0.0
 
     def __post_init__(self) -> None:
         _check("rotate", self.rotate, 0 <= self.rotate <= 180, "degrees from 0 to 180")
         _check("translate", self.translate, 0 <= self.translate <= 1, "a fraction from 0 to 1")
         for name in ("brightness", "contrast", "saturation"):
             _check(name, getattr(self, name), 0 <= getattr(self, name) <= 1, "a number from 0 to 1")
-        for name in ("crop", "cutout", "blur", "mixup", "cutmix"):
+        for name in ("crop", "cutout", "blur", "mixup", "cutmix", "ricap"):
             _check(name, getattr(self, name), 0 <= getattr(self, name) < 1000, "0 or a number above it")
+        alone = not (self.ricap and (self.mixup or self.cutmix))
+        _check("ricap", self.ricap, alone, "0, or leave mixup and cutmix out")
+
+    @property
+    def mixes(self) -> bool:
+        """Whether images and their targets are mixed within a batch."""
+        return bool(self.mixup or self.cutmix or self.ricap)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -159,7 +159,7 @@ class Trainer:
             fill=self.fill,
         )
         inputs = _resized(self.normalize(images), self.recipe.train.resize, progress)
-        if not (config.mixup or config.cutmix):
+        if not config.mixes:
             return inputs, labels
         return mix(inputs, F.one_hot(labels, self.recipe.spec.num_classes).float(), config, self.generator)
 
