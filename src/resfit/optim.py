@@ -1,4 +1,4 @@
-"""Parameter groups, optimizers, learning-rate schedules and weight averaging."""
+"""Parameter groups, optimizers and learning-rate schedules."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from resfit.recipe import AverageConfig, OptimConfig, ScheduleConfig
+from resfit.recipe import OptimConfig, ScheduleConfig
 
 Group = dict[str, Any]
 
@@ -154,13 +153,6 @@ def make_schedulers(
         return lr_factor(config, step / steps_per_epoch, epochs)
 
     return [LambdaLR(optimizer, factor) for optimizer in optimizers]
-
-
-def make_average(net: nn.Module, config: AverageConfig) -> AveragedModel | None:
-    """The moving average of weights and buffers that `config` asks for; call update_parameters once a step."""
-    if config.name == "none":
-        return None
-    return AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(config.decay), use_buffers=True)
 
 
 def check_gradients(net: nn.Module) -> None:
