@@ -18,7 +18,10 @@ from torch import Tensor
 from resfit.cost import cost
 from resfit.errors import BadInput
 from resfit.net import Network, build
-from resfit.spec import EXPANSION, BlockPlan, NetSpec
+from resfit.spec import BlockPlan, NetSpec
+
+
+EXPANSION = {"basic": 1, "bottleneck": 4, "preact": 1, "preact-bottleneck": 4}  # of the blocks that can be pruned
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,17 +49,16 @@ class Wiring:
 
 
 def wiring(spec: NetSpec) -> Wiring:
-    """The channel sets of `spec`; raises BadInput for a block kind whose channels are not known here."""
+    """The channel sets of `spec`; raises BadInput for a network whose channels are not known here."""
+    _check_known(spec)
     streams, padded, inner = ["stem"], {}, [list[str]() for _ in spec.stages]
     links = [Link(module="stem.conv", writes="stem"), Link(module="stem.norm", writes="stem")]
     for i, j, block in spec.plan():
-        if block.kind not in EXPANSION:
-            raise BadInput(f"blocks of kind {block.kind} (prune): prune a network of {', '.join(EXPANSION)}")
         source = streams[-1]
         if j == 0:
-            joined = block.projection is None and block.in_channels == block.out_channels
+            joined = not block.projections and block.in_channels == block.out_channels
             streams.append(source if joined else f"stages.{i}")
-            if block.projection is None and not joined:
+            if not block.projections and not joined:
                 padded[streams[-1]] = source
         name = f"stages.{i}.{j}"
         within = [f"{name}.inner{n}" for n in range(1, len(block.convs))]
@@ -72,14 +74,31 @@ def wiring(spec: NetSpec) -> Wiring:
     )
 
 
+def _check_known(spec: NetSpec) -> None:
+    kinds = {stage.block or spec.block for stage in spec.stages}
+    if unknown := sorted(kinds - EXPANSION.keys()):
+        raise BadInput(f"blocks of kind {unknown[0]} (prune): prune a network of {', '.join(EXPANSION)}")
+    shortcuts = {(stage.shortcut or spec.shortcut).kind for stage in spec.stages}
+    given = {
+        "expansion": spec.expansion,
+        "groups": spec.groups > 1,
+        "branches": spec.branches > 1,
+        "widen": spec.widen,
+        "eca": spec.eca,
+        "shortcut": "shift" in shortcuts,
+    }
+    if names := [name for name, value in given.items() if value]:
+        raise BadInput(f"spec.{names[0]} is not known to pruning (prune): prune a network without it")
+
+
 def _block_links(spec: NetSpec, block: BlockPlan, name: str, sets: list[str]) -> Iterator[Link]:
     """The links of one block, whose convolutions read and write `sets` in turn; some name modules that it lacks."""
     source, target = sets[0], sets[-1]
-    if block.preact:
+    if block.layout.norm_first:
         yield Link(module=f"{name}.norm1", writes=source)
     for n, (reads, writes) in enumerate(pairwise(sets), 1):
         yield Link(module=f"{name}.branch.conv{n}", reads=reads, writes=writes)
-        yield Link(module=f"{name}.branch.norm{n + 1 if block.preact else n}", writes=writes)
+        yield Link(module=f"{name}.branch.norm{n + block.layout.norm_first}", writes=writes)
     yield Link(module=f"{name}.branch.se.squeeze", reads=target, writes=f"{name}.se")
     yield Link(module=f"{name}.branch.se.excite", reads=f"{name}.se", writes=target)
     yield Link(module=f"{name}.shortcut.conv", reads=source, writes=target)

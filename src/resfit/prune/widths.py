@@ -9,8 +9,8 @@ from torch import Tensor
 
 from resfit.cost import cost
 from resfit.errors import BadInput
-from resfit.prune.channels import Wiring, wiring
-from resfit.spec import EXPANSION, NetSpec
+from resfit.prune.channels import EXPANSION, Wiring, wiring
+from resfit.spec import NetSpec
 
 _LEAST_SHARE = 0.125  # of a part's width: below, single layers choke the network (Tanaka et al. 2020)
 
@@ -94,7 +94,7 @@ def _with_widths(spec: NetSpec, wired: Wiring, widths: Mapping[str, int]) -> Net
 
 
 def _shortcuts(spec: NetSpec) -> list[tuple[bool, bool]]:
-    return [(block.projection is None, block.shape_changes) for _, _, block in spec.plan()]
+    return [(not block.projections, block.shape_changes) for _, _, block in spec.plan()]
 
 
 def _parts(spec: NetSpec, wired: Wiring, worth: Mapping[str, Tensor]) -> list[Part]:
