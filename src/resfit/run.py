@@ -468,10 +468,10 @@ def run_folder_of(target: str | Path) -> Path:
 def scorer(net: Network, target: str | Path, where: torch.device) -> Callable[..., tuple[Tensor, Tensor | None]]:
     """A function from uint8 images [N, C, H, W], and a TTA, to the logits of a loaded network, plain and with TTA.
 
-    Computes on the device, in the precision of the target's recipe.
+    Computes on the device, in the precision of the recipe beside the model, or else in fp32.
     """
     recipe_file = run_folder_of(target) / "recipe.yaml"
-    wanted = Recipe.from_yaml(recipe_file).train.precision if recipe_file.exists() else "auto"
+    wanted = Recipe.from_yaml(recipe_file).train.precision if recipe_file.exists() else "fp32"
     precision, normalize = usable_precision(wanted, where), normalizer(net.info.mean, net.info.std, where)
     net.to(where)
 
