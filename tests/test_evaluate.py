@@ -132,6 +132,15 @@ def test_shifted_views_count_an_eighth_each_and_move_by_one_pixel():
     torch.testing.assert_close(averaged, expected.flatten()[None])
 
 
+def test_only_the_share_of_images_that_are_least_sure_gets_views():
+    plain, averaged = predict_logits(Corner(), images(), torch.Tensor.float, tta="flip+shift")
+    _, shared = predict_logits(Corner(), images(), torch.Tensor.float, tta="flip+shift", tta_share=0.25, batch_size=3)
+    sure = plain.softmax(1).amax(1)
+    unsure = sure <= sure.sort().values[4]  # 5 of 20
+    assert (averaged != plain).any(1).all()
+    torch.testing.assert_close(shared, torch.where(unsure[:, None], averaged, plain))
+
+
 @pytest.mark.parametrize("tta", ["flip", "flip+shift"])
 def test_weights_of_the_views_sum_to_one(tta):
     even = torch.full((2, 3, 8, 8), 7, dtype=torch.uint8)

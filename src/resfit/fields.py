@@ -22,10 +22,17 @@ def from_plain(kind: type[T], data: object, where: str = "") -> T:
     return _convert(kind, data, where)  # type: ignore[no-any-return]
 
 
+def unwritten(default: T) -> T:
+    """A field that `to_plain` leaves out at its default, so that what was written before it came keeps its form."""
+    found: T = dataclasses.field(default=default, metadata={"unwritten": True})
+    return found
+
+
 def to_plain(value: object) -> Any:
     """Mappings, lists and scalars that `from_plain` turns back into an equal value."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        values = ((f, getattr(value, f.name)) for f in dataclasses.fields(value))
+        return {f.name: to_plain(v) for f, v in values if not (f.metadata.get("unwritten") and v == f.default)}
     if isinstance(value, Mapping):
         return {key: to_plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

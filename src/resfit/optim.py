@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from resfit.recipe import AverageConfig, OptimConfig, ScheduleConfig
@@ -145,15 +144,11 @@ def _cycle_progress(since: float, period: float, growth: float) -> float:
     return since / period
 
 
-def make_schedulers(
-    optimizers: list[torch.optim.Optimizer], config: ScheduleConfig, *, steps_per_epoch: int, epochs: int
-) -> list[LambdaLR]:
-    """One scheduler an optimizer, stepped once an optimizer step."""
-
-    def factor(step: int) -> float:
-        return lr_factor(config, step / steps_per_epoch, epochs)
-
-    return [LambdaLR(optimizer, factor) for optimizer in optimizers]
+def set_learning_rates(optimizers: list[torch.optim.Optimizer], factor: float) -> None:
+    """Set every group's rate to `factor` times its peak, which is the rate that it came with."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = factor * group.setdefault("initial_lr", group["lr"])
 
 
 def make_average(net: nn.Module, config: AverageConfig) -> AveragedModel | None:

@@ -160,7 +160,9 @@ class TrainConfig:
     `accumulate` batches share an optimizer step; `clip` bounds the gradient's norm; `resize` lists (from this fraction
     of training on, this side in pixels); `freeze_stem_after` stops a whitening stem's bias at that epoch; `patience`
     stops after so many epochs without a better validation accuracy; `drop_last` leaves an epoch's last partial batch
-    out. precision auto: bf16 where it is clearly faster, else fp32.
+    out; `skip_easy` leaves this share of the images out of each epoch but the first, those with the lowest loss when
+    they were last trained on, up to the fraction `skip_easy_until` of training. precision auto: bf16 where it is
+    clearly faster, else fp32.
     """
 
     epochs: int = 200
@@ -172,6 +174,8 @@ class TrainConfig:
     resize: tuple[tuple[float, int], ...] = ()
     freeze_stem_after: float | None = None
     patience: int | None = None
+    skip_easy: float = 0.0
+    skip_easy_until: float = 1.0
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     compile: bool = False
 
@@ -183,6 +187,8 @@ class TrainConfig:
         _check("patience", self.patience, self.patience is None or self.patience >= 1, "a whole number from 1 on")
         limit = self.freeze_stem_after
         _check("freeze_stem_after", limit, limit is None or limit >= 0, "0 or a number of epochs")
+        _check("skip_easy", self.skip_easy, 0 <= self.skip_easy < 1, "a share from 0 to below 1")
+        _check("skip_easy_until", self.skip_easy_until, 0 <= self.skip_easy_until <= 1, "a fraction of training")
         starts = [start for start, _ in self.resize]
         ordered = starts == sorted(starts) and all(0 <= s < 1 for s in starts) and all(p >= 4 for _, p in self.resize)
         _check("resize", self.resize, ordered, "rising fractions below 1, each with a side of at least 4 pixels")
@@ -193,17 +199,20 @@ class EvaluateConfig:
     """How the result is chosen and scored.
 
     selection: which weights are scored; best-test looks at the test set every epoch, and the record says that it did.
-    tta: test-time augmentation beside the plain accuracy. `every`: epochs between validations.
+    tta: test-time augmentation beside the plain accuracy, of the share `tta_share` of the images that the network is
+    least sure of; the others keep their plain score. `every`: epochs between validations.
     """
 
     selection: Literal["last", "best-val", "best-test"] = "last"
     tta: Literal["none", "flip", "flip+shift"] = "flip+shift"
+    tta_share: float = 1.0
     every: int = 1
     batch_size: int = 500
 
     def __post_init__(self) -> None:
         for name in ("every", "batch_size"):
             _check(name, getattr(self, name), getattr(self, name) >= 1, "a whole number from 1 on")
+        _check("tta_share", self.tta_share, 0 < self.tta_share <= 1, "a number above 0, at most 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,7 +240,7 @@ class Recipe:
         safe = self.name.isprintable() and self.name[:1] not in ("", ".") and not set(self.name) & set('/\\:*?"<>|')
         _check("name", self.name, safe, "a name that can be a folder's")
         _check("budget", self.budget, self.budget >= 1, "a number of trainable parameters")
-        ends_on_norm = any(not block.preact for _, _, block in self.spec.plan())
+        ends_on_norm = any(block.layout.norm_last for _, _, block in self.spec.plan())
         dead = self.init.zero_last_norm and not self.spec.norm.gain and ends_on_norm
         _check("init.zero_last_norm", True, not dead, "false, or norms with a gain (spec.norm.gain)")
         if self.evaluate.selection == "best-val" or self.train.patience:

@@ -49,7 +49,7 @@ class Metrics:
 
 @dataclass(frozen=True, kw_only=True)
 class EpochPoint:
-    """One epoch of the curve. `lr` is the main group's at the epoch's end; `seconds` are spent training."""
+    """One epoch of the curve: `images` trained on, `lr` of the main group at the end, `seconds` spent training."""
 
     epoch: int
     train_loss: float
@@ -59,6 +59,7 @@ class EpochPoint:
     test_accuracy: float | None = None
     lr: float
     seconds: float
+    images: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

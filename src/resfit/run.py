@@ -224,6 +224,7 @@ class _Run:
             test_accuracy=test.accuracy if test else None,
             lr=result.lr,
             seconds=result.seconds,
+            images=result.images,
         )
 
     def _out_of_patience(self) -> bool:
@@ -238,6 +239,7 @@ class _Run:
                 part.images.to(self.device),
                 self.normalize,
                 tta=config.tta if tta else "none",
+                tta_share=config.tta_share,
                 batch_size=config.batch_size,
             )
 
@@ -283,23 +285,20 @@ class _Run:
                 "selection": self.selection,
                 "tta": recipe.evaluate.tta != "none",
                 "tta_views": recipe.evaluate.tta,
+                "tta_share": recipe.evaluate.tta_share,
                 "test_scored": self.test_scored,
                 "peeking": self.selection == "best-test",
                 "best_epoch": self.best[1] if self.best and self.selection != "last" else None,
                 "deviations": list(recipe.deviations),
             },
             seconds_to_result=seconds,
-            images_per_second=len(self.curve) * self._images_per_epoch() / max(trained, 1e-9),
+            images_per_second=sum(point.images or 0 for point in self.curve) / max(trained, 1e-9),
             val=self._score(data.val) if len(data.val) else None,
             test=test,
             curve=tuple(self.curve),
             augmented=self._augmented_grid(),
             samples=pictures,
         )
-
-    def _images_per_epoch(self) -> int:
-        config = self.recipe.train
-        return min(self.trainer.batches_per_epoch * config.batch_size, len(self.data.train))
 
     def _augmented_grid(self) -> str:
         """A few training images, each as it is (first column) and as training may see it."""
@@ -424,7 +423,8 @@ def evaluate(
 ) -> Metrics:
     """Score a run folder's or a model file's network on the test set of the data that it was trained on.
 
-    `data` names another data set for a model file that lies outside its run folder.
+    `data` names another data set for a model file that lies outside its run folder. A network beside its recipe is
+    scored in the recipe's precision, a lone one in fp32.
     """
     net = load(target)
     loaded = data_of(net, target, data_dir=data_dir, offline=offline, data=data)
@@ -439,13 +439,13 @@ def data_of(
 
     Raises BadInput where the model lies outside its run folder and `data` is not given, or where classes differ.
     """
-    recipe_file = run_folder_of(target) / "recipe.yaml"
-    if not recipe_file.exists() and data is None:
-        folder = recipe_file.parent
+    trained = _recipe_beside(target)
+    config = trained.data if trained else None
+    if data is not None:
+        config = from_plain(DataConfig, {"name": data, "val": 0}, "data")
+    if config is None:
+        folder = run_folder_of(target)
         raise BadInput(f"no recipe.yaml beside the model ({folder}): say with --data which data set to score")
-    config = (
-        Recipe.from_yaml(recipe_file).data if data is None else from_plain(DataConfig, {"name": data, "val": 0}, "data")
-    )
     loaded = load_dataset(
         config,
         size=net.spec.input.size,
@@ -460,26 +460,31 @@ def data_of(
     return loaded
 
 
-def run_folder_of(target: str | Path) -> Path:
-    """The folder of a target that is a run folder or the model file in it."""
-    return Path(target) if Path(target).is_dir() else Path(target).parent
-
-
 def scorer(net: Network, target: str | Path, where: torch.device) -> Callable[..., tuple[Tensor, Tensor | None]]:
     """A function from uint8 images [N, C, H, W], and a TTA, to the logits of a loaded network, plain and with TTA.
 
     Computes on the device, in the precision of the recipe beside the model, or else in fp32.
     """
-    recipe_file = run_folder_of(target) / "recipe.yaml"
-    wanted = Recipe.from_yaml(recipe_file).train.precision if recipe_file.exists() else "fp32"
-    precision, normalize = usable_precision(wanted, where), normalizer(net.info.mean, net.info.std, where)
+    trained, normalize = _recipe_beside(target), normalizer(net.info.mean, net.info.std, where)
+    precision = usable_precision(trained.train.precision if trained else "fp32", where)
+    share = trained.evaluate.tta_share if trained else 1.0
     net.to(where)
 
     def logits(images: Tensor, tta: TTA = "none") -> tuple[Tensor, Tensor | None]:
         with torch.autocast(where.type, torch.bfloat16, enabled=precision == "bf16"):
-            return predict_logits(net, images.to(where), normalize, tta=tta)
+            return predict_logits(net, images.to(where), normalize, tta=tta, tta_share=share)
 
     return logits
+
+
+def run_folder_of(target: str | Path) -> Path:
+    """The folder of a target that is a run folder or the model file in it."""
+    return Path(target) if Path(target).is_dir() else Path(target).parent
+
+
+def _recipe_beside(target: str | Path) -> Recipe | None:
+    file = run_folder_of(target) / "recipe.yaml"
+    return Recipe.from_yaml(file) if file.exists() else None
 
 
 def write_summary(records: Sequence[RunRecord], folder: Path) -> None:

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from resfit.augment import augment, mix
 from resfit.errors import RunFailed
-from resfit.optim import check_gradients, make_average, make_optimizers, make_schedulers
+from resfit.optim import check_gradients, lr_factor, make_average, make_optimizers, set_learning_rates
 from resfit.recipe import Recipe
+from resfit.skipping import EasyImages
 
 _STEPS_BETWEEN_CHECKS = 50  # reading the loss makes the host wait for the device
 
@@ -59,20 +60,11 @@ class Trainer:
         config = self.recipe.train
         self.device = self.images.device
         self.optimizers = make_optimizers(self.net, self.recipe.optim)
-        steps_per_epoch = -(-self.batches_per_epoch // config.accumulate)
-        self.schedulers = make_schedulers(
-            self.optimizers, self.recipe.schedule, steps_per_epoch=steps_per_epoch, epochs=config.epochs
-        )
         self.average = make_average(self.net, self.recipe.average)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
         self.generator = torch.Generator().manual_seed(self.seed)
         self.forward = torch.compile(self.net) if config.compile else self.net
-
-    @property
-    def batches_per_epoch(self) -> int:
-        """Batches in an epoch; with `drop_last` the partial one is left out, unless it is all there is."""
-        whole, rest = divmod(len(self.images), self.recipe.train.batch_size)
-        return whole + (rest > 0 and not (self.recipe.train.drop_last and whole > 0))
+        self.easy = EasyImages(len(self.images), config.skip_easy, self.device) if config.skip_easy else None
 
     @property
     def evaluated(self) -> nn.Module:
@@ -92,9 +84,10 @@ class Trainer:
         groups = self._step_groups()
         loss_sum, right, seen = torch.zeros((), device=self.device), torch.zeros((), device=self.device), 0
         for n, group in enumerate(groups):
-            images_in_step = sum(map(len, group))
+            images_in_step, progress = sum(map(len, group)), self._progress(n / len(groups))
+            self._set_rates(progress)
             for index in group:
-                loss, hits = self._backward(index, len(index) / images_in_step, self._progress(n / len(groups)))
+                loss, hits = self._backward(index, len(index) / images_in_step, progress)
                 loss_sum += loss * len(index)
                 right += hits
             self._step()
@@ -120,6 +113,8 @@ class Trainer:
             logits = self.forward(inputs)
             loss = F.cross_entropy(logits, targets, label_smoothing=self.recipe.train.label_smoothing)
         self.scaler.scale(loss * share).backward()
+        if self.easy is not None:
+            self.easy.remember(index, logits, self.labels[index])
         return loss.detach(), (logits.detach().argmax(1) == self.labels[index]).sum()
 
     def warm_up(self) -> float:
@@ -136,11 +131,24 @@ class Trainer:
         return time.perf_counter() - started
 
     def _step_groups(self) -> list[list[Tensor]]:
-        """This epoch's order of images as batches, those that share an optimizer step together."""
+        """This epoch's order of images as batches, those that share an optimizer step together.
+
+        With `drop_last` the partial batch is left out, unless it is all there is.
+        """
         config = self.recipe.train
-        order = torch.randperm(len(self.images), generator=self.generator).to(self.device)
-        batches = order.split(config.batch_size)[: self.batches_per_epoch]
+        order = self._trained_on(torch.randperm(len(self.images), generator=self.generator).to(self.device))
+        whole, rest = divmod(len(order), config.batch_size)
+        batches = order.split(config.batch_size)[: whole + (rest > 0 and not (config.drop_last and whole > 0))]
         return [list(batches[n : n + config.accumulate]) for n in range(0, len(batches), config.accumulate)]
+
+    def _trained_on(self, order: Tensor) -> Tensor:
+        """The images of `order` that this epoch trains on."""
+        skipping = self.epoch > 0 and self._progress(0.0) < self.recipe.train.skip_easy_until
+        return self.easy.leave_out(order) if self.easy is not None and skipping else order
+
+    def _set_rates(self, progress: float) -> None:
+        epochs = self.recipe.train.epochs
+        set_learning_rates(self.optimizers, lr_factor(self.recipe.schedule, progress * epochs, epochs))
 
     def _progress(self, done: float) -> float:
         """The part of the whole training that is over when `done` of this epoch is."""
@@ -170,9 +178,8 @@ class Trainer:
             for optimizer in self.optimizers:
                 self.scaler.unscale_(optimizer)
             nn.utils.clip_grad_norm_(self.net.parameters(), self.recipe.train.clip)
-        for optimizer, scheduler in zip(self.optimizers, self.schedulers, strict=True):
+        for optimizer in self.optimizers:
             self.scaler.step(optimizer)
-            scheduler.step()
             optimizer.zero_grad(set_to_none=True)
         self.scaler.update()
         if self.average is not None:
@@ -196,9 +203,9 @@ class Trainer:
             "epoch": self.epoch,
             "net": self.net.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-            "schedulers": [scheduler.state_dict() for scheduler in self.schedulers],
             "scaler": self.scaler.state_dict(),
             "average": self.average.state_dict() if self.average is not None else None,
+            "losses": self.easy.losses if self.easy is not None else None,
             "generator": self.generator.get_state(),
             "torch_rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
@@ -210,11 +217,11 @@ class Trainer:
         self.net.load_state_dict(state["net"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
-        for scheduler, saved in zip(self.schedulers, state["schedulers"], strict=True):
-            scheduler.load_state_dict(saved)
         self.scaler.load_state_dict(state["scaler"])
         if self.average is not None:
             self.average.load_state_dict(state["average"])
+        if self.easy is not None:
+            self.easy.losses.copy_(state["losses"])
         self.generator.set_state(state["generator"])
         torch.set_rng_state(state["torch_rng"])
         if state["cuda_rng"] is not None:
