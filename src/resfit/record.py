@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from resfit.errors import BadInput
-from resfit.fields import from_plain, to_plain
+from resfit.fields import from_plain, to_plain, unwritten
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,8 +157,8 @@ class RunRecord:
     curve: tuple[EpochPoint, ...]
     augmented: str = ""
     samples: tuple[Sample, ...] = ()
-    robustness: Robustness | None = None
-    human: HumanAgreement | None = None
+    robustness: Robustness | None = unwritten(None)
+    human: HumanAgreement | None = unwritten(None)
 
     @property
     def accuracy(self) -> float:
