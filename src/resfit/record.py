@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from resfit.errors import BadInput
-from resfit.fields import from_plain, to_plain
+from resfit.fields import from_plain, to_plain, unwritten
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,13 +125,53 @@ class Pruning:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CorruptionScore:
+    """One kind of corruption: its group, and the accuracy at severities 1 to 5, fractions."""
+
+    kind: str
+    group: str
+    accuracy: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Robustness:
+    """Accuracy on corrupted test images, as in robustness.json: `set` names the corruptions and their version.
+
+    `clean` is the accuracy without corruption, `mean` that over all kinds and severities.
+    """
+
+    set: str
+    seed: int
+    images: int
+    clean: float
+    mean: float
+    kinds: tuple[CorruptionScore, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class HumanAgreement:
+    """The network beside people who labelled the same test images, as in human.json.
+
+    `agreement` is the share of images whose most likely class is also the people's most frequent one, `human_accuracy`
+    the share on which that is the label. `cross_entropy` is the network's against the people's distribution and
+    `human_entropy` that distribution's own, the least that is possible: means over images, in nats.
+    """
+
+    images: int
+    agreement: float
+    human_accuracy: float
+    cross_entropy: float
+    human_entropy: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunRecord:
     """Everything that a run leaves in numbers.
 
     `data`: name, digest, n_train, n_val, n_test, classes, mean, std, duplicates. `protocol`: selection, tta,
     test_scored, peeking. `env`: python, torch, cpu, cpu_features, gpu, threads, commit, command. `seconds_to_result`
     runs from data in memory to the last test score, compile warm-up apart; `images_per_second` is over the training
-    steps.
+    steps. `robustness` and `human` come from files of their own beside record.json, where they were measured.
     """
 
     resfit: str
@@ -158,6 +198,8 @@ class RunRecord:
     augmented: str = ""
     samples: tuple[Sample, ...] = ()
     pruning: Pruning | None = None
+    robustness: Robustness | None = unwritten(None)
+    human: HumanAgreement | None = unwritten(None)
 
     @property
     def accuracy(self) -> float:
@@ -179,10 +221,21 @@ def read_record(path: str | Path) -> RunRecord:
     """The record at `path`: a record.json, or the run folder that holds one."""
     file = Path(path)
     file = file / "record.json" if file.is_dir() else file
+    if not file.exists():
+        raise BadInput(f"no finished run ({file}): give a run folder that holds a record.json")
+    plain = _read_json(file)
+    for name in ("robustness", "human"):
+        if (beside := file.with_name(f"{name}.json")).exists():
+            plain[name] = _read_json(beside)
     try:
-        return RunRecord.from_dict(json.loads(file.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        raise BadInput(f"no finished run ({file}): give a run folder that holds a record.json") from None
+        return RunRecord.from_dict(plain)
+    except BadInput as error:
+        raise BadInput(f"damaged record ({file}): {error}") from None
+
+
+def _read_json(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise BadInput(f"damaged record ({file}): {error}") from None
 

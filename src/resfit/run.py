@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,7 +21,7 @@ from resfit.data import Dataset, Images, load_dataset
 from resfit.data.normalize import normalizer
 from resfit.environment import environment, pick_device
 from resfit.errors import BadInput
-from resfit.evaluate import predict_logits, score
+from resfit.evaluate import TTA, predict_logits, score
 from resfit.fields import from_plain, to_plain
 from resfit.files import write_atomic
 from resfit.memory import keep_pages
@@ -446,13 +446,25 @@ def evaluate(
     `data` names another data set for a model file that lies outside its run folder. A network beside its recipe is
     scored in the recipe's precision, a lone one in fp32.
     """
-    net, folder = load(target), Path(target) if Path(target).is_dir() else Path(target).parent
-    recipe_file = folder / "recipe.yaml"
-    trained = Recipe.from_yaml(recipe_file) if recipe_file.exists() else None
+    net = load(target)
+    loaded = data_of(net, target, data_dir=data_dir, offline=offline, data=data)
+    logits, logits_tta = scorer(net, target, pick_device(device))(loaded.test.images, tta)
+    return score(logits, loaded.test.labels, net.info.classes, logits_tta=logits_tta)
+
+
+def data_of(
+    net: Network, target: str | Path, *, data_dir: str | Path | None, offline: bool, data: str | None = None
+) -> Dataset:
+    """The data that the network of a run folder or model file was trained on, or `data`, at the network's size.
+
+    Raises BadInput where the model lies outside its run folder and `data` is not given, or where classes differ.
+    """
+    trained = _recipe_beside(target)
     config = trained.data if trained else None
     if data is not None:
         config = from_plain(DataConfig, {"name": data, "val": 0}, "data")
     if config is None:
+        folder = run_folder_of(target)
         raise BadInput(f"no recipe.yaml beside the model ({folder}): say with --data which data set to score")
     loaded = load_dataset(
         config,
@@ -461,21 +473,38 @@ def evaluate(
         data_dir=None if data_dir is None else Path(data_dir),
         offline=offline,
     )
-    info, where = net.info, pick_device(device)
-    if tuple(loaded.classes) != tuple(info.classes):
+    if tuple(loaded.classes) != tuple(net.info.classes):
         raise BadInput(
             f"the model knows other classes than {loaded.name} has ({target}): give the data of its training"
         )
+    return loaded
+
+
+def scorer(net: Network, target: str | Path, where: torch.device) -> Callable[..., tuple[Tensor, Tensor | None]]:
+    """A function from uint8 images [N, C, H, W], and a TTA, to the logits of a loaded network, plain and with TTA.
+
+    Computes on the device, in the precision of the recipe beside the model, or else in fp32.
+    """
+    trained, normalize = _recipe_beside(target), normalizer(net.info.mean, net.info.std, where)
     precision = usable_precision(trained.train.precision if trained else "fp32", where)
-    with torch.autocast(where.type, torch.bfloat16, enabled=precision == "bf16"):
-        logits, logits_tta = predict_logits(
-            net.to(where),
-            loaded.test.images.to(where),
-            normalizer(info.mean, info.std, where),
-            tta=tta,  # type: ignore[arg-type]
-            tta_share=trained.evaluate.tta_share if trained else 1.0,
-        )
-    return score(logits, loaded.test.labels, info.classes, logits_tta=logits_tta)
+    share = trained.evaluate.tta_share if trained else 1.0
+    net.to(where)
+
+    def logits(images: Tensor, tta: TTA = "none") -> tuple[Tensor, Tensor | None]:
+        with torch.autocast(where.type, torch.bfloat16, enabled=precision == "bf16"):
+            return predict_logits(net, images.to(where), normalize, tta=tta, tta_share=share)
+
+    return logits
+
+
+def run_folder_of(target: str | Path) -> Path:
+    """The folder of a target that is a run folder or the model file in it."""
+    return Path(target) if Path(target).is_dir() else Path(target).parent
+
+
+def _recipe_beside(target: str | Path) -> Recipe | None:
+    file = run_folder_of(target) / "recipe.yaml"
+    return Recipe.from_yaml(file) if file.exists() else None
 
 
 def write_summary(records: Sequence[RunRecord], folder: Path) -> None:

@@ -12,12 +12,12 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from resfit.cli import compare, evaluate, prune, recipes, report, show, train
+from resfit.cli import compare, demo, evaluate, prune, recipes, report, show, train
 from resfit.errors import BadInput, ResfitError
 from resfit.fields import nearest, parse_yaml
 
 # Each has `add`, which adds the command's parser; the parser's `run` does the work and returns the exit status.
-_COMMANDS = (recipes, show, train, evaluate, compare, report, prune)
+_COMMANDS = (recipes, show, train, evaluate, compare, report, prune, demo)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in arguments
     try:
         words, overrides = _take_overrides([word for word in arguments if word != "--debug"])
-        options = _parser().parse_args(words)
+        options = make_parser().parse_args(words)
         if overrides and not options.takes_fields:
             raise BadInput(f"recipe fields are for training (--{next(iter(overrides))}): leave it out")
         if getattr(options, "offline", False):
@@ -71,7 +71,8 @@ class _Parser(argparse.ArgumentParser):
         raise BadInput(f"{message} ({self.prog}): see {self.prog} --help")
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
     parser = _Parser(
         prog="resfit",
         description="Fit residual networks to a parameter budget and train them.",
@@ -91,7 +92,7 @@ def _no_command(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
 
         print(f"resfit {__version__}")
         return 0
-    _parser().print_help()
+    make_parser().print_help()
     return 2
 
 

@@ -20,7 +20,6 @@ from resfit.errors import BadInput
 from resfit.net import Network, build
 from resfit.spec import BlockPlan, NetSpec
 
-
 EXPANSION = {"basic": 1, "bottleneck": 4, "preact": 1, "preact-bottleneck": 4}  # of the blocks that can be pruned
 
 

@@ -35,6 +35,8 @@ _FILTERS = (
     words.protocol,
     words.recipe_text,
     words.facts,
+    figures.corruption_rows,
+    figures.severity_means,
     svg.draw_lines,
     svg.draw_scatter,
     svg.draw_reliability,
