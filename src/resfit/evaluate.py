@@ -5,6 +5,7 @@ Shapes: N images, C channels, H x W pixels, K classes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
@@ -15,6 +16,8 @@ from torch import Tensor, nn
 from resfit.record import ClassScore, ConfidenceBin, Metrics
 
 TTA = Literal["none", "flip", "flip+shift"]
+
+_TEMPERATURES = (0.01, 100.0)
 
 
 @torch.no_grad()
@@ -80,6 +83,25 @@ def score(
         confusion=tuple(tuple(row) for row in confusion.tolist()),
         reliability=tuple(reliability),
     )
+
+
+def fit_temperature(logits: Tensor, labels: Tensor) -> float:
+    """What logits [N, K] are divided by ahead of the softmax so that confidence agrees with accuracy (Guo et al. 2017).
+
+    It minimizes the cross-entropy with labels [N] that the network was not trained on. These are smoothed by the rule
+    of succession (Platt 1999), as no finite temperature would fit where every image is right.
+    """
+    from scipy.optimize import minimize_scalar
+
+    (count, classes), logits = logits.shape, logits.double()
+    smoothing = classes / (classes - 1) / (count + 2)
+    low, high = map(math.log, _TEMPERATURES)
+    found = minimize_scalar(
+        lambda log: F.cross_entropy(logits / math.exp(log), labels.cpu(), label_smoothing=smoothing).item(),
+        bounds=(low, high),
+        method="bounded",
+    )
+    return math.exp(found.x)
 
 
 def _accuracy(logits: Tensor, labels: Tensor) -> float:

@@ -21,11 +21,15 @@ from resfit.spec import NetSpec
 
 @dataclass(frozen=True, kw_only=True)
 class ModelInfo:
-    """What a network's user has to know: class names, and the mean and deviation of its inputs on the 0 to 1 scale."""
+    """What a network's user has to know: class names, and the mean and deviation of its inputs on the 0 to 1 scale.
+
+    Logits are divided by `temperature` for calibrated probabilities; None where no validation split fitted one.
+    """
 
     classes: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    temperature: float | None = None
 
 
 def save_model(path: Path, net: nn.Module, spec: NetSpec, info: ModelInfo) -> None:

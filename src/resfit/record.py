@@ -90,7 +90,7 @@ class RunRecord:
     `data`: name, digest, n_train, n_val, n_test, classes, mean, std, duplicates. `protocol`: selection, tta,
     test_scored, peeking. `env`: python, torch, cpu, cpu_features, gpu, threads, commit, command. `seconds_to_result`
     runs from data in memory to the last test score, compile warm-up apart; `images_per_second` is over the training
-    steps.
+    steps. `temperature` is what logits are divided by for calibrated probabilities, fitted on the validation split.
     """
 
     resfit: str
@@ -113,6 +113,7 @@ class RunRecord:
     images_per_second: float
     val: Metrics | None = None
     test: Metrics
+    temperature: float | None = None
     curve: tuple[EpochPoint, ...]
     augmented: str = ""
     samples: tuple[Sample, ...] = ()
