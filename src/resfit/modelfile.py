@@ -39,13 +39,17 @@ def save_model(path: Path, net: nn.Module, spec: NetSpec, info: ModelInfo) -> No
     write_atomic(path, safetensors.torch.save(tensors, metadata))
 
 
+def model_file(path: str | Path) -> Path:
+    """The model file at `path`: itself, or the one of the run folder."""
+    return Path(path) / "model.safetensors" if Path(path).is_dir() else Path(path)
+
+
 def load(path: str | Path) -> Network:
     """The network of a model.safetensors, or of the run folder that holds one, in evaluation mode.
 
     Its `info` holds class names and normalization. Raises BadInput where the file is not whole.
     """
-    file = Path(path)
-    file = file / "model.safetensors" if file.is_dir() else file
+    file = model_file(path)
     try:
         with safetensors.safe_open(file, framework="pt") as opened:
             metadata = opened.metadata() or {}

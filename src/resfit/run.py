@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,7 +25,7 @@ from resfit.evaluate import fit_temperature, predict_logits, score
 from resfit.fields import from_plain, to_plain
 from resfit.files import write_atomic
 from resfit.memory import keep_pages
-from resfit.modelfile import ModelInfo, load, save_model
+from resfit.modelfile import ModelInfo, load, model_file, save_model
 from resfit.net import FrozenConv, Network, build
 from resfit.pictures import png, png_grid
 from resfit.recipe import DataConfig, Recipe, get_recipe
@@ -430,25 +430,9 @@ def evaluate(
 
     `data` names another data set for a model file that lies outside its run folder.
     """
-    net, folder = load(target), Path(target) if Path(target).is_dir() else Path(target).parent
-    recipe_file = folder / "recipe.yaml"
-    if not recipe_file.exists() and data is None:
-        raise BadInput(f"no recipe.yaml beside the model ({folder}): say with --data which data set to score")
-    config = (
-        Recipe.from_yaml(recipe_file).data if data is None else from_plain(DataConfig, {"name": data, "val": 0}, "data")
-    )
-    loaded = load_dataset(
-        config,
-        size=net.spec.input.size,
-        channels=net.spec.input.channels,
-        data_dir=None if data_dir is None else Path(data_dir),
-        offline=offline,
-    )
+    net = load(target)
+    loaded = load_data_of(target, net, data=data, data_dir=data_dir, offline=offline)
     info, where = net.info, pick_device(device)
-    if tuple(loaded.classes) != tuple(info.classes):
-        raise BadInput(
-            f"the model knows other classes than {loaded.name} has ({target}): give the data of its training"
-        )
     precision = usable_precision("auto", where)
     with torch.autocast(where.type, torch.bfloat16, enabled=precision == "bf16"):
         logits, logits_tta = predict_logits(
@@ -458,6 +442,37 @@ def evaluate(
             tta=tta,  # type: ignore[arg-type]
         )
     return score(logits, loaded.test.labels, info.classes, logits_tta=logits_tta)
+
+
+def load_data_of(
+    target: str | Path,
+    net: Network,
+    *,
+    data: str | None = None,
+    data_dir: str | Path | None = None,
+    offline: bool = False,
+    progress: Callable[[str], None] | None = None,
+) -> Dataset:
+    """The data that the network of a run folder or a model file was trained on, or the data set named `data`."""
+    recipe_file = model_file(target).parent / "recipe.yaml"
+    if not recipe_file.exists() and data is None:
+        raise BadInput(f"no recipe.yaml beside the model ({target}): say with --data which data set to score")
+    config = (
+        Recipe.from_yaml(recipe_file).data if data is None else from_plain(DataConfig, {"name": data, "val": 0}, "data")
+    )
+    loaded = load_dataset(
+        config,
+        size=net.spec.input.size,
+        channels=net.spec.input.channels,
+        data_dir=None if data_dir is None else Path(data_dir),
+        offline=offline,
+        progress=progress,
+    )
+    if tuple(loaded.classes) != tuple(net.info.classes):
+        raise BadInput(
+            f"the model knows other classes than {loaded.name} has ({target}): give the data of its training"
+        )
+    return loaded
 
 
 def write_summary(records: Sequence[RunRecord], folder: Path) -> None:
