@@ -102,6 +102,13 @@ def test_a_file_is_its_network_at_every_batch_size(tmp_path: Path, name: str, op
     assert_agrees(network(NetSpec.from_dict({**SMALL, **OPTIONS[option]})), tmp_path, name, kind)
 
 
+def test_int8_is_close_to_its_network_and_small(tmp_path: Path) -> None:
+    wide = [{"blocks": 1, "channels": 64}, {"blocks": 1, "channels": 128}]
+    net = network(NetSpec.from_dict({**SMALL, "stages": wide}))
+    file = assert_agrees(net, tmp_path, "int8", tolerance=0.25)
+    assert file.stat().st_size < 0.35 * 4 * sum(p.numel() for p in net.parameters())
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["onnx", "torch"])
 @settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
@@ -143,7 +150,8 @@ def test_the_deployed_network_takes_what_it_says() -> None:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run on the digits that is right most of the time."""
     folder = tmp_path_factory.mktemp("trained")
-    recipe = Recipe.from_dict({**TINY, "train": {"epochs": 12, "batch_size": 64, "precision": "fp32"}})
+    spec = {**TINY["spec"], "stem": {"channels": 16}, "stages": [{"blocks": 1, "channels": n} for n in (16, 32)]}
+    recipe = Recipe.from_dict({**TINY, "spec": spec, "train": {"epochs": 8, "batch_size": 64, "precision": "fp32"}})
     train(recipe, out=folder)
     return folder / "tiny" / "0"
 
@@ -159,9 +167,8 @@ def run(tmp_path: Path, trained: Path) -> Path:
 @pytest.mark.parametrize(
     "name",
     [
-        "int8",
         "safetensors",
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("onnx", "torch", "safetensors-fp32")),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("onnx", "torch", "int8", "safetensors-fp32")),
     ],
 )
 def test_every_format_agrees_and_says_so(
