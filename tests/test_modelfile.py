@@ -18,7 +18,7 @@ from resfit.modelfile import ModelInfo, load, save_model
 from resfit.net import Network, build
 from resfit.spec import NetSpec
 
-INFO = ModelInfo(classes=("cat", "dög", "3"), mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.1))
+INFO = ModelInfo(classes=("cat", "dög", "3"), mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.1), temperature=0.7)
 SPEC = NetSpec.from_dict(
     {
         "input": {"size": 8},

@@ -22,11 +22,15 @@ from resfit.spec import NetSpec
 
 @dataclass(frozen=True, kw_only=True)
 class ModelInfo:
-    """What a network's user has to know: class names, and the mean and deviation of its inputs on the 0 to 1 scale."""
+    """What a network's user has to know: class names, and the mean and deviation of its inputs on the 0 to 1 scale.
+
+    Logits are divided by `temperature` for calibrated probabilities; None where no validation split fitted one.
+    """
 
     classes: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    temperature: float | None = None
 
 
 def save_model(path: Path, net: nn.Module, spec: NetSpec, info: ModelInfo) -> None:
@@ -36,13 +40,17 @@ def save_model(path: Path, net: nn.Module, spec: NetSpec, info: ModelInfo) -> No
     write_atomic(path, safetensors.torch.save(tensors, metadata))
 
 
+def model_file(path: str | Path) -> Path:
+    """The model file at `path`: itself, or the one of the run folder."""
+    return Path(path) / "model.safetensors" if Path(path).is_dir() else Path(path)
+
+
 def load(path: str | Path) -> Network:
     """The network of a model.safetensors, or of the run folder that holds one, in evaluation mode.
 
     Its `info` holds class names and normalization. Raises BadInput where the file is not whole.
     """
-    file = Path(path)
-    file = file / "model.safetensors" if file.is_dir() else file
+    file = model_file(path)
     try:
         with safetensors.safe_open(file, framework="pt") as opened:
             metadata = opened.metadata() or {}

@@ -6,12 +6,14 @@ import json
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from resfit.errors import BadInput
 from resfit.fields import from_plain, to_plain, unwritten
+
+EXPORTS = "export.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,6 +167,52 @@ class HumanAgreement:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Agreement:
+    """An export held against its network: largest difference of logits, share of equal predictions."""
+
+    batch_size: int
+    images: int
+    largest_difference: float
+    equal: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class CallTimes:
+    """Times of single calls on one thread, in milliseconds."""
+
+    runtime: str
+    batch_size: int
+    calls: int
+    median_ms: float
+    p99_ms: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportRecord:
+    """An export in numbers. "Before" is the network that it came from; accuracies are fractions of the test images.
+
+    `smallest_equal` and `largest_allowed` (of logits, None: not judged) are what the agreement was held to.
+    """
+
+    resfit: str
+    file: str
+    format: str
+    input: str | None
+    runtime: str
+    bytes: int
+    bytes_before: int
+    norms_folded: int
+    data: str
+    agreement: tuple[Agreement, ...]
+    smallest_equal: float
+    largest_allowed: float | None
+    accuracy_before: float
+    accuracy_after: float
+    latency: tuple[CallTimes, ...]
+    env: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunRecord:
     """Everything that a run leaves in numbers.
 
@@ -172,6 +220,8 @@ class RunRecord:
     test_scored, peeking. `env`: python, torch, cpu, cpu_features, gpu, threads, commit, command. `seconds_to_result`
     runs from data in memory to the last test score, compile warm-up apart; `images_per_second` is over the training
     steps. `robustness` and `human` come from files of their own beside record.json, where they were measured.
+    `temperature` is what logits are divided by for calibrated probabilities, fitted on the validation split. `exports`
+    are those that export.json beside the record lists.
     """
 
     resfit: str
@@ -194,12 +244,14 @@ class RunRecord:
     images_per_second: float
     val: Metrics | None = None
     test: Metrics
+    temperature: float | None = None
     curve: tuple[EpochPoint, ...]
     augmented: str = ""
     samples: tuple[Sample, ...] = ()
     pruning: Pruning | None = None
     robustness: Robustness | None = unwritten(None)
     human: HumanAgreement | None = unwritten(None)
+    exports: tuple[ExportRecord, ...] = ()
 
     @property
     def accuracy(self) -> float:
@@ -228,15 +280,28 @@ def read_record(path: str | Path) -> RunRecord:
         if (beside := file.with_name(f"{name}.json")).exists():
             plain[name] = _read_json(beside)
     try:
-        return RunRecord.from_dict(plain)
+        record = RunRecord.from_dict(plain)
     except BadInput as error:
         raise BadInput(f"damaged record ({file}): {error}") from None
+    exports = read_exports(file.parent) if file.name == "record.json" else ()
+    return replace(record, exports=exports) if exports else record
 
 
 def _read_json(file: Path) -> Any:
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
+        raise BadInput(f"damaged record ({file}): {error}") from None
+
+
+def read_exports(folder: Path) -> tuple[ExportRecord, ...]:
+    """What export.json in `folder` lists; nothing where there is none."""
+    file = folder / EXPORTS
+    try:
+        return tuple(from_plain(ExportRecord, one) for one in json.loads(file.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return ()
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise BadInput(f"damaged record ({file}): {error}") from None
 
 

@@ -21,7 +21,7 @@ from resfit.data import Dataset, Images, load_dataset
 from resfit.data.normalize import normalizer
 from resfit.environment import environment, pick_device
 from resfit.errors import BadInput
-from resfit.evaluate import TTA, predict_logits, score
+from resfit.evaluate import TTA, fit_temperature, predict_logits, score
 from resfit.fields import from_plain, to_plain
 from resfit.files import write_atomic
 from resfit.memory import keep_pages
@@ -268,7 +268,9 @@ class _Run:
         test = score(logits, self.data.test.labels, self.data.classes, logits_tta=logits_tta)
         seconds = self.seconds_before + time.perf_counter() - self.clock
         record = self._record(test, seconds, samples(logits, self.data))
-        info = ModelInfo(classes=self.data.classes, mean=self.data.mean, std=self.data.std)
+        info = ModelInfo(
+            classes=self.data.classes, mean=self.data.mean, std=self.data.std, temperature=record.temperature
+        )
         save_model(self.folder / "model.safetensors", self.trainer.evaluated, self.recipe.spec, info)
         write_report([record], self.folder / "report.html")
         write_atomic(self.folder / "record.json", json.dumps(record.to_dict(), indent=1))
@@ -276,6 +278,7 @@ class _Run:
 
     def _record(self, test: Metrics, seconds: float, pictures: tuple[Sample, ...]) -> RunRecord:
         recipe, data, price = self.recipe, self.data, cost(self.recipe.spec)
+        val = self._logits(data.val)[0] if len(data.val) else None
         trained = sum(point.seconds for point in self.curve)
         return RunRecord(
             resfit=__version__,
@@ -305,8 +308,9 @@ class _Run:
             },
             seconds_to_result=seconds,
             images_per_second=sum(point.images or 0 for point in self.curve) / max(trained, 1e-9),
-            val=self._score(data.val) if len(data.val) else None,
+            val=score(val, data.val.labels, data.classes) if val is not None else None,
             test=test,
+            temperature=fit_temperature(val, data.val.labels) if val is not None else None,
             curve=tuple(self.curve),
             augmented=self._augmented_grid(),
             samples=pictures,
@@ -453,7 +457,13 @@ def evaluate(
 
 
 def data_of(
-    net: Network, target: str | Path, *, data_dir: str | Path | None, offline: bool, data: str | None = None
+    net: Network,
+    target: str | Path,
+    *,
+    data: str | None = None,
+    data_dir: str | Path | None = None,
+    offline: bool = False,
+    progress: Callable[[str], None] | None = None,
 ) -> Dataset:
     """The data that the network of a run folder or model file was trained on, or `data`, at the network's size.
 
@@ -472,6 +482,7 @@ def data_of(
         channels=net.spec.input.channels,
         data_dir=None if data_dir is None else Path(data_dir),
         offline=offline,
+        progress=progress,
     )
     if tuple(loaded.classes) != tuple(net.info.classes):
         raise BadInput(

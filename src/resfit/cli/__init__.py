@@ -12,12 +12,25 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from resfit.cli import compare, demo, evaluate, prune, recipes, report, show, train
+from resfit.cli import (
+    card,
+    compare,
+    completion,
+    demo,
+    evaluate,
+    export,
+    predict,
+    prune,
+    recipes,
+    report,
+    show,
+    train,
+)
 from resfit.errors import BadInput, ResfitError
 from resfit.fields import nearest, parse_yaml
 
 # Each has `add`, which adds the command's parser; the parser's `run` does the work and returns the exit status.
-_COMMANDS = (recipes, show, train, evaluate, compare, report, prune, demo)
+_COMMANDS = (recipes, show, train, evaluate, compare, report, predict, prune, export, card, demo, completion)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -65,9 +78,10 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> Any:
         """Refuse the words, naming the nearest command where that is what is wrong."""
-        if wrong := re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message):
-            hint = nearest(wrong[1], wrong[2].replace("'", "").split(", "))
-            raise BadInput(f"unknown command ({wrong[1]}): {hint}")
+        if wrong := re.search(r"argument (.+?): invalid choice: '(.*?)' \(choose from (.*)\)", message):
+            hint = nearest(wrong[2], wrong[3].replace("'", "").split(", "))
+            what = "unknown command" if wrong[1] == "COMMAND" else f"not a choice of {wrong[1]}"
+            raise BadInput(f"{what} ({wrong[2]}): {hint}")
         raise BadInput(f"{message} ({self.prog}): see {self.prog} --help")
 
 
