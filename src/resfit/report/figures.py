@@ -156,6 +156,28 @@ def forest(pairs: Sequence[Pair]) -> list[Forest]:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Bar:
+    """One bar: a value, its interval, and the single values that it is the mean of, where there are several."""
+
+    name: str
+    tone: int
+    value: float
+    interval: tuple[float, float] | None = None
+    values: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bars:
+    """Bars on one scale. `level` is a height to compare them with; `percent` says that values are fractions."""
+
+    title: str
+    bars: tuple[Bar, ...]
+    percent: bool = False
+    from_zero: bool = False
+    level: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Cell:
     """Images of one class taken for one class, and their share of the true class."""
 
