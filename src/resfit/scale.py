@@ -28,10 +28,11 @@ def scaled(recipe: Recipe, factor: float = 1.0, fraction: float = 1.0) -> Recipe
         "schedule.warmup": factor * recipe.schedule.warmup,
         "schedule.period": _times(recipe.schedule.period, factor),
         "schedule.milestones": [factor * milestone for milestone in recipe.schedule.milestones],
-        "average.decay": recipe.average.decay ** (1 / (factor * fraction)),
         "data.fraction": fraction * recipe.data.fraction,
         "deviations": [*recipe.deviations, _in_words(recipe, epochs, fraction)],
     }
+    if recipe.average.name == "ema":
+        fields["average.decay"] = recipe.average.decay ** (1 / (factor * fraction))
     return recipe.replace(fields)
 
 

@@ -14,12 +14,12 @@ from typing import Any
 
 import yaml
 
-from resfit.cli import compare, evaluate, recipes, report, show, study, train
+from resfit.cli import compare, evaluate, recipes, report, show, study, train, tune
 from resfit.errors import BadInput, ResfitError
 from resfit.fields import nearest
 
 # Each has `add`, which adds the command's parser; the parser's `run` does the work and returns the exit status.
-_COMMANDS = (recipes, show, train, evaluate, compare, report, study)
+_COMMANDS = (recipes, show, train, evaluate, compare, report, study, tune)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -178,6 +178,24 @@ class Bars:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TrialMark:
+    """One trial of a search; `complete` says that it was not given up early."""
+
+    number: int
+    accuracy: float
+    complete: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class History:
+    """The trials of a search in their order, and the best accuracy so far as (trial, accuracy)."""
+
+    title: str
+    marks: tuple[TrialMark, ...]
+    best: tuple[tuple[float, float], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Cell:
     """Images of one class taken for one class, and their share of the true class."""
 

@@ -42,6 +42,7 @@ _FILTERS = (
     svg.draw_confusion,
     svg.draw_forest,
     svg.draw_bars,
+    svg.draw_history,
 )
 
 

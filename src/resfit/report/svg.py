@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from markupsafe import Markup
 
-from resfit.report.figures import Bar, Bars, Confusion, Forest, LineChart, Mark, Reliability, Scatter, Series
+from resfit.report.figures import Bar, Bars, Confusion, Forest, History, LineChart, Mark, Reliability, Scatter, Series
 from resfit.report.words import bare_percent, count, percent, scaled
 
 _WIDTH, _HEIGHT = 340.0, 220.0  # user units; about the pixels that a chart gets on a phone and in three columns
@@ -198,6 +199,26 @@ def draw_forest(row: Forest) -> Markup:
     ]
     low, high = (bare_percent(end) for end in row.interval)
     return _svg(f"{bare_percent(row.difference)} points, {low} to {high}", parts, width=160, height=20, kind="forest")
+
+
+def draw_history(figure: History) -> Markup:
+    """A dot a trial, hollow where it was given up, and a line at the best so far."""
+    x = _epoch_axis([float(mark.number) for mark in figure.marks], _LEFT, _WIDTH - _RIGHT)
+    y = nice_axis([mark.accuracy for mark in figure.marks], _HEIGHT - _BOTTOM, _TOP)
+    parts = [*_frame(x, y, "trial", percent_y=True)]
+    corners = [point for (a, b), (c, _) in pairwise(figure.best) for point in ((a, b), (c, b))] + [*figure.best[-1:]]
+    path = " ".join(f"{x(number):.1f},{y(best):.1f}" for number, best in corners)
+    parts.append(Markup('<polyline class="line t2" points="{}"><title>best so far</title></polyline>').format(path))
+    for mark in figure.marks:
+        name = f"trial {mark.number}: {percent(mark.accuracy)}{'' if mark.complete else ', given up'}"
+        kind = "dot t1" if mark.complete else "dot t8 again"
+        parts.append(
+            Markup('<circle class="{}" cx="{:.1f}" cy="{:.1f}" r="3"><title>{}</title></circle>').format(
+                kind, x(mark.number), y(mark.accuracy), name
+            )
+        )
+    best = max(mark.accuracy for mark in figure.marks)
+    return _svg(f"{figure.title} of {len(figure.marks)} trials, at best {percent(best)}", parts)
 
 
 def draw_bars(figure: Bars) -> Markup:
