@@ -224,7 +224,7 @@ def draw_history(figure: History) -> Markup:
 def draw_bars(figure: Bars) -> Markup:
     """Horizontal bars with their intervals and single values; a dotted line stands at the level."""
     row, width = 22.0, 640.0
-    left = min(12 + 6.2 * max(len(bar.name) for bar in figure.bars), 0.45 * width)
+    left = min(12 + 6.8 * max(len(bar.name) for bar in figure.bars), 0.45 * width)
     bottom = _TOP + row * len(figure.bars)
     x = nice_axis(_bar_ends(figure), left, width - 24, most=7)
     parts: list[Markup] = []
