@@ -96,7 +96,44 @@ def train(
     folder, where = run_folder(out, recipe, seed), pick_device(device)
     _check_folder(folder, recipe, resume)
     observer = observer or Observer()
-    data = load_dataset(
+    data = _load(recipe, data_dir, offline, observer)
+    recipe = fit_classes(recipe, data)
+    run = _Run(recipe=recipe, seed=seed, data=data, folder=folder, device=where, observer=observer, init=init)
+    write_atomic(folder / "recipe.yaml", recipe.to_yaml())
+    if resume:
+        run.restore(load_state(folder / "state.pt"))
+    return run.execute()
+
+
+@fast_process()
+def fit(
+    recipe: Recipe,
+    *,
+    seed: int = 0,
+    data_dir: str | Path | None = None,
+    device: str = "auto",
+    offline: bool = False,
+    observer: Observer | None = None,
+) -> tuple[EpochPoint, ...]:
+    """Train one recipe with one seed for its validation curve alone: no folder, and no test score.
+
+    The test images are taken out of the data before training begins. Raises BadInput as `train` does, and for a recipe
+    without a validation split or one that selects on the test set; RunFailed when training stops early.
+    """
+    require_fit(recipe.spec, recipe.budget)
+    if recipe.evaluate.selection == "best-test":
+        raise BadInput("nothing may look at the test set here (evaluate.selection): give last or best-val")
+    observer, where = observer or Observer(), pick_device(device)
+    data = _load(recipe, data_dir, offline, observer)
+    if not len(data.val):
+        raise BadInput("no validation split (data.val): give a count or a fraction of the training images")
+    data, recipe = replace(data, test=data.test.take(torch.arange(0))), fit_classes(recipe, data)
+    run = _Run(recipe=recipe, seed=seed, data=data, folder=Path(), device=where, observer=observer)
+    return run.fit()
+
+
+def _load(recipe: Recipe, data_dir: str | Path | None, offline: bool, observer: Observer) -> Dataset:
+    return load_dataset(
         recipe.data,
         size=recipe.spec.input.size,
         channels=recipe.spec.input.channels,
@@ -104,12 +141,6 @@ def train(
         offline=offline,
         progress=observer.message,
     )
-    recipe = fit_classes(recipe, data)
-    run = _Run(recipe=recipe, seed=seed, data=data, folder=folder, device=where, observer=observer, init=init)
-    write_atomic(folder / "recipe.yaml", recipe.to_yaml())
-    if resume:
-        run.restore(load_state(folder / "state.pt"))
-    return run.execute()
 
 
 def run_folder(out: str | Path, recipe: Recipe, seed: int) -> Path:
@@ -189,11 +220,23 @@ class _Run:
     def selection(self) -> str:
         return self.recipe.evaluate.selection
 
+    def fit(self) -> tuple[EpochPoint, ...]:
+        """Train and validate; nothing is written and the test set is not scored."""
+        self.observer.started(self.recipe, self.data, self.folder, self._note())
+        for result in self.trainer.epochs():
+            self.curve.append(self._validated(result))
+            self.observer.epoch_ended(self.curve[-1])
+            if self._out_of_patience():
+                break
+        return tuple(self.curve)
+
+    def _note(self) -> str:
+        return f"{self.device.type}, {self.precision}, {torch.get_num_threads()} threads"
+
     def execute(self) -> RunRecord:
         """Train what is left, score the test set, and leave the folder complete."""
-        note = f"{self.device.type}, {self.precision}, {torch.get_num_threads()} threads"
         began = time.perf_counter()
-        self.observer.started(self.recipe, self.data, self.folder, note)
+        self.observer.started(self.recipe, self.data, self.folder, self._note())
         self.clock += time.perf_counter() - began  # a log that is slow to open is no part of the run
         self._write_metrics()
         self._save_state()

@@ -24,13 +24,30 @@ from resfit.cli import (
     recipes,
     report,
     show,
+    study,
     train,
+    tune,
 )
 from resfit.errors import BadInput, ResfitError
 from resfit.fields import nearest, parse_yaml
 
 # Each has `add`, which adds the command's parser; the parser's `run` does the work and returns the exit status.
-_COMMANDS = (recipes, show, train, evaluate, compare, report, predict, prune, export, card, demo, completion)
+_COMMANDS = (
+    recipes,
+    show,
+    train,
+    evaluate,
+    compare,
+    report,
+    study,
+    tune,
+    prune,
+    predict,
+    export,
+    card,
+    demo,
+    completion,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -11,7 +11,7 @@ from resfit.data.digits import load_digits
 from resfit.data.folder import load_folder
 from resfit.data.images import Images, Source, channel_statistics, count_duplicates, digest, image_hashes, resized
 from resfit.data.places import Places
-from resfit.data.split import stratified_split, val_count
+from resfit.data.split import stratified_part, stratified_split, val_count
 from resfit.data.svhn import load_svhn
 from resfit.errors import BadInput
 from resfit.recipe import DataConfig
@@ -80,6 +80,8 @@ def _parts(source: Source, config: DataConfig, size: int) -> dict[str, Images]:
     if val is None:
         train_index, val_index = stratified_split(train.labels, val_count(config.val, len(train)), config.split_seed)
         train, val = train.take(train_index), train.take(val_index)
+    if config.fraction < 1:
+        train = train.take(stratified_part(train.labels, config.fraction, config.split_seed))
     return {"train": resized(train, size), "val": resized(val, size), "test": resized(source.test, size)}
 
 

@@ -156,6 +156,46 @@ def forest(pairs: Sequence[Pair]) -> list[Forest]:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Bar:
+    """One bar: a value, its interval, and the single values that it is the mean of, where there are several."""
+
+    name: str
+    tone: int
+    value: float
+    interval: tuple[float, float] | None = None
+    values: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bars:
+    """Bars on one scale. `level` is a height to compare them with; `percent` says that values are fractions."""
+
+    title: str
+    bars: tuple[Bar, ...]
+    percent: bool = False
+    from_zero: bool = False
+    level: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialMark:
+    """One trial of a search; `complete` says that it was not given up early."""
+
+    number: int
+    accuracy: float
+    complete: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class History:
+    """The trials of a search in their order, and the best accuracy so far as (trial, accuracy)."""
+
+    title: str
+    marks: tuple[TrialMark, ...]
+    best: tuple[tuple[float, float], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Cell:
     """Images of one class taken for one class, and their share of the true class."""
 

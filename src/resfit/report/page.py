@@ -37,11 +37,14 @@ _FILTERS = (
     words.facts,
     figures.corruption_rows,
     figures.severity_means,
+    words.plain_value,
     svg.draw_lines,
     svg.draw_scatter,
     svg.draw_reliability,
     svg.draw_confusion,
     svg.draw_forest,
+    svg.draw_bars,
+    svg.draw_history,
 )
 
 
@@ -83,7 +86,7 @@ def render(records: Sequence[RunRecord], *, title: str | None = None) -> str:
     runs = unique(records)
     if not runs:
         raise BadInput("no runs (records): give at least one finished run")
-    template = _environment().get_template("page.html.j2")
+    template = environment().get_template("page.html.j2")
     if len(runs) == 1:
         view = _run_view(runs[0], "run")
         heading = title or f"{runs[0].recipe}, seed {runs[0].seed}"
@@ -100,18 +103,19 @@ def write_report(records: Sequence[RunRecord], path: Path) -> Path:
 
 
 @cache
-def _environment() -> Any:
+def environment() -> Any:
+    """The templates with their filters."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    environment = Environment(
+    made = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update({function.__name__: function for function in _FILTERS})
-    return environment
+    made.filters.update({function.__name__: function for function in _FILTERS})
+    return made
 
 
 def _run_view(record: RunRecord, name: str) -> _RunView:
