@@ -66,7 +66,7 @@ def convolutions(device: str, precision: str, batch: int, shapes: list[Shape]) -
 
 
 def seconds(work: Callable[[], object], device: str) -> float:
-    """The shortest of several tries, after one that does not count; a try on a GPU is as many calls as hide a launch."""
+    """The shortest of several tries, after one that does not count; on a GPU several calls a try, to hide a launch."""
     import torch
 
     wait, calls = (torch.cuda.synchronize, 10) if device == "cuda" else (lambda: None, 1)
@@ -116,6 +116,7 @@ def compare(found: Round) -> Numbers:
 def main() -> None:
     """Measure in turn, print and record."""
     options_parser = parser(__doc__)
+    options_parser.add_argument("--rounds", type=int, default=3, help="how often each measurement is taken")
     options_parser.add_argument("--recipe", nargs="+", default=RECIPES, help="whose networks' convolutions to take")
     options_parser.add_argument("--batch", type=int, help="images (250; 2,000 on a GPU)")
     options_parser.add_argument("--side", type=int, help="rows and columns of the matrices")

@@ -31,26 +31,26 @@ Round = dict[str, Numbers]  # the numbers of each measurement; those of "ratios"
 Record = dict[str, Any]
 
 
-def in_process(function: Callable[..., Numbers], **arguments: Any) -> Numbers:
+def in_process(function: Callable[..., Mapping[str, Any]], **arguments: Any) -> dict[str, Any]:
     """What `function` of a benchmark's module returns in a process of its own, with its peak memory in bytes.
 
     Raises RunFailed, with the last line of its output, where the process fails.
     """
     where, name = Path(sys.modules[function.__module__].__file__ or ""), function.__name__
     command = [sys.executable, __file__, str(where), name, json.dumps(arguments, default=str)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
         raise RunFailed(f"{reason} ({where.name}, {name})")
-    numbers: Numbers = json.loads(done.stdout.splitlines()[-1])
-    return numbers
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
 def _answer(where: str, name: str, arguments: str) -> None:
     """The other end of `in_process`."""
     sys.path.insert(0, str(Path(where).parent))
-    numbers = getattr(importlib.import_module(Path(where).stem), name)(**json.loads(arguments))
-    print(json.dumps({**numbers, **_peak_memory()}))
+    found = getattr(importlib.import_module(Path(where).stem), name)(**json.loads(arguments))
+    print(json.dumps({**found, **_peak_memory()}))
 
 
 def _peak_memory() -> Numbers:
@@ -166,7 +166,6 @@ def parser(text: str | None) -> argparse.ArgumentParser:
     """A benchmark's parser, with what all of them take."""
     made = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--device", default="auto", help="auto, cpu or cuda")
-    made.add_argument("--rounds", type=int, default=3, help="how often each measurement is taken")
     made.add_argument("--out", type=Path, default=RECORDS, help="folder of the records")
     return made
 

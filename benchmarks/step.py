@@ -136,6 +136,7 @@ def compare(found: Round, *, flop: int, precisions: list[str]) -> Numbers:
 def main() -> None:
     """Measure each recipe in turn, print and record."""
     options_parser = parser(__doc__)
+    options_parser.add_argument("--rounds", type=int, default=3, help="how often each measurement is taken")
     options_parser.add_argument("data_dir", type=Path, help="the folder that holds CIFAR-10")
     options_parser.add_argument("--recipe", nargs="+", default=ceiling.RECIPES)
     options_parser.add_argument("--precision", nargs="+", default=list(ceiling.PRECISIONS), choices=ceiling.PRECISIONS)
