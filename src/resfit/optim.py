@@ -156,6 +156,20 @@ def make_schedulers(
     return [LambdaLR(optimizer, factor) for optimizer in optimizers]
 
 
+def move_schedule(scheduler: LambdaLR, step: int, rate: float = 1.0) -> None:
+    """Put the schedule where it stands after `step` optimizer steps, with peak rates times `rate`."""
+    groups = scheduler.optimizer.param_groups
+    scheduler.last_epoch = step
+    scheduler.base_lrs = [rate * group["initial_lr"] for group in groups]
+    for group, base, factor in zip(groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True):
+        group["lr"] = base * factor(step)
+
+
+def load_buffers(optimizer: torch.optim.Optimizer, buffers: dict[int, Any]) -> None:
+    """Take over what an optimizer keeps for each parameter, as in its state_dict; its rates and the like stay."""
+    optimizer.load_state_dict({"state": buffers, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
 def make_average(net: nn.Module, config: AverageConfig) -> AveragedModel | None:
     """The moving average of weights and buffers that `config` asks for; call update_parameters once a step."""
     if config.name == "none":
