@@ -90,7 +90,7 @@ class RunRecord:
     `data`: name, digest, n_train, n_val, n_test, classes, mean, std, duplicates. `protocol`: selection, tta,
     test_scored, peeking. `env`: python, torch, cpu, cpu_features, gpu, threads, commit, command. `seconds_to_result`
     runs from data in memory to the last test score, compile warm-up apart; `images_per_second` is over the training
-    steps.
+    steps. `events` are one-line remarks on what befell the run: changed fields, rollbacks, lack of memory.
     """
 
     resfit: str
@@ -116,6 +116,7 @@ class RunRecord:
     curve: tuple[EpochPoint, ...]
     augmented: str = ""
     samples: tuple[Sample, ...] = ()
+    events: tuple[str, ...] = ()
 
     @property
     def accuracy(self) -> float:

@@ -191,7 +191,7 @@ class Trainer:
         for progress in {0.0, *(start for start, _ in self.recipe.train.resize)}:
             self._gradients([index], progress)
         self.net.zero_grad(set_to_none=True)
-        self.load_state_dict(saved)
+        self.load_state_dict({**saved, "pieces": self.pieces})
         return time.perf_counter() - started
 
     def _step_groups(self, order: Tensor) -> list[list[Tensor]]:
