@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import safetensors
 import safetensors.torch
@@ -15,6 +14,7 @@ from torch import nn
 from resfit.errors import BadInput
 from resfit.fields import from_plain, to_plain
 from resfit.files import write_atomic
+from resfit.modelheader import read_header, with_digest
 from resfit.net import Network, build
 from resfit.spec import NetSpec
 
@@ -29,23 +29,23 @@ class ModelInfo:
 
 
 def save_model(path: Path, net: nn.Module, spec: NetSpec, info: ModelInfo) -> None:
-    """Write weights, buffers, spec and `info`, atomically."""
+    """Write weights, buffers, spec and `info`, with a digest of it all, atomically."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
     metadata = {"format": "pt", "resfit.spec": json.dumps(spec.to_dict()), "resfit.info": json.dumps(to_plain(info))}
-    write_atomic(path, safetensors.torch.save(tensors, metadata))
+    write_atomic(path, with_digest(safetensors.torch.save(tensors, metadata)))
 
 
 def load(path: str | Path) -> Network:
     """The network of a model.safetensors, or of the run folder that holds one, in evaluation mode.
 
-    Its `info` holds class names and normalization. Raises BadInput where the file is not whole.
+    Its `info` holds class names and normalization. Raises BadInput where the file is not whole, or not what its digest
+    says; a file without one is taken as it is.
     """
     file = Path(path)
     file = file / "model.safetensors" if file.is_dir() else file
     try:
-        with safetensors.safe_open(file, framework="pt") as opened:
-            metadata = opened.metadata() or {}
-            tensors: dict[str, Any] = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+        content = file.read_bytes()
+        metadata, tensors = read_header(content).get("__metadata__", {}), safetensors.torch.load(content)
         with torch.random.fork_rng(devices=[]):  # the weights that it begins with are replaced
             net = build(NetSpec.from_dict(json.loads(metadata["resfit.spec"])))
         net.load_state_dict(tensors)
