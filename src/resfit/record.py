@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import statistics
@@ -135,15 +136,28 @@ class RunRecord:
 
 
 def read_record(path: str | Path) -> RunRecord:
-    """The record at `path`: a record.json, or the run folder that holds one."""
+    """The record at `path`: a record.json, or the run folder that holds one. A digest in it has to agree."""
     file = Path(path)
     file = file / "record.json" if file.is_dir() else file
     try:
-        return RunRecord.from_dict(json.loads(file.read_text(encoding="utf-8")))
+        plain = json.loads(file.read_text(encoding="utf-8"))
+        if isinstance(plain, dict) and plain.pop("digest", None) not in (None, _digest(plain)):
+            raise ValueError("its checksum is wrong")
+        return RunRecord.from_dict(plain)
     except FileNotFoundError:
         raise BadInput(f"no finished run ({file}): give a run folder that holds a record.json") from None
     except (OSError, ValueError, RecursionError) as error:
         raise BadInput(f"damaged record ({file}): {error}") from None
+
+
+def record_text(record: RunRecord) -> str:
+    """The content of a record.json: the record and a digest of it."""
+    plain = json.loads(json.dumps(record.to_dict()))
+    return json.dumps({**plain, "digest": _digest(plain)}, indent=1)
+
+
+def _digest(plain: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
 def find_records(paths: Sequence[str | Path]) -> list[RunRecord]:

@@ -25,12 +25,12 @@ from resfit.evaluate import predict_logits, score
 from resfit.fields import from_plain, to_plain
 from resfit.files import append_line, remove_leftovers, write_atomic
 from resfit.interrupt import Interrupts
-from resfit.memory import keep_pages
+from resfit.memory import keep_pages, require_room
 from resfit.modelfile import ModelInfo, load, save_model
 from resfit.net import FrozenConv, Network, build
 from resfit.pictures import png, png_grid
 from resfit.recipe import DataConfig, Recipe, get_recipe
-from resfit.record import EpochPoint, LayerRow, Metrics, RunRecord, Sample, summarize
+from resfit.record import EpochPoint, LayerRow, Metrics, RunRecord, Sample, record_text, summarize
 from resfit.report import write_report
 from resfit.resume import STATE_FORMAT, begun_run, require_unused
 from resfit.train import EpochResult, Trainer, usable_precision
@@ -162,6 +162,9 @@ class _Run:
         torch.manual_seed(self.seed)
         self.normalize = normalizer(self.data.mean, self.data.std, self.device)
         self.precision = usable_precision(self.recipe.train.precision, self.device)
+        if self.device.type == "cuda":
+            needed = self.data.train.images.nbytes
+            require_room("the training images on the GPU", needed, torch.cuda.mem_get_info(self.device)[0])
         images, labels = self.data.train.images.to(self.device), self.data.train.labels.to(self.device)
         self.clock = time.perf_counter()
         self.net = build(self.recipe.spec, self.recipe.init).to(self.device)
@@ -311,7 +314,7 @@ class _Run:
         info = ModelInfo(classes=self.data.classes, mean=self.data.mean, std=self.data.std)
         save_model(self.folder / "model.safetensors", self.trainer.evaluated, self.recipe.spec, info)
         write_report([record], self.folder / "report.html")
-        write_atomic(self.folder / "record.json", json.dumps(record.to_dict(), indent=1))
+        write_atomic(self.folder / "record.json", record_text(record))
         return record
 
     def _record(self, test: Metrics, seconds: float, pictures: tuple[Sample, ...]) -> RunRecord:
