@@ -76,7 +76,7 @@ def test_a_state_beyond_the_quota_leaves_the_earlier_ones(tmp_path: Path) -> Non
 
 def test_a_run_on_a_full_disk_stops_and_goes_on_where_there_is_room(often: Recipe, disk: Path, tmp_path: Path) -> None:
     with pytest.raises(RunFailed, match=r"^cannot write .* \(No space left on device\): make room.*as they were$"):
-        train(often, out=disk, observer=Watcher((1, 0.8), lambda: fill(disk)))
+        train(often, out=disk, observer=Watcher((1, 0.67), lambda: fill(disk)))
     newest_state(disk / FOLDER, lambda line: pytest.fail(line))
     assert not list((disk / FOLDER).glob(".*"))
     (disk / "filler").unlink()
@@ -90,11 +90,11 @@ def test_a_disk_that_turns_read_only_is_named(often: Recipe, disk: Path) -> None
         subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
 
     with pytest.raises(RunFailed, match=r"^cannot write .*state.pt \(Read-only file system\)"):
-        train(often, out=disk, observer=Watcher((1, 0.8), protect))
+        train(often, out=disk, observer=Watcher((1, 0.67), protect))
     assert load_state(disk / FOLDER / "state.pt")["trainer"]["epoch"] == 0
 
 
-@pytest.mark.parametrize("done", [0.8, None], ids=["after a step", "at an epoch's end"])
+@pytest.mark.parametrize("done", [0.67, None], ids=["after a step", "at an epoch's end"])
 def test_a_run_folder_that_is_deleted_is_named_and_not_made_again(
     often: Recipe, tmp_path: Path, done: float | None
 ) -> None:

@@ -16,7 +16,6 @@ from resfit.checkpoint import STATE, has_state, newest_state
 from resfit.errors import BadInput
 from resfit.files import remove_leftovers
 from resfit.recipe import Recipe
-from resfit.run import train
 
 
 def refuse(line: str) -> None:
@@ -66,8 +65,9 @@ def test_two_hundred_kills_of_a_careless_writer_are_noticed(tmp_path: Path) -> N
 
 def whole_and_killed(recipe: Recipe, out: Path, kills: int, seconds: float) -> tuple[dict[str, Any], dict[str, Any]]:
     """What an undisturbed run leaves, and one that was killed so many times within so many seconds of its restart."""
-    train(recipe, out=out / "whole")
     chance, folder, plain = random.Random(0), out / "killed" / FOLDER, recipe.to_dict()
+    process, _pipe = begin(train_on, plain, str(out / "whole"))
+    process.join()
     for _ in range(kills):
         process, _pipe = begin(train_on, plain, str(out / "killed"))
         kill_within(process, seconds, chance)

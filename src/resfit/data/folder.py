@@ -168,8 +168,6 @@ def _pixels(files: Sequence[Path], root: Path, places: Places, *, size: int, cha
         name = path.relative_to(root).as_posix()
         key.update(os.fsencode(f"\n{name} {facts.st_size} {facts.st_mtime_ns}"))
     cached = cache_dir() / "folders" / f"{key.hexdigest()[:32]}.npy"
-    if not cached.exists():
-        places.tell(f"decoding {len(files):,} images, once, into {cached}")
     shape = (len(files), channels, size, size)
     needed, free = math.prod(shape), free_bytes()
     if free is not None and needed > free:
@@ -177,4 +175,6 @@ def _pixels(files: Sequence[Path], root: Path, places: Places, *, size: int, cha
             f"the images take {needed / 1e9:.2f} GB and {free / 1e9:.2f} GB of memory are free: "
             "they are read from the disk as training goes on, which is slower"
         )
+    if not cached.exists():
+        places.tell(f"decoding {len(files):,} images, once, into {cached}")
     return cached_array(cached, shape, decode_all(files, root=root, size=size, channels=channels))
