@@ -108,6 +108,18 @@ def _overridden(inner: object, dotted: str, value: object) -> object:
     return override(inner if isinstance(inner, Mapping) else {}, dotted, value)
 
 
+def differences(old: object, new: object, where: str = "") -> list[tuple[str, Any, Any]]:
+    """Each field, by its dotted path, in which two plain values differ, with the old and the new value."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        names = [*old, *(name for name in new if name not in old)]
+        inner = [(f"{where}.{name}" if where else str(name), old.get(name), new.get(name)) for name in names]
+    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        inner = [(f"{where}[{n}]", *pair) for n, pair in enumerate(zip(old, new, strict=True))]
+    else:
+        return [] if old == new else [(where, old, new)]
+    return [difference for path, a, b in inner for difference in differences(a, b, path)]
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """The part of an error line that helps: the nearest known name, or all of them where none is near."""
     names = sorted(known)

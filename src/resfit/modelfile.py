@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import safetensors
 import safetensors.torch
@@ -16,6 +15,7 @@ from resfit.cost import cost
 from resfit.errors import BadInput
 from resfit.fields import from_plain, to_plain
 from resfit.files import write_atomic
+from resfit.modelheader import read_header, with_digest
 from resfit.net import Network, build
 from resfit.spec import NetSpec
 
@@ -34,10 +34,10 @@ class ModelInfo:
 
 
 def save_model(path: Path, net: nn.Module, spec: NetSpec, info: ModelInfo) -> None:
-    """Write weights, buffers, spec and `info`, atomically."""
+    """Write weights, buffers, spec and `info`, with a digest of it all, atomically."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
     metadata = {"format": "pt", "resfit.spec": json.dumps(spec.to_dict()), "resfit.info": json.dumps(to_plain(info))}
-    write_atomic(path, safetensors.torch.save(tensors, metadata))
+    write_atomic(path, with_digest(safetensors.torch.save(tensors, metadata)))
 
 
 def model_file(path: str | Path) -> Path:
@@ -48,13 +48,13 @@ def model_file(path: str | Path) -> Path:
 def load(path: str | Path) -> Network:
     """The network of a model.safetensors, or of the run folder that holds one, in evaluation mode.
 
-    Its `info` holds class names and normalization. Raises BadInput where the file is not whole.
+    Its `info` holds class names and normalization. Raises BadInput where the file is not whole, or not what its digest
+    says; a file without one is taken as it is.
     """
     file = model_file(path)
     try:
-        with safetensors.safe_open(file, framework="pt") as opened:
-            metadata = opened.metadata() or {}
-            tensors: dict[str, Any] = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+        content = file.read_bytes()
+        metadata, tensors = read_header(content).get("__metadata__", {}), safetensors.torch.load(content)
         spec = NetSpec.from_dict(json.loads(metadata["resfit.spec"]))
         if cost(spec).params > sum(tensor.numel() for tensor in tensors.values()):
             raise ValueError("it holds fewer weights than its spec has parameters")

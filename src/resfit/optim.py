@@ -150,6 +150,11 @@ def set_learning_rates(optimizers: list[torch.optim.Optimizer], factor: float) -
             group["lr"] = factor * group.setdefault("initial_lr", group["lr"])
 
 
+def load_buffers(optimizer: torch.optim.Optimizer, buffers: dict[int, Any]) -> None:
+    """Take over what an optimizer keeps for each parameter, as in its state_dict; its rates and the like stay."""
+    optimizer.load_state_dict({"state": buffers, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
 def check_gradients(net: nn.Module) -> None:
     """Assert after a first backward pass that no trained parameter was left out of it."""
     missing = list(_without_gradient(net))

@@ -225,6 +225,9 @@ class TrainConfig:
     out; `skip_easy` leaves this share of the images out of each epoch but the first, those with the lowest loss when
     they were last trained on, up to the fraction `skip_easy_until` of training. precision auto: bf16 where it is
     clearly faster, else fp32.
+
+    The state is saved every `checkpoint_minutes`. Where a loss or weight is not finite, the run goes back to the state
+    up to `rollbacks` times, with learning rates times `rollback_factor` each time.
     """
 
     epochs: int = 200
@@ -240,6 +243,9 @@ class TrainConfig:
     skip_easy_until: float = 1.0
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     compile: bool = False
+    checkpoint_minutes: float = 5.0
+    rollbacks: int = 0
+    rollback_factor: float = 0.5
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "accumulate"):
@@ -247,6 +253,9 @@ class TrainConfig:
         _check("label_smoothing", self.label_smoothing, 0 <= self.label_smoothing < 1, "a number from 0 to below 1")
         _check("clip", self.clip, self.clip is None or 0 < self.clip < float("inf"), "a number above 0")
         _check("patience", self.patience, self.patience is None or self.patience >= 1, "a whole number from 1 on")
+        _check("checkpoint_minutes", self.checkpoint_minutes, self.checkpoint_minutes > 0, "a number above 0")
+        _check("rollbacks", self.rollbacks, 0 <= self.rollbacks <= 100, "a whole number from 0 to 100")
+        _check("rollback_factor", self.rollback_factor, 0 < self.rollback_factor < 1, "a number between 0 and 1")
         limit = self.freeze_stem_after
         _check("freeze_stem_after", limit, limit is None or limit >= 0, "0 or a number of epochs")
         _check("skip_easy", self.skip_easy, 0 <= self.skip_easy < 1, "a share from 0 to below 1")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import statistics
@@ -221,7 +222,8 @@ class RunRecord:
     runs from data in memory to the last test score, compile warm-up apart; `images_per_second` is over the training
     steps. `robustness` and `human` come from files of their own beside record.json, where they were measured.
     `temperature` is what logits are divided by for calibrated probabilities, fitted on the validation split. `exports`
-    are those that export.json beside the record lists.
+    are those that export.json beside the record lists. `events` are one-line remarks on what befell the run: changed
+    fields, rollbacks, lack of memory.
     """
 
     resfit: str
@@ -249,6 +251,7 @@ class RunRecord:
     augmented: str = ""
     samples: tuple[Sample, ...] = ()
     pruning: Pruning | None = None
+    events: tuple[str, ...] = ()
     robustness: Robustness | None = unwritten(None)
     human: HumanAgreement | None = unwritten(None)
     exports: tuple[ExportRecord, ...] = ()
@@ -270,12 +273,14 @@ class RunRecord:
 
 
 def read_record(path: str | Path) -> RunRecord:
-    """The record at `path`: a record.json, or the run folder that holds one."""
+    """The record at `path`: a record.json, or the run folder that holds one. A digest in it has to agree."""
     file = Path(path)
     file = file / "record.json" if file.is_dir() else file
     if not file.exists():
         raise BadInput(f"no finished run ({file}): give a run folder that holds a record.json")
     plain = _read_json(file)
+    if isinstance(plain, dict) and plain.pop("digest", None) not in (None, _digest(plain)):
+        raise BadInput(f"damaged record ({file}): its checksum is wrong")
     for name in ("robustness", "human"):
         if (beside := file.with_name(f"{name}.json")).exists():
             plain[name] = _read_json(beside)
@@ -303,6 +308,16 @@ def read_exports(folder: Path) -> tuple[ExportRecord, ...]:
         return ()
     except (OSError, ValueError, TypeError, RecursionError) as error:
         raise BadInput(f"damaged record ({file}): {error}") from None
+
+
+def record_text(record: RunRecord) -> str:
+    """The content of a record.json: the record and a digest of it."""
+    plain = json.loads(json.dumps(record.to_dict()))
+    return json.dumps({**plain, "digest": _digest(plain)}, indent=1)
+
+
+def _digest(plain: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
 def find_records(paths: Sequence[str | Path]) -> list[RunRecord]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from resfit.augment import augment, mix
 from resfit.averaging import WeightAverage
 from resfit.distill import distillation_loss, soft_targets
-from resfit.errors import RunFailed
-from resfit.optim import check_gradients, lr_factor, make_optimizers, set_learning_rates
+from resfit.errors import Diverged, RunFailed
+from resfit.optim import check_gradients, load_buffers, lr_factor, make_optimizers, set_learning_rates
 from resfit.recipe import Recipe
 from resfit.sharpness import perturbed
 from resfit.skipping import EasyImages
@@ -53,13 +53,29 @@ class Batch:
     share: float
 
 
+@dataclass(kw_only=True, eq=False)
+class EpochUnderWay:
+    """How far an epoch has come: its order of the images, int64 [N], how many of them were trained on, and their sums.
+
+    `began` is when it began by time.perf_counter(), as if it had never been broken off.
+    """
+
+    order: Tensor
+    loss_sum: Tensor
+    hits: Tensor
+    began: float
+    seen: int = 0
+
+
 @dataclass(kw_only=True)
 class Trainer:
     """Everything that training changes: what has to be saved for an exact resume is `state_dict`.
 
     `images` uint8 [N, C, H, W] and `labels` int64 [N] lie on the device of `net`; `normalize` takes a uint8 batch to
-    the network's input; `teachers` take that input to logits, as `net` does; `on_step` hears the epoch under way and
-    the part of it that is done.
+    the network's input; `teachers` take that input to logits, as `net` does. `on_step` hears after each optimizer step
+    the epoch under way and the part of it that is done: it may save the state, and it may raise. `on_note` hears of
+    what the user has to know, in a line. `rate` is a factor of all learning rates; each batch goes through the network
+    in so many `pieces`.
     """
 
     net: nn.Module
@@ -72,7 +88,11 @@ class Trainer:
     fill: Tensor | None = None
     teachers: Sequence[nn.Module] = ()
     on_step: Callable[[int, float], None] = lambda epoch, done: None
+    on_note: Callable[[str], None] = lambda line: None
     epoch: int = 0
+    under_way: EpochUnderWay | None = None
+    rate: float = 1.0
+    pieces: int = 1
     forward: Callable[[Tensor], Tensor] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -100,55 +120,98 @@ class Trainer:
         return self.average.module
 
     def epochs(self) -> Iterator[EpochResult]:
-        """Train from the current epoch to the last, yielding after each; RunFailed when the loss is not finite."""
+        """Train from where it stands to the last epoch, yielding after each; Diverged when the loss is not finite."""
         while self.epoch < self.recipe.train.epochs:
             yield self.train_epoch()
 
     def train_epoch(self) -> EpochResult:
-        """One pass over the training images."""
-        started = time.perf_counter()
+        """One pass over the training images, or what is left of the one under way."""
         self.net.train()
         self._freeze_stem()
-        groups = self._step_groups()
-        loss_sum, right, seen = torch.zeros((), device=self.device), torch.zeros((), device=self.device), 0
-        for n, group in enumerate(groups):
-            images_in_step, progress = sum(map(len, group)), self._progress(n / len(groups))
+        now = self.under_way = self.under_way or self._begin_epoch()
+        groups = self._step_groups(now.order)
+        for n in range(self._steps_done(), len(groups)):
+            progress = self._progress(n / len(groups))
             self._set_rates(progress)
-            for index in group:
-                loss, hits = self._backward(index, len(index) / images_in_step, progress)
-                loss_sum += loss * len(index)
-                right += hits
+            loss_sum, hits = self._gradients(groups[n], progress)
             self._step()
             self._average((n + 1) / len(groups))
-            seen += images_in_step
-            self.on_step(self.epoch + 1, (n + 1) / len(groups))
+            now.loss_sum += loss_sum
+            now.hits += hits
+            now.seen += sum(map(len, groups[n]))
             if n % _STEPS_BETWEEN_CHECKS == 0:
-                self._check_finite(loss_sum)
-        self._check_finite(loss_sum)
-        self.epoch += 1
+                self._check_loss()
+            self.on_step(self.epoch + 1, (n + 1) / len(groups))
+        self._check_loss()
+        self.epoch, self.under_way = self.epoch + 1, None
         return EpochResult(
             epoch=self.epoch,
-            loss=loss_sum.item() / seen,
-            accuracy=right.item() / seen,
+            loss=now.loss_sum.item() / now.seen,
+            accuracy=now.hits.item() / now.seen,
             lr=self.optimizers[0].param_groups[0]["lr"],
-            seconds=time.perf_counter() - started,
-            images=seen,
+            seconds=time.perf_counter() - now.began,
+            images=now.seen,
         )
 
+    def _begin_epoch(self) -> EpochUnderWay:
+        began, zero = time.perf_counter(), torch.zeros((), device=self.device)
+        order = self._trained_on(self._shuffled(self.generator))
+        return EpochUnderWay(order=order, loss_sum=zero, hits=zero.clone(), began=began)
+
+    def _steps_done(self) -> int:
+        """Optimizer steps of the epoch under way that are done; the last one may have had fewer images."""
+        seen = self.under_way.seen if self.under_way else 0
+        return -(-seen // (self.recipe.train.batch_size * self.recipe.train.accumulate))
+
+    def _gradients(self, group: list[Tensor], progress: float) -> tuple[Tensor, Tensor]:
+        """Add up a step's gradients, in smaller pieces where memory runs out; the loss summed over its images, hits."""
+        while True:
+            try:
+                images = sum(map(len, group))
+                sums = [self._backward(index, len(index) / images, progress) for index in group]
+                self._sharpen()
+                return sum(loss for loss, _ in sums), sum(hits for _, hits in sums)  # type: ignore[return-value]
+            except torch.OutOfMemoryError:
+                pass  # the handler's end lets go of the tensors that the failed attempt still held
+            self._halve_pieces()
+
     def _backward(self, index: Tensor, share: float, progress: float) -> tuple[Tensor, Tensor]:
-        """Add the gradient of the batch at `index`, weighted by its share of the step; its mean loss and its hits."""
+        """Add the gradient of the batch at `index`, weighted by its share of the step; its summed loss and its hits."""
         inputs, targets = self.batch(index, self.generator, progress=progress)
-        distill, soft = self.recipe.distill, None
-        if distill:
-            with self._autocast():
-                soft = soft_targets(self.teachers, inputs, distill.temperature)
-        batch = Batch(inputs=inputs, targets=targets, soft=soft, share=share)
-        if self.recipe.optim.sam:
-            self._in_step.append(batch)
-        loss, logits = self._add_gradient(batch)
+        losses, logits = [], []
+        for piece, wanted in zip(inputs.chunk(self.pieces), targets.chunk(self.pieces), strict=True):
+            part = share * (len(piece) / len(inputs))
+            batch = Batch(inputs=piece, targets=wanted, soft=self._soft_targets(piece), share=part)
+            if self.recipe.optim.sam:
+                self._in_step.append(batch)
+            loss, of_piece = self._add_gradient(batch)
+            losses.append(loss * len(piece))
+            logits.append(of_piece)
+        whole, labels = torch.cat(logits), self.labels[index]
         if self.easy is not None:
-            self.easy.remember(index, logits, self.labels[index])
-        return loss, (logits.argmax(1) == self.labels[index]).sum()
+            self.easy.remember(index, whole, labels)
+        return torch.stack(losses).sum(), (whole.argmax(1) == labels).sum()
+
+    def _soft_targets(self, inputs: Tensor) -> Tensor | None:
+        distill = self.recipe.distill
+        if distill is None:
+            return None
+        with self._autocast():
+            return soft_targets(self.teachers, inputs, distill.temperature)
+
+    def _halve_pieces(self) -> None:
+        """Begin the step anew with each batch in twice as many pieces: batch norms see fewer images at a time."""
+        self.net.zero_grad(set_to_none=True)
+        self._in_step.clear()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        batch_size, self.pieces = self.recipe.train.batch_size, 2 * self.pieces
+        if self.pieces > batch_size:
+            raise RunFailed("out of memory with a single image (train.batch_size): give a smaller network or image")
+        self.on_note(
+            f"epoch {self.epoch + 1}: out of memory; batches of {batch_size} go through in {self.pieces} pieces from "
+            "here on, with one optimizer step as before"
+        )
 
     def _add_gradient(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Add the batch's gradient, weighted by its share of the step; its mean loss and its logits."""
@@ -185,16 +248,14 @@ class Trainer:
         index = torch.arange(min(self.recipe.train.batch_size, len(self.images)), device=self.device)
         self.net.train()
         for progress in {0.0, *(start for start, _ in self.recipe.train.resize)}:
-            self._backward(index, 1.0, progress)
-            self._sharpen()
+            self._gradients([index], progress)
         self.net.zero_grad(set_to_none=True)
-        self.load_state_dict(saved)
+        self.load_state_dict({**saved, "pieces": self.pieces})
         return time.perf_counter() - started
 
-    def _step_groups(self) -> list[list[Tensor]]:
-        """This epoch's order of images as batches, those that share an optimizer step together."""
-        together = self.recipe.train.accumulate
-        batches = self._batches(self._trained_on(self._shuffled(self.generator)))
+    def _step_groups(self, order: Tensor) -> list[list[Tensor]]:
+        """An epoch's order of images as batches, those that share an optimizer step together."""
+        together, batches = self.recipe.train.accumulate, self._batches(order)
         return [batches[n : n + together] for n in range(0, len(batches), together)]
 
     def _shuffled(self, generator: torch.Generator) -> Tensor:
@@ -213,7 +274,7 @@ class Trainer:
 
     def _set_rates(self, progress: float) -> None:
         epochs = self.recipe.train.epochs
-        set_learning_rates(self.optimizers, lr_factor(self.recipe.schedule, progress * epochs, epochs))
+        set_learning_rates(self.optimizers, self.rate * lr_factor(self.recipe.schedule, progress * epochs, epochs))
 
     def _progress(self, done: float) -> float:
         """The part of the whole training that is over when `done` of this epoch is."""
@@ -245,7 +306,6 @@ class Trainer:
     def _step(self) -> None:
         if self.epoch == 0 and not self.optimizers[0].state:
             check_gradients(self.net)
-        self._sharpen()
         if self.recipe.train.clip:
             for optimizer in self.optimizers:
                 self.scaler.unscale_(optimizer)
@@ -261,22 +321,40 @@ class Trainer:
 
     def _freeze_stem(self) -> None:
         limit = self.recipe.train.freeze_stem_after
-        if limit is not None and self.epoch >= limit:
-            self.net.get_submodule("stem").requires_grad_(False)
+        if limit is not None:
+            self.net.get_submodule("stem").requires_grad_(self.epoch < limit)
 
-    def _check_finite(self, loss_sum: Tensor) -> None:
-        if not torch.isfinite(loss_sum):
-            raise RunFailed(
-                f"the training loss is not finite (epoch {self.epoch + 1}): lower optim.lr or give train.clip; "
-                "the last finite weights are kept"
-            )
+    def check_finite(self) -> None:
+        """Raise Diverged where a weight, a buffer or the loss so far is not finite. The host waits for the device."""
+        self._check_loss()
+        nets = [self.net] if self.average is None else [self.net, self.average.module]
+        finite = torch.stack([torch.isfinite(value).all() for net in nets for value in net.state_dict().values()])
+        if not finite.all():
+            raise self._diverged("a weight")
+
+    def _check_loss(self) -> None:
+        if self.under_way is not None and not torch.isfinite(self.under_way.loss_sum):
+            raise self._diverged("the training loss")
+
+    def _diverged(self, what: str) -> Diverged:
+        return Diverged(
+            f"{what} is not finite (epoch {self.epoch + 1}): lower optim.lr or give train.clip; "
+            "the last finite weights are kept"
+        )
+
+    def slow_down(self, factor: float) -> None:
+        """Go on with all learning rates times `factor`."""
+        self.rate *= factor
 
     def state_dict(self) -> dict[str, Any]:
-        """All that an exact resume needs, at an epoch's end."""
+        """All that an exact resume needs, after any optimizer step. Rates and the like come from the recipe."""
         return {
             "epoch": self.epoch,
+            "under_way": _saved(self.under_way) if self.under_way else None,
+            "rate": self.rate,
+            "pieces": self.pieces,
             "net": self.net.state_dict(),
-            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "optimizers": [optimizer.state_dict()["state"] for optimizer in self.optimizers],
             "scaler": self.scaler.state_dict(),
             "average": self.average.state_dict() if self.average is not None else None,
             "losses": self.easy.losses if self.easy is not None else None,
@@ -287,10 +365,11 @@ class Trainer:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what `state_dict` gave."""
-        self.epoch = state["epoch"]
+        self.epoch, self.rate, self.pieces = state["epoch"], state["rate"], state["pieces"]
+        self.under_way = _restored(state["under_way"], self.device) if state["under_way"] else None
         self.net.load_state_dict(state["net"])
-        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
+        for optimizer, buffers in zip(self.optimizers, state["optimizers"], strict=True):
+            load_buffers(optimizer, buffers)
         self.scaler.load_state_dict(state["scaler"])
         if self.average is not None:
             self.average.load_state_dict(state["average"])
@@ -300,6 +379,16 @@ class Trainer:
         torch.set_rng_state(state["torch_rng"])
         if state["cuda_rng"] is not None:
             torch.cuda.set_rng_state(state["cuda_rng"], self.device)
+
+
+def _saved(now: EpochUnderWay) -> dict[str, Any]:
+    plain = {field.name: getattr(now, field.name) for field in fields(now)}
+    return {**plain, "began": time.perf_counter() - now.began}
+
+
+def _restored(saved: dict[str, Any], device: torch.device) -> EpochUnderWay:
+    moved = {name: saved[name].to(device, copy=True) for name in ("order", "loss_sum", "hits")}
+    return EpochUnderWay(**moved, seen=saved["seen"], began=time.perf_counter() - saved["began"])
 
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -51,7 +51,7 @@ _COMMANDS = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit status: 0, 1 for a failed run, 2 for bad input, 130 when interrupted."""
+    """Run one command and return its exit status: 0, 1 for a failed run, 2 for bad input, 130 or 143 by a signal."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     try:
@@ -68,7 +68,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
+        from resfit.interrupt import Interrupted
+
+        if isinstance(error, Interrupted):
+            print(error, file=sys.stderr)
+            return error.exit_code
         if debug:
             raise
         print("interrupted: go on from the last checkpoint with resfit train --resume RUN", file=sys.stderr)

@@ -32,6 +32,7 @@ def add(commands: Any) -> None:
     parser.add_argument("--budget", metavar="N", help="refuse a network of more parameters (the recipe's, mostly 5M)")
     parser.add_argument("--out", type=Path, default=Path("runs"), metavar="DIR", help="where run folders go (runs)")
     parser.add_argument("--resume", type=Path, metavar="RUN", help="go on with an unfinished run folder")
+    parser.add_argument("--override", action="store_true", help="resume although fields of the recipe have changed")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (auto)")
     parser.add_argument(
         "--log",
@@ -59,9 +60,11 @@ def _train(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
     from resfit.budget import parse_count, require_fit
     from resfit.recipe import get_recipe
 
+    if options.override and options.resume is None:
+        raise BadInput("nothing to override (--override): it goes with --resume RUN")
     if options.budget:
         overrides = {**overrides, "budget": parse_count(options.budget)}
-    recipe_target, seed, out = _what_to_train(options, overrides)
+    recipe_target, seed, out = _what_to_train(options)
 
     recipe = get_recipe(recipe_target, overrides)
     if options.runs < 1:
@@ -88,6 +91,7 @@ def _train(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
                 device=options.device,
                 offline=options.offline,
                 resume=options.resume is not None,
+                override=options.override,
                 observer=Observers([progress, *loggers]),
             )
         records.append(record)
@@ -98,7 +102,7 @@ def _train(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
     return 0
 
 
-def _what_to_train(options: argparse.Namespace, overrides: dict[str, Any]) -> tuple[str, int, Path]:
+def _what_to_train(options: argparse.Namespace) -> tuple[str, int, Path]:
     """Recipe, first seed and parent folder: of a new run, or of the folder to resume."""
     if options.resume is None:
         if options.recipe is None:
@@ -107,7 +111,7 @@ def _what_to_train(options: argparse.Namespace, overrides: dict[str, Any]) -> tu
     folder = options.resume.resolve()
     if not (folder / "recipe.yaml").exists() or not folder.name.isdecimal():
         raise BadInput(f"not a run folder ({options.resume}): give one that resfit train began")
-    if options.recipe is not None or overrides or options.runs != 1:
+    if options.recipe is not None or options.runs != 1:
         raise BadInput("a resumed run has its recipe and its seed (--resume): give the run folder alone")
     return str(folder / "recipe.yaml"), int(folder.name), folder.parent.parent
 

@@ -8,6 +8,7 @@ a thousand photographs takes a minute.
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ from resfit.data.images import Images, Source
 from resfit.data.places import Places, cache_dir
 from resfit.data.split import stratified_split, val_count
 from resfit.errors import BadInput
+from resfit.memory import free_bytes
 from resfit.recipe import DataConfig
 
 _SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
@@ -167,7 +169,13 @@ def _pixels(files: Sequence[Path], root: Path, places: Places, *, size: int, cha
         name = path.relative_to(root).as_posix()
         key.update(os.fsencode(f"\n{name} {facts.st_size} {facts.st_mtime_ns}"))
     cached = cache_dir() / "folders" / f"{key.hexdigest()[:32]}.npy"
+    shape = (len(files), channels, size, size)
+    needed, free = math.prod(shape), free_bytes()
+    if free is not None and needed > free:
+        places.tell(
+            f"the images take {needed / 1e9:.2f} GB and {free / 1e9:.2f} GB of memory are free: "
+            "they are read from the disk as training goes on, which is slower"
+        )
     if not cached.exists():
         places.tell(f"decoding {len(files):,} images, once, into {cached}")
-    shape = (len(files), channels, size, size)
     return cached_array(cached, shape, decode_all(files, root=root, size=size, channels=channels))
