@@ -12,6 +12,7 @@ from resfit.spec import (
     BlockKind,
     Downsample,
     DropoutSpec,
+    ECASpec,
     HeadSpec,
     InputSpec,
     NetSpec,
@@ -21,12 +22,21 @@ from resfit.spec import (
     ShortcutSpec,
     StageSpec,
     StemSpec,
+    WidenSpec,
 )
 
 KINDS = st.sampled_from(get_args(BlockKind))
 DOWNSAMPLES = st.sampled_from(get_args(Downsample))
-SHORTCUTS = st.builds(ShortcutSpec, kind=st.sampled_from(("conv", "pad")), kernel=st.sampled_from((1, 3, 5)))
+SHORTCUTS = st.builds(
+    ShortcutSpec, kind=st.sampled_from(("conv", "pad", "avg-pad")), kernel=st.sampled_from((1, 3, 5))
+) | st.just(ShortcutSpec(kind="shift"))
 RATES = st.sampled_from((0.0, 0.25))
+DROPOUTS = st.builds(DropoutSpec, block=RATES, head=RATES, path=RATES) | st.builds(DropoutSpec, shakedrop=RATES)
+ATTENTION = (
+    st.just({})
+    | st.fixed_dictionaries({"se": st.builds(SESpec, reduction=st.sampled_from((1, 2, 16)), bias=st.booleans())})
+    | st.fixed_dictionaries({"eca": st.builds(ECASpec, kernel=st.sampled_from((None, 1, 3)))})
+)
 STAGES = st.builds(
     StageSpec,
     blocks=st.integers(1, 2),
@@ -36,6 +46,7 @@ STAGES = st.builds(
     block=st.none() | KINDS,
     shortcut=st.none() | SHORTCUTS,
     downsample=st.none() | DOWNSAMPLES,
+    inner=st.none() | st.integers(1, 8),
 )
 
 
@@ -57,12 +68,17 @@ def specs(draw: st.DrawFn) -> NetSpec:
         "stem": draw(stems(images.channels)),
         "stages": tuple(draw(st.lists(STAGES, min_size=1, max_size=3))),
         "block": draw(KINDS),
+        "expansion": draw(st.sampled_from((None, None, 1, 2, 0.5))),
+        "groups": draw(st.sampled_from((1, 1, 2))),
+        "branches": draw(st.sampled_from((1, 2))),
+        "mix": draw(st.sampled_from(("shake", "mean"))),
+        "widen": draw(st.none() | st.builds(WidenSpec, channels=st.integers(1, 8), multiple=st.sampled_from((1, 2)))),
         "shortcut": draw(SHORTCUTS),
         "downsample": draw(DOWNSAMPLES),
-        "se": draw(st.none() | st.builds(SESpec, reduction=st.sampled_from((1, 2, 16)), bias=st.booleans())),
+        **draw(ATTENTION),
         "conv_bias": draw(st.booleans()),
         "norm": draw(st.builds(NormSpec, gain=st.booleans())),
-        "dropout": draw(st.builds(DropoutSpec, block=RATES, head=RATES)),
+        "dropout": draw(DROPOUTS),
         "pool": draw(
             st.builds(PoolSpec, kind=st.sampled_from(("avg", "max")), size=st.sampled_from(("global", 1, 2, 3)))
         ),
@@ -72,7 +88,7 @@ def specs(draw: st.DrawFn) -> NetSpec:
     }
     try:
         return NetSpec(**parts)
-    except BadInput:  # a window larger than the map, a pad shortcut to fewer channels, nothing left of the image
+    except BadInput:  # a window larger than the map, a pad shortcut to fewer channels, groups that do not divide
         assume(False)
         raise
 

@@ -72,6 +72,27 @@ def test_what_fits_already_is_its_own_nearest_fit():
     assert nearest_fit(SEED, 5_000_000) == SEED
 
 
+def test_groups_and_widening_are_narrowed_with_the_rest():
+    grouped = NetSpec.from_dict(
+        {"stages": [{"blocks": 2, "channels": 256}] * 3, "block": "bottleneck", "groups": 32, "expansion": 2}
+    )
+    fitting = nearest_fit(grouped, 500_000)
+    assert fitting.groups == 32
+    assert 250_000 < cost(fitting).params <= 500_000
+    pyramid = NetSpec.from_dict(
+        {
+            "stem": {"channels": 16},
+            "stages": [{"blocks": 4, "channels": 16}] * 3,
+            "widen": {"channels": 200},
+            "block": "pyramid",
+            "shortcut": {"kind": "avg-pad"},
+        }
+    )
+    fitting = nearest_fit(pyramid, 500_000)
+    assert 0 < fitting.widen.channels < 200
+    assert 250_000 < cost(fitting).params <= 500_000
+
+
 def test_where_one_channel_everywhere_is_too_much_there_is_no_fit():
     assert nearest_fit(WIDE, 100) is None
     with pytest.raises(BadInput, match="fewer stages or blocks"):

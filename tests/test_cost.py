@@ -20,7 +20,7 @@ from resfit.recipe import get_recipe
 from resfit.spec import NetSpec
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "params.json").read_text())
-PRICED = (nn.Conv2d, nn.BatchNorm2d, nn.Linear, FrozenConv)
+PRICED = (nn.Conv2d, nn.Conv1d, nn.BatchNorm2d, nn.Linear, FrozenConv)
 
 
 @pytest.mark.parametrize(("name", "params"), GOLDEN["recipes"].items())
@@ -58,10 +58,34 @@ def test_the_golden_counts_are_the_published_ones():
         "wrn-28-10": 36_479_194,
         "wrn-40-2": 2_243_546,
         "preact-resnet164": 1_703_258,
+        "resnext-29-32x4d": 4_775_754,
+        "resnext-29-8x64d": 34_426_698,
+        "resnext-29-16x64d": 68_155_210,
+        "shake-26-2x32d": 2_923_162,
+        "shake-26-2x96d": 26_192_922,
+        "pyramid-110-48": 1_739_730,
+        "pyramid-110-84": 3_855_054,
+        "pyramid-110-270": 28_485_477,
+        "pyramid-164-270": 27_216_021,
     }
 
 
-@settings(max_examples=40, deadline=None)
+@pytest.mark.parametrize(
+    ("name", "millions"),
+    [
+        ("shake-26-2x32d", 2.9),  # Gastaldi 2017
+        ("shake-26-2x96d", 26.2),
+        ("resnext-29-8x64d", 34.4),  # Xie et al. 2017
+        ("resnext-29-16x64d", 68.1),
+        ("pyramid-110-48", 1.7),  # Han et al. 2017
+        ("pyramid-110-84", 3.8),
+    ],
+)
+def test_counts_that_papers_give_in_millions_are_these(name, millions):
+    assert abs(GOLDEN["networks"][name]["params"] / 1e6 - millions) < 0.06
+
+
+@settings(max_examples=60, deadline=None)
 @given(specs())
 def test_every_row_is_the_built_layer(spec):
     net, price = build(spec), cost(spec)
@@ -73,7 +97,7 @@ def test_every_row_is_the_built_layer(spec):
     assert price.frozen == sum(m.weight.numel() for m in built.values() if isinstance(m, FrozenConv))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(specs())
 def test_macs_and_shapes_are_those_of_a_forward_pass(spec):
     net, price = build(spec).eval(), cost(spec)

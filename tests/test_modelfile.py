@@ -18,7 +18,7 @@ from resfit.modelfile import ModelInfo, load, save_model
 from resfit.net import Network, build
 from resfit.spec import NetSpec
 
-INFO = ModelInfo(classes=("cat", "dög", "3"), mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.1))
+INFO = ModelInfo(classes=("cat", "dög", "3"), mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.1), temperature=0.7)
 SPEC = NetSpec.from_dict(
     {
         "input": {"size": 8},
@@ -102,7 +102,7 @@ def test_a_truncated_model_is_refused(model, share):
     [
         (None, "not a resfit model"),
         ({"format": "pt"}, "not a resfit model"),
-        ({"resfit.spec": json.dumps(SPEC.to_dict())}, "resfit.info|Missing|loading"),
+        ({"resfit.spec": json.dumps(SPEC.to_dict())}, "fewer weights than its spec has"),
         ({"resfit.spec": "{", "resfit.info": "{}"}, "damaged model"),
         ({"resfit.spec": "[]", "resfit.info": "{}"}, "damaged model"),
         ({"resfit.spec": '{"stages": []}', "resfit.info": "{}"}, "stages"),
@@ -120,6 +120,13 @@ def test_weights_of_another_network_are_refused(tmp_path):
     other = NetSpec.from_dict({**SPEC.to_dict(), "num_classes": 4})
     save_model(tmp_path / "model.safetensors", build(other), SPEC, INFO)
     assert complaint(tmp_path / "model.safetensors").startswith("damaged model")
+
+
+def test_a_spec_that_would_fill_the_memory_is_refused_before_it_is_built(tmp_path):
+    path = tmp_path / "model.safetensors"
+    spec = {**SPEC.to_dict(), "stages": [{"blocks": 10, "channels": 65_536, "kernel": 15}]}
+    safetensors.torch.save_file({"w": torch.zeros(2)}, path, {"resfit.spec": json.dumps(spec), "resfit.info": "{}"})
+    assert "fewer weights than its spec has parameters" in complaint(path)
 
 
 def test_a_model_without_class_names_is_refused(tmp_path):

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from strategies import specs
 
 from resfit.errors import BadInput
-from resfit.spec import NetSpec, ShortcutSpec
+from resfit.spec import ECASpec, NetSpec, ShortcutSpec
 
 
 def plain(**changes: object) -> dict[str, object]:
@@ -33,6 +33,19 @@ def one(**stage: object) -> list[dict[str, object]]:
         ({"stages": one(block="basics")}, "stages[0].block", "basic"),
         ({"stages": one(downsample="avgpool")}, "stages[0].downsample", "maxpool"),
         ({"block": "resnext"}, "block", "bottleneck"),
+        ({"groups": 0}, "groups", "from 1 to"),
+        ({"groups": 2}, "groups", "bottleneck block"),
+        ({"groups": 3, "block": "bottleneck"}, "groups", "divisor of the channels"),
+        ({"expansion": 0}, "expansion", "from 1/64 to 64"),
+        ({"expansion": "nan"}, "expansion", "from 1/64 to 64"),
+        ({"expansion": 0.3}, "expansion", "makes it so"),
+        ({"branches": 3}, "branches", "1, 2"),
+        ({"mix": "max"}, "mix", "mean"),
+        ({"widen": {"channels": 0}}, "widen.channels", "from 1 to"),
+        ({"widen": {"channels": 8, "multiple": 0}}, "widen.multiple", "from 1 to"),
+        ({"eca": {"kernel": 2}}, "eca.kernel", "odd number"),
+        ({"eca": {}, "se": {}}, "eca", "it or se"),
+        ({"shortcut": {"kind": "shift", "kernel": 3}}, "shortcut.kernel", "give 1"),
         ({"shortcut": {"kernel": -1}}, "shortcut.kernel", "odd number"),
         ({"shortcut": {"kind": "none"}}, "shortcut.kind", "conv"),
         ({"input": {"channels": 0}}, "input.channels", "from 1 to 64"),
@@ -47,6 +60,9 @@ def one(**stage: object) -> list[dict[str, object]]:
         ({"norm": {"eps": 0.0}}, "norm.eps", "between 0 and 1"),
         ({"dropout": {"block": 1.0}}, "dropout.block", "from 0 to below 1"),
         ({"dropout": {"head": -0.1}}, "dropout.head", "from 0 to below 1"),
+        ({"dropout": {"path": 1.0}}, "dropout.path", "from 0 to below 1"),
+        ({"dropout": {"shakedrop": -0.1}}, "dropout.shakedrop", "from 0 to below 1"),
+        ({"dropout": {"path": 0.1, "shakedrop": 0.1}}, "dropout.shakedrop", "one of the two"),
         ({"pool": {"size": 0}}, "pool.size", "from 1 to"),
         ({"pool": {"size": 17}}, "pool.size", "at most 16, or global"),
         ({"head": {"scale": 0.0}}, "head.scale", "above 0"),
@@ -65,6 +81,8 @@ def test_a_bad_value_is_refused_by_name_and_rule(changes, where, allowed):
     ("changes", "where"),
     [
         ({"stages": one(channels=8), "shortcut": {"kind": "pad"}}, "stages[0].shortcut"),  # the stem has 64
+        ({"stages": one(channels=8), "shortcut": {"kind": "avg-pad"}}, "stages[0].shortcut"),
+        ({"stages": one(channels=1), "shortcut": {"kind": "shift"}}, "stages[0].shortcut"),
         ({"stages": one(stride=8) * 2, "downsample": "maxpool"}, "stages[1].stride"),
         (
             {"input": {"size": 4}, "stem": {"kind": "whiten", "kernel": 5, "channels": 150}, "stages": one()},
@@ -104,14 +122,45 @@ def test_a_stage_overrides_the_network():
     assert (first.kind, first.shortcut, first.downsample) == ("preact", ShortcutSpec(kernel=5), "stride")
     assert (second.kind, second.shortcut, second.downsample) == ("bottleneck", ShortcutSpec(kernel=3), "maxpool")
     assert (second.in_channels, second.out_channels) == (16, 128)
-    assert spec.preact
-    assert not spec.final_norm
+    assert spec.first_layout.norm_first
+    assert not spec.last_layout.norm_first
 
 
 def test_the_first_block_of_a_stage_strides_by_two_except_in_the_first_stage():
     stages = [{"blocks": 2, "channels": 8}, {"blocks": 2, "channels": 8}, {"blocks": 1, "channels": 8, "stride": 3}]
     spec = NetSpec.from_dict(plain(stages=stages))
     assert [block.stride for _, _, block in spec.plan()] == [1, 1, 2, 1, 3]
+
+
+def test_widening_adds_its_channels_evenly_and_ends_on_all_of_them():
+    stages = [{"blocks": 2, "channels": 16}, {"blocks": 2, "channels": 16}]
+
+    def widths(**widen: int) -> list[int]:
+        return [block.channels for _, _, block in NetSpec.from_dict(plain(stages=stages, widen=widen)).plan()]
+
+    assert widths(channels=10) == [18, 21, 23, 26]
+    assert widths(channels=48, multiple=8) == [24, 40, 48, 64]
+
+
+def test_drop_rates_rise_evenly_to_the_last_block():
+    stages = [{"blocks": 3, "channels": 16}, {"blocks": 1, "channels": 16}]
+    for kind in ("path", "shakedrop"):
+        spec = NetSpec.from_dict(plain(stages=stages, dropout={kind: 0.4}))
+        assert [block.drop for _, _, block in spec.plan()] == pytest.approx([0.1, 0.2, 0.3, 0.4])
+
+
+@pytest.mark.parametrize(("channels", "kernel"), [(1, 1), (8, 3), (64, 3), (128, 5), (256, 5), (512, 5)])
+def test_channel_attention_looks_further_in_wider_layers(channels, kernel):
+    assert ECASpec().kernel_of(channels) == kernel
+    assert ECASpec(kernel=7).kernel_of(channels) == 7
+
+
+def test_what_came_later_is_not_written_where_it_is_not_used():
+    later = {"expansion", "groups", "branches", "mix", "widen", "eca"}
+    spec = NetSpec.from_dict(plain())
+    assert not later & set(spec.to_dict())
+    assert set(spec.to_dict()["dropout"]) == {"block", "head"}
+    assert NetSpec.from_dict(plain(branches=2)).to_dict()["branches"] == 2
 
 
 def test_odd_sides_round_up_in_convolutions_and_down_in_pools():
@@ -121,6 +170,7 @@ def test_odd_sides_round_up_in_convolutions_and_down_in_pools():
 
     assert sides("stride") == [9, 5]
     assert sides("maxpool") == [9, 4]
+    assert sides("blur") == [9, 5]
 
 
 def test_equal_specs_are_one_dictionary_key_and_cannot_be_changed():

@@ -88,6 +88,7 @@ RESUMED = {
     },
     "adadelta with accumulation": {"optim.name": "adadelta", "train.accumulate": 3},
     "mixup and cutmix": {"augment.mixup": 0.2, "augment.cutmix": 1.0},
+    "easy images skipped": {"train.skip_easy": 0.5},
 }
 
 
@@ -118,6 +119,12 @@ def test_resume_without_the_generator_differs(tiny: Recipe) -> None:
     second.load_state_dict(saved)
     list(second.epochs())
     assert not equal(weights(whole.net), weights(second.net))
+
+
+def test_easy_images_are_skipped_between_the_first_epoch_and_the_limit(tiny: Recipe) -> None:
+    overrides = {"train.epochs": 4, "train.batch_size": 32, "train.skip_easy": 0.25, "train.skip_easy_until": 0.75}
+    images = [result.images for result in trainer(tiny.replace(overrides)).epochs()]
+    assert images == [256, 192, 192, 256]
 
 
 class Linear(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 from resfit.cost import cost
@@ -50,11 +51,13 @@ def require_fit(spec: NetSpec, budget: int) -> Verdict:
 def nearest_fit(spec: NetSpec, budget: int) -> NetSpec | None:
     """The widest network of `spec`'s shape within `budget`: all channels scaled alike, in multiples of 8 if that fits.
 
+    Groups stay as many, so that channels are multiples of them too.
+
     `spec` itself where it fits; None where even one channel everywhere is too much.
     """
     if cost(spec).params <= budget:
         return spec
-    for multiple in (8, 1):
+    for multiple in (math.lcm(8, spec.groups), spec.groups):
         tried = spec
         for step in range(_SCALES - 1, -1, -1):
             narrower = _narrowed(spec, step / _SCALES, multiple)
@@ -74,10 +77,14 @@ def _narrowed(spec: NetSpec, scale: float, multiple: int) -> NetSpec | None:
     def narrowed(channels: int) -> int:
         return max(int(channels * scale) // multiple * multiple, min(multiple, channels))
 
-    stages = tuple(replace(stage, channels=narrowed(stage.channels)) for stage in spec.stages)
+    stages = tuple(
+        replace(stage, channels=narrowed(stage.channels), inner=narrowed(stage.inner) if stage.inner else None)
+        for stage in spec.stages
+    )
     stem = spec.stem if spec.stem.kind == "whiten" else replace(spec.stem, channels=narrowed(spec.stem.channels))
+    widen = spec.widen and replace(spec.widen, channels=narrowed(spec.widen.channels))
     try:
-        return replace(spec, stages=stages, stem=stem)
+        return replace(spec, stages=stages, stem=stem, widen=widen)
     except BadInput:
         return None
 

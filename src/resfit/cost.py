@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from resfit.spec import BlockPlan, ConvPlan, NetSpec
+from resfit.spec import BlockPlan, ConvPlan, ECASpec, NetSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +68,7 @@ def _layers(spec: NetSpec) -> Iterator[Layer]:
     for i, j, block in spec.plan():
         yield from _block(spec, block, f"stages.{i}.{j}", side)
         side, channels = block.side_after(side), block.out_channels
-    if spec.final_norm:
+    if spec.last_layout.norm_first:
         yield _norm(spec, "norm", channels, side)
     features = channels * spec.pooled_side**2
     params = features * spec.num_classes + spec.num_classes * spec.head.bias
@@ -84,27 +84,38 @@ def _stem(spec: NetSpec, side: int) -> Iterator[Layer]:
         return
     conv = ConvPlan(in_channels=spec.input.channels, out_channels=stem.channels, kernel=stem.kernel)
     yield _conv(spec, "stem.conv", conv, side)
-    if not spec.preact:
+    if spec.first_layout.norm_last:
         yield _norm(spec, "stem.norm", stem.channels, side)
 
 
 def _block(spec: NetSpec, block: BlockPlan, name: str, side: int) -> Iterator[Layer]:
     """The layers of one block whose input map has `side` pixels a side."""
-    if block.preact:
+    if block.layout.norm_first:
         yield _norm(spec, f"{name}.norm1", block.in_channels, side)
+    for branch in ("branch", "branch2")[: block.branches]:
+        yield from _branch(spec, block, f"{name}.{branch}", side)
+    if block.projections:
+        yield from _projections(spec, block, f"{name}.shortcut", block.side_after(side))
+
+
+def _branch(spec: NetSpec, block: BlockPlan, name: str, side: int) -> Iterator[Layer]:
     for n, conv in enumerate(block.convs, 1):
         conv_side, side = conv.sides(side)
-        yield _conv(spec, f"{name}.branch.conv{n}", conv, conv_side)
-        if not block.preact:
-            yield _norm(spec, f"{name}.branch.norm{n}", conv.out_channels, side)
-        elif n < len(block.convs):
-            yield _norm(spec, f"{name}.branch.norm{n + 1}", conv.out_channels, side)
+        yield _conv(spec, f"{name}.conv{n}", conv, conv_side)
+        if n < len(block.convs) or block.layout.norm_last:
+            yield _norm(spec, f"{name}.norm{n + block.layout.norm_first}", conv.out_channels, side)
     if spec.se:
-        yield from _se(spec, f"{name}.branch.se", block.out_channels)
-    if block.projection:
-        yield _conv(spec, f"{name}.shortcut.conv", block.projection, side)
-        if not block.preact:
-            yield _norm(spec, f"{name}.shortcut.norm", block.out_channels, side)
+        yield from _se(spec, f"{name}.se", block.out_channels)
+    if spec.eca:
+        yield _eca(spec.eca, f"{name}.eca.conv", block.out_channels)
+
+
+def _projections(spec: NetSpec, block: BlockPlan, name: str, side: int) -> Iterator[Layer]:
+    paths = ("shift.conv1", "shift.conv2") if block.shortcut.kind == "shift" else ("conv",)
+    for path, conv in zip(paths, block.projections, strict=True):
+        yield _conv(spec, f"{name}.{path}", conv, side)
+    if block.layout.norm_last:
+        yield _norm(spec, f"{name}.norm", block.out_channels, side)
 
 
 def _se(spec: NetSpec, name: str, channels: int) -> Iterator[Layer]:
@@ -115,14 +126,19 @@ def _se(spec: NetSpec, name: str, channels: int) -> Iterator[Layer]:
         yield Layer(name=f"{name}.{part}", kind="linear", shape=(c_out, 1, 1), params=params, macs=c_in * c_out)
 
 
+def _eca(eca: ECASpec, name: str, channels: int) -> Layer:
+    kernel = eca.kernel_of(channels)
+    return Layer(name=name, kind=f"conv {kernel}", shape=(1, channels, 1), params=kernel, macs=kernel * channels)
+
+
 def _conv(spec: NetSpec, name: str, conv: ConvPlan, side: int) -> Layer:
-    size = conv.in_channels * conv.out_channels * conv.kernel**2
+    groups = f", {conv.groups} groups" if conv.groups > 1 else ""
     return Layer(
         name=name,
-        kind=f"conv {conv.kernel}x{conv.kernel}",
+        kind=f"conv {conv.kernel}x{conv.kernel}{groups}",
         shape=(conv.out_channels, side, side),
-        params=size + conv.out_channels * spec.conv_bias,
-        macs=size * side * side,
+        params=conv.weights + conv.out_channels * spec.conv_bias,
+        macs=conv.weights * side * side,
     )
 
 

@@ -5,6 +5,7 @@ Shapes: N images, C channels, H x W pixels, K classes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
@@ -16,6 +17,8 @@ from resfit.record import ClassScore, ConfidenceBin, Metrics
 
 TTA = Literal["none", "flip", "flip+shift"]
 
+_TEMPERATURES = (0.01, 100.0)
+
 
 @torch.no_grad()
 def predict_logits(
@@ -24,23 +27,32 @@ def predict_logits(
     normalize: Callable[[Tensor], Tensor],
     *,
     tta: TTA = "none",
+    tta_share: float = 1.0,
     batch_size: int = 500,
 ) -> tuple[Tensor, Tensor | None]:
     """Logits of uint8 images [N, C, H, W], plain and averaged over views (None without tta): float32 [N, K] on the CPU.
 
-    `normalize` brings a uint8 batch to what the network takes. The network comes back in the mode it was in.
+    `normalize` brings a uint8 batch to what the network takes. Views are taken of the share `tta_share` of the images
+    that the network is least sure of; the others keep their plain logits. The network comes back in the mode it was in.
     """
     training = net.training
     net.eval()
-    plain, averaged = [], []
     try:
-        for batch in images.split(batch_size):
-            logits = [(weight, net(view).float()) for weight, view in _views(normalize(batch), tta)]
-            plain.append(logits[0][1])
-            averaged.append(sum((weight * value for weight, value in logits), torch.zeros_like(plain[-1])))
+        plain = torch.cat([net(normalize(batch)).float() for batch in images.split(batch_size)])
+        averaged = plain.clone()
+        for index in () if tta == "none" else _least_sure(plain, tta_share).split(batch_size):
+            (own_weight, _), *views = _views(normalize(images[index]), tta)
+            others = (weight * net(view).float() for weight, view in views)
+            averaged[index] = sum(others, own_weight * plain[index])
     finally:
         net.train(training)
-    return torch.cat(plain).cpu(), None if tta == "none" else torch.cat(averaged).cpu()
+    return plain.cpu(), None if tta == "none" else averaged.cpu()
+
+
+def _least_sure(logits: Tensor, share: float) -> Tensor:
+    """Indices, in order, of the share of images whose highest probability is lowest."""
+    count = math.ceil(share * len(logits))
+    return logits.softmax(1).amax(1).topk(count, largest=False).indices.sort().values
 
 
 def _views(images: Tensor, tta: TTA) -> Iterator[tuple[float, Tensor]]:
@@ -49,9 +61,6 @@ def _views(images: Tensor, tta: TTA) -> Iterator[tuple[float, Tensor]]:
     flip: the mirror image as well. flip+shift: these two at half the weight, and the same of the batch moved by one
     pixel up-left and down-right (Jordan 2024, airbench).
     """
-    if tta == "none":
-        yield 1.0, images
-        return
     size, shifted = images.shape[-1], tta == "flip+shift"
     for view in (images, images.flip(-1)):
         yield (0.25 if shifted else 0.5), view
@@ -80,6 +89,25 @@ def score(
         confusion=tuple(tuple(row) for row in confusion.tolist()),
         reliability=tuple(reliability),
     )
+
+
+def fit_temperature(logits: Tensor, labels: Tensor) -> float:
+    """What logits [N, K] are divided by ahead of the softmax so that confidence agrees with accuracy (Guo et al. 2017).
+
+    It minimizes the cross-entropy with labels [N] that the network was not trained on. These are smoothed by the rule
+    of succession (Platt 1999), as no finite temperature would fit where every image is right.
+    """
+    from scipy.optimize import minimize_scalar
+
+    (count, classes), logits = logits.shape, logits.double()
+    smoothing = classes / (classes - 1) / (count + 2)
+    low, high = map(math.log, _TEMPERATURES)
+    found = minimize_scalar(
+        lambda log: F.cross_entropy(logits / math.exp(log), labels.cpu(), label_smoothing=smoothing).item(),
+        bounds=(low, high),
+        method="bounded",
+    )
+    return math.exp(found.x)
 
 
 def _accuracy(logits: Tensor, labels: Tensor) -> float:

@@ -22,10 +22,17 @@ def from_plain(kind: type[T], data: object, where: str = "") -> T:
     return _convert(kind, data, where)  # type: ignore[no-any-return]
 
 
+def unwritten(default: T) -> T:
+    """A field that `to_plain` leaves out at its default, so that what was written before it came keeps its form."""
+    found: T = dataclasses.field(default=default, metadata={"unwritten": True})
+    return found
+
+
 def to_plain(value: object) -> Any:
     """Mappings, lists and scalars that `from_plain` turns back into an equal value."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        values = ((f, getattr(value, f.name)) for f in dataclasses.fields(value))
+        return {f.name: to_plain(v) for f, v in values if not (f.metadata.get("unwritten") and v == f.default)}
     if isinstance(value, Mapping):
         return {key: to_plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -36,14 +43,49 @@ def to_plain(value: object) -> Any:
 def read_yaml(path: Path) -> object:
     """The content of a YAML file, safely loaded; raises BadInput with the line at fault."""
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
+        with path.open("rb") as file:
+            text = file.read(_MOST_YAML + 1).decode("utf-8")
+    except (OSError, ValueError) as error:
         raise BadInput(f"cannot read {path} ({error}): give a readable YAML file") from None
-    except (yaml.YAMLError, RecursionError, ValueError, LookupError, AttributeError) as error:
+    return parse_yaml(text, str(path))
+
+
+def parse_yaml(text: str, where: str) -> object:
+    """YAML text, safely loaded; raises BadInput where it is none, or far larger than any recipe once it is read."""
+    if len(text) > _MOST_YAML:
+        raise BadInput(f"more than {_MOST_YAML:,} characters ({where}): give a recipe or a spec")
+    try:
+        data: object = yaml.safe_load(text)
+        _count_values(data, {})
+    except _TooMany:
+        raise BadInput(f"its aliases stand for too many values ({where}): write it without them") from None
+    except (yaml.YAMLError, RecursionError, ValueError, LookupError, AttributeError, TypeError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or type(error).__name__
-        raise BadInput(f"not valid YAML ({path}{line}): {problem}") from None
+        raise BadInput(f"not valid YAML ({where}{line}): {problem}") from None
+    return data
+
+
+_MOST_YAML = 2**20  # characters
+_MOST_VALUES = 100_000
+
+
+class _TooMany(Exception):
+    """More values than any recipe has."""
+
+
+def _count_values(data: object, known: dict[int, int]) -> int:
+    """Values in `data` as one would meet them: an alias counts each time, and one of itself without end."""
+    if not isinstance(data, dict | list):
+        return 1
+    if id(data) not in known:
+        known[id(data)] = _MOST_VALUES + 1
+        inner = [*data, *data.values()] if isinstance(data, dict) else data
+        known[id(data)] = 1 + sum(_count_values(item, known) for item in inner)
+    if known[id(data)] > _MOST_VALUES:
+        raise _TooMany
+    return known[id(data)]
 
 
 def write_yaml(value: object) -> str:

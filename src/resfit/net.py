@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from resfit.errors import BadInput
 from resfit.recipe import InitConfig
-from resfit.spec import BlockPlan, ConvPlan, NetSpec, NormSpec, SESpec, StemSpec
+from resfit.spec import BlockPlan, ConvPlan, ECASpec, NetSpec, NormSpec, SESpec, StemSpec
 
-ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
-    "relu": lambda: nn.ReLU(inplace=True),
-    "gelu": nn.GELU,
-    "silu": lambda: nn.SiLU(inplace=True),
+ACTIVATIONS: dict[str, Callable[[bool], nn.Module]] = {
+    "relu": nn.ReLU,
+    "gelu": lambda _inplace: nn.GELU(),
+    "silu": nn.SiLU,
 }
 
 
@@ -42,19 +42,20 @@ class Network(nn.Module):
         stages: list[nn.Sequential] = [nn.Sequential() for _ in spec.stages]
         channels = spec.stem.channels
         for i, _, block in spec.plan():
-            stages[i].append(BLOCKS[block.kind](block, spec))
+            stages[i].append(Block(block, spec))
             channels = block.out_channels
         self.stages = nn.Sequential(*stages)
-        if spec.final_norm:
-            self.norm, self.act = Norm(channels, spec.norm), ACTIVATIONS[spec.activation]()
+        last = spec.last_layout
+        self.norm = Norm(channels, spec.norm) if last.norm_first else nn.Identity()
+        self.act = nn.Identity() if last.act_last else _activation(spec)
         self.pool = _pool(spec)
         self.dropout = nn.Dropout(spec.dropout.head)
         self.head = nn.Linear(channels * spec.pooled_side**2, spec.num_classes, bias=spec.head.bias)
 
     def forward_features(self, images: Tensor) -> Tensor:
         """The last map, float [N, C, H, W]."""
-        x: Tensor = self.stages(self.stem(images))
-        return self.act(self.norm(x)) if self.spec.final_norm else x
+        x: Tensor = self.act(self.norm(self.stages(self.stem(images))))
+        return x
 
     def forward_head(self, features: Tensor) -> Tensor:
         """Logits [N, K] of the last map."""
@@ -67,63 +68,112 @@ class Network(nn.Module):
         return self.forward_head(self.forward_features(images))
 
 
-class PostActBlock(nn.Module):
-    """He et al. 2015: convolution, norm, activation; the last activation follows the addition."""
+class Block(nn.Module):
+    """A residual block: one or two branches of convolutions, added to a shortcut, in the order that its kind says.
 
-    def __init__(self, block: BlockPlan, spec: NetSpec) -> None:
-        super().__init__()
-        layers: OrderedDict[str, nn.Module] = OrderedDict()
-        for n, conv in enumerate(block.convs, 1):
-            layers |= _conv_and_pool(n, conv, spec)
-            layers |= _norm_and_dropout(n, conv.out_channels, spec)
-            if n < len(block.convs):
-                layers[f"act{n}"] = ACTIVATIONS[spec.activation]()
-        if spec.se:
-            layers["se"] = SqueezeExcite(block.out_channels, spec.se)
-        self.branch = nn.Sequential(layers)
-        self.shortcut = _shortcut(block, spec)
-        self.act = ACTIVATIONS[spec.activation]()
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[N, C, H, W] -> [N, C', H', W']."""
-        out: Tensor = self.act(self.branch(x) + self.shortcut(x))
-        return out
-
-
-class PreActBlock(nn.Module):
-    """He et al. 2016b: norm, activation, convolution; nothing follows the addition.
-
-    A block that changes shape shares its first norm and activation with its shortcut.
+    A block that begins with an activation and changes shape shares its beginning with its shortcut (He et al. 2016b).
     """
 
     def __init__(self, block: BlockPlan, spec: NetSpec) -> None:
         super().__init__()
-        self.norm1, self.act = Norm(block.in_channels, spec.norm), ACTIVATIONS[spec.activation]()
-        layers: OrderedDict[str, nn.Module] = OrderedDict()
-        for n, conv in enumerate(block.convs, 1):
-            layers |= _conv_and_pool(n, conv, spec)
-            if n < len(block.convs):
-                layers |= _norm_and_dropout(n + 1, conv.out_channels, spec)
-                layers[f"act{n + 1}"] = ACTIVATIONS[spec.activation]()
-        if spec.se:
-            layers["se"] = SqueezeExcite(block.out_channels, spec.se)
-        self.branch = nn.Sequential(layers)
+        layout = block.layout
+        self.norm1 = Norm(block.in_channels, spec.norm) if layout.norm_first else nn.Identity()
+        # Without a norm ahead of it, an activation in place would overwrite what the shortcut hands on.
+        self.act1 = _activation(spec, inplace=layout.norm_first) if layout.act_first else nn.Identity()
+        self.branch = _branch(block, spec)
+        self.branch2 = _branch(block, spec) if block.branches == 2 else None
+        self.drop = _drop(block, spec)
         self.shortcut = _shortcut(block, spec)
-        self.shared = block.shape_changes
+        self.act = _activation(spec) if layout.act_last else nn.Identity()
+        self.ends_on_norm = layout.norm_last
+        self.shares = layout.act_first and block.shape_changes
+        self.shakes = spec.mix == "shake"
+
+    @property
+    def branches(self) -> list[nn.Sequential]:
+        """The residual branches."""
+        return [self.branch] if self.branch2 is None else [self.branch, self.branch2]
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, C, H, W] -> [N, C', H', W']."""
-        active = self.act(self.norm1(x))
-        out: Tensor = self.branch(active) + self.shortcut(active if self.shared else x)
+        start = self.act1(self.norm1(x))
+        residual = self.branch(start)
+        if self.branch2 is not None:
+            residual = mix(residual, self.branch2(start), shake=self.training and self.shakes)
+        out: Tensor = self.act(self.drop(residual) + self.shortcut(start if self.shares else x))
         return out
 
 
-BLOCKS: dict[str, type[PostActBlock] | type[PreActBlock]] = {
-    "basic": PostActBlock,
-    "bottleneck": PostActBlock,
-    "preact": PreActBlock,
-    "preact-bottleneck": PreActBlock,
-}
+class TwoWayScale(torch.autograd.Function):
+    """Multiply by one weight an image on the way forward and by another on the way back.
+
+    Of x [N, C, H, W] and two weights [N, 1, 1, 1].
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, forward: Tensor, backward: Tensor) -> Tensor:
+        """x times `forward`."""
+        ctx.save_for_backward(backward)
+        return x * forward
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        """The gradient times `backward`."""
+        (weight,) = ctx.saved_tensors
+        return gradient * weight, None, None
+
+
+def mix(a: Tensor, b: Tensor, *, shake: bool) -> Tensor:
+    """The mean of two branches [N, C, H, W], or where they shake a random weighting an image (Gastaldi 2017).
+
+    Weights are uniform from 0 to 1, sum to 1, and are drawn apart for forward and backward: Shake-Shake-Image.
+    """
+    if not shake:
+        return (a + b) / 2
+    forward, backward = _an_image(a).uniform_(), _an_image(a).uniform_()
+    first: Tensor = TwoWayScale.apply(a, forward, backward)
+    second: Tensor = TwoWayScale.apply(b, 1 - forward, 1 - backward)
+    return first + second
+
+
+class DropPath(nn.Module):
+    """In training, zero an image's whole residual at `rate` and scale up the others (Huang et al. 2016)."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, C, H, W] -> same."""
+        if not self.training:
+            return x
+        return x * _an_image(x).bernoulli_(1 - self.rate).div_(1 - self.rate)
+
+
+class ShakeDrop(nn.Module):
+    """In training, weigh an image's residual at random at `rate`: -1 to 1 forward, 0 to 1 back; else leave it.
+
+    Evaluation takes the mean weight, 1 - rate (Yamada et al. 2019).
+    """
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, C, H, W] -> same."""
+        if not self.training:
+            return x * (1 - self.rate)
+        shaken = _an_image(x).bernoulli_(self.rate).bool()
+        forward = torch.where(shaken, _an_image(x).uniform_(-1, 1), 1.0)
+        backward = torch.where(shaken, _an_image(x).uniform_(), 1.0)
+        out: Tensor = TwoWayScale.apply(x, forward, backward)
+        return out
+
+
+def _an_image(x: Tensor) -> Tensor:
+    """Room for one weight an image, [N, 1, 1, 1]."""
+    return x.new_empty((len(x), 1, 1, 1))
 
 
 class Norm(nn.BatchNorm2d):
@@ -149,6 +199,47 @@ class SqueezeExcite(nn.Module):
         """Scale each channel of each image."""
         gates = torch.sigmoid(self.excite(F.relu(self.squeeze(x.mean((2, 3))))))
         return x * gates[:, :, None, None]
+
+
+class EfficientChannelAttention(nn.Module):
+    """Channel-wise gates from the means of neighbouring channels (Wang et al. 2020). [N, C, H, W] -> same."""
+
+    def __init__(self, channels: int, eca: ECASpec) -> None:
+        super().__init__()
+        kernel = eca.kernel_of(channels)
+        self.conv = nn.Conv1d(1, 1, kernel, padding=kernel // 2, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scale each channel of each image."""
+        gates = torch.sigmoid(self.conv(x.mean((2, 3))[:, None]))
+        return x * gates[:, 0, :, None, None]
+
+
+class Blur(nn.Module):
+    """Binomial blur, 3 x 3, that keeps every `stride`-th pixel (Zhang 2019): two averages of 2 x 2 pixels.
+
+    At the edge the outermost pixels count again.
+    """
+
+    def __init__(self, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, C, H, W] -> [N, C, H', W'], sides rounded up."""
+        return F.avg_pool2d(F.avg_pool2d(x, 2, 1, 1, count_include_pad=False), 2, self.stride)
+
+
+class ShiftShortcut(nn.Module):
+    """Two convolutions side by side, the second of the map moved by one pixel (Gastaldi 2017)."""
+
+    def __init__(self, block: BlockPlan, spec: NetSpec) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = (_conv(conv, spec) for conv in block.projections)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, C, H, W] -> [N, C', H', W']."""
+        return torch.cat((self.conv1(x), self.conv2(F.pad(x, (-1, 1, -1, 1)))), dim=1)
 
 
 class PadShortcut(nn.Module):
@@ -199,12 +290,13 @@ def initialize(net: Network, init: InitConfig) -> None:
         if isinstance(module, nn.Conv2d):
             _initialize_filters(module, init)
     if init.zero_last_norm:
-        if not net.spec.norm.gain and any(isinstance(module, PostActBlock) for module in net.modules()):
+        blocks = [module for module in net.modules() if isinstance(module, Block)]
+        if not net.spec.norm.gain and any(block.ends_on_norm for block in blocks):
             raise BadInput("norms without a gain cannot begin at zero (init.zero_last_norm): give spec.norm.gain")
-        for block in net.modules():
-            if isinstance(block, PostActBlock | PreActBlock):
-                kind = Norm if isinstance(block, PostActBlock) else nn.Conv2d
-                last = [module for module in block.branch if isinstance(module, kind)][-1]
+        for block in blocks:
+            kind = Norm if block.ends_on_norm else nn.Conv2d
+            for branch in block.branches:
+                last = [module for module in branch if isinstance(module, kind)][-1]
                 nn.init.zeros_(last.weight)
 
 
@@ -213,30 +305,59 @@ def _initialize_filters(conv: nn.Conv2d, init: InitConfig) -> None:
         nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
     else:  # torch's own start, and then as many filters as there are inputs pass one of them on
         conv.reset_parameters()
-        nn.init.dirac_(conv.weight.data[: conv.in_channels])
+        nn.init.dirac_(conv.weight.data[: conv.in_channels], conv.groups)
     if conv.bias is not None:
         nn.init.zeros_(conv.bias)
 
 
 def _stem(spec: NetSpec) -> nn.Sequential:
-    stem, act = spec.stem, ACTIVATIONS[spec.activation]
+    stem, first = spec.stem, spec.first_layout
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     if stem.kind == "whiten":
         layers["conv"] = FrozenConv(spec.input.channels, stem)
-        layers["act"] = act()
+        layers["act"] = _activation(spec)
         return nn.Sequential(layers)
     plan = ConvPlan(in_channels=spec.input.channels, out_channels=stem.channels, kernel=stem.kernel, stride=stem.stride)
     layers["conv"] = _conv(plan, spec)
-    if not spec.preact:
+    if first.norm_last:
         layers["norm"] = Norm(stem.channels, spec.norm)
-        layers["act"] = act()
+    if first.act_last:
+        layers["act"] = _activation(spec)
     return nn.Sequential(layers)
+
+
+def _activation(spec: NetSpec, *, inplace: bool = True) -> nn.Module:
+    return ACTIVATIONS[spec.activation](inplace)
+
+
+def _branch(block: BlockPlan, spec: NetSpec) -> nn.Sequential:
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    for n, conv in enumerate(block.convs, 1):
+        last, place = n == len(block.convs), n + block.layout.norm_first
+        layers |= _conv_and_pool(n, conv, spec)
+        if not last or block.layout.norm_last:
+            layers |= _norm_and_dropout(place, conv.out_channels, spec)
+        if not last:
+            layers[f"act{place}"] = _activation(spec)
+    if spec.se:
+        layers["se"] = SqueezeExcite(block.out_channels, spec.se)
+    if spec.eca:
+        layers["eca"] = EfficientChannelAttention(block.out_channels, spec.eca)
+    return nn.Sequential(layers)
+
+
+def _drop(block: BlockPlan, spec: NetSpec) -> nn.Module:
+    if not block.drop:
+        return nn.Identity()
+    return DropPath(block.drop) if spec.dropout.path else ShakeDrop(block.drop)
 
 
 def _conv_and_pool(n: int, conv: ConvPlan, spec: NetSpec) -> OrderedDict[str, nn.Module]:
     layers: OrderedDict[str, nn.Module] = OrderedDict({f"conv{n}": _conv(conv, spec)})
     if conv.pool > 1:
         layers["pool"] = nn.MaxPool2d(conv.pool)
+    if conv.blur > 1:
+        layers["blur"] = Blur(conv.blur)
     return layers
 
 
@@ -249,14 +370,21 @@ def _norm_and_dropout(n: int, channels: int, spec: NetSpec) -> OrderedDict[str, 
 
 def _shortcut(block: BlockPlan, spec: NetSpec) -> nn.Sequential:
     layers: OrderedDict[str, nn.Module] = OrderedDict()
+    stride, new_channels = block.conv_stride, block.out_channels - block.in_channels
     if block.pool > 1:
         layers["pool"] = nn.MaxPool2d(block.pool)
-    if block.projection:
-        layers["conv"] = _conv(block.projection, spec)
-        if not block.preact:
+    if block.blur > 1:
+        layers["blur"] = Blur(block.blur)
+    if block.projections:
+        shifted = block.shortcut.kind == "shift"
+        layers |= {"shift": ShiftShortcut(block, spec)} if shifted else {"conv": _conv(block.projections[0], spec)}
+        if block.layout.norm_last:
             layers["norm"] = Norm(block.out_channels, spec.norm)
-    elif block.stride // block.pool > 1 or block.in_channels != block.out_channels:
-        layers["pad"] = PadShortcut(block.stride // block.pool, block.out_channels - block.in_channels)
+        return nn.Sequential(layers)
+    if stride > 1 and block.shortcut.kind == "avg-pad":
+        layers["pool"], stride = nn.AvgPool2d(stride, ceil_mode=True), 1
+    if stride > 1 or new_channels:
+        layers["pad"] = PadShortcut(stride, new_channels)
     return nn.Sequential(layers)
 
 
@@ -267,6 +395,7 @@ def _conv(conv: ConvPlan, spec: NetSpec) -> nn.Conv2d:
         conv.kernel,
         stride=conv.stride,
         padding=conv.kernel // 2,
+        groups=conv.groups,
         bias=spec.conv_bias,
     )
 

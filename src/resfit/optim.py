@@ -1,4 +1,4 @@
-"""Parameter groups, optimizers, learning-rate schedules and weight averaging."""
+"""Parameter groups, optimizers and learning-rate schedules."""
 
 from __future__ import annotations
 
@@ -8,10 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from resfit.recipe import AverageConfig, OptimConfig, ScheduleConfig
+from resfit.recipe import OptimConfig, ScheduleConfig
 
 Group = dict[str, Any]
 
@@ -145,22 +143,11 @@ def _cycle_progress(since: float, period: float, growth: float) -> float:
     return since / period
 
 
-def make_schedulers(
-    optimizers: list[torch.optim.Optimizer], config: ScheduleConfig, *, steps_per_epoch: int, epochs: int
-) -> list[LambdaLR]:
-    """One scheduler an optimizer, stepped once an optimizer step."""
-
-    def factor(step: int) -> float:
-        return lr_factor(config, step / steps_per_epoch, epochs)
-
-    return [LambdaLR(optimizer, factor) for optimizer in optimizers]
-
-
-def make_average(net: nn.Module, config: AverageConfig) -> AveragedModel | None:
-    """The moving average of weights and buffers that `config` asks for; call update_parameters once a step."""
-    if config.name == "none":
-        return None
-    return AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(config.decay), use_buffers=True)
+def set_learning_rates(optimizers: list[torch.optim.Optimizer], factor: float) -> None:
+    """Set every group's rate to `factor` times its peak, which is the rate that it came with."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = factor * group.setdefault("initial_lr", group["lr"])
 
 
 def check_gradients(net: nn.Module) -> None:

@@ -6,12 +6,14 @@ import json
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from resfit.errors import BadInput
-from resfit.fields import from_plain, to_plain
+from resfit.fields import from_plain, to_plain, unwritten
+
+EXPORTS = "export.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +51,7 @@ class Metrics:
 
 @dataclass(frozen=True, kw_only=True)
 class EpochPoint:
-    """One epoch of the curve. `lr` is the main group's at the epoch's end; `seconds` are spent training."""
+    """One epoch of the curve: `images` trained on, `lr` of the main group at the end, `seconds` spent training."""
 
     epoch: int
     train_loss: float
@@ -59,6 +61,7 @@ class EpochPoint:
     test_accuracy: float | None = None
     lr: float
     seconds: float
+    images: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,13 +87,141 @@ class LayerRow:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Latency:
+    """Median seconds of a forward pass of `batch` images on so many threads, over `passes`."""
+
+    batch: int
+    threads: int
+    seconds: float
+    passes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrunedNetwork:
+    """A network at one step of its pruning: plain test accuracy (a fraction), price and speed."""
+
+    name: str
+    accuracy: float
+    params: int
+    macs: int
+    latency: tuple[Latency, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParentRun:
+    """The run that a pruned network comes from, and the SHA-256 of its model.safetensors."""
+
+    recipe: str
+    seed: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pruning:
+    """How a network was pruned: its steps in order, and the channels of each part before and after."""
+
+    parent: ParentRun
+    criterion: str
+    networks: tuple[PrunedNetwork, ...]
+    widths: tuple[tuple[str, int, int], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorruptionScore:
+    """One kind of corruption: its group, and the accuracy at severities 1 to 5, fractions."""
+
+    kind: str
+    group: str
+    accuracy: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Robustness:
+    """Accuracy on corrupted test images, as in robustness.json: `set` names the corruptions and their version.
+
+    `clean` is the accuracy without corruption, `mean` that over all kinds and severities.
+    """
+
+    set: str
+    seed: int
+    images: int
+    clean: float
+    mean: float
+    kinds: tuple[CorruptionScore, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class HumanAgreement:
+    """The network beside people who labelled the same test images, as in human.json.
+
+    `agreement` is the share of images whose most likely class is also the people's most frequent one, `human_accuracy`
+    the share on which that is the label. `cross_entropy` is the network's against the people's distribution and
+    `human_entropy` that distribution's own, the least that is possible: means over images, in nats.
+    """
+
+    images: int
+    agreement: float
+    human_accuracy: float
+    cross_entropy: float
+    human_entropy: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Agreement:
+    """An export held against its network: largest difference of logits, share of equal predictions."""
+
+    batch_size: int
+    images: int
+    largest_difference: float
+    equal: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class CallTimes:
+    """Times of single calls on one thread, in milliseconds."""
+
+    runtime: str
+    batch_size: int
+    calls: int
+    median_ms: float
+    p99_ms: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportRecord:
+    """An export in numbers. "Before" is the network that it came from; accuracies are fractions of the test images.
+
+    `smallest_equal` and `largest_allowed` (of logits, None: not judged) are what the agreement was held to.
+    """
+
+    resfit: str
+    file: str
+    format: str
+    input: str | None
+    runtime: str
+    bytes: int
+    bytes_before: int
+    norms_folded: int
+    data: str
+    agreement: tuple[Agreement, ...]
+    smallest_equal: float
+    largest_allowed: float | None
+    accuracy_before: float
+    accuracy_after: float
+    latency: tuple[CallTimes, ...]
+    env: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunRecord:
     """Everything that a run leaves in numbers.
 
     `data`: name, digest, n_train, n_val, n_test, classes, mean, std, duplicates. `protocol`: selection, tta,
     test_scored, peeking. `env`: python, torch, cpu, cpu_features, gpu, threads, commit, command. `seconds_to_result`
     runs from data in memory to the last test score, compile warm-up apart; `images_per_second` is over the training
-    steps.
+    steps. `robustness` and `human` come from files of their own beside record.json, where they were measured.
+    `temperature` is what logits are divided by for calibrated probabilities, fitted on the validation split. `exports`
+    are those that export.json beside the record lists.
     """
 
     resfit: str
@@ -113,9 +244,14 @@ class RunRecord:
     images_per_second: float
     val: Metrics | None = None
     test: Metrics
+    temperature: float | None = None
     curve: tuple[EpochPoint, ...]
     augmented: str = ""
     samples: tuple[Sample, ...] = ()
+    pruning: Pruning | None = None
+    robustness: Robustness | None = unwritten(None)
+    human: HumanAgreement | None = unwritten(None)
+    exports: tuple[ExportRecord, ...] = ()
 
     @property
     def accuracy(self) -> float:
@@ -137,11 +273,35 @@ def read_record(path: str | Path) -> RunRecord:
     """The record at `path`: a record.json, or the run folder that holds one."""
     file = Path(path)
     file = file / "record.json" if file.is_dir() else file
+    if not file.exists():
+        raise BadInput(f"no finished run ({file}): give a run folder that holds a record.json")
+    plain = _read_json(file)
+    for name in ("robustness", "human"):
+        if (beside := file.with_name(f"{name}.json")).exists():
+            plain[name] = _read_json(beside)
     try:
-        return RunRecord.from_dict(json.loads(file.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        raise BadInput(f"no finished run ({file}): give a run folder that holds a record.json") from None
+        record = RunRecord.from_dict(plain)
+    except BadInput as error:
+        raise BadInput(f"damaged record ({file}): {error}") from None
+    exports = read_exports(file.parent) if file.name == "record.json" else ()
+    return replace(record, exports=exports) if exports else record
+
+
+def _read_json(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
+        raise BadInput(f"damaged record ({file}): {error}") from None
+
+
+def read_exports(folder: Path) -> tuple[ExportRecord, ...]:
+    """What export.json in `folder` lists; nothing where there is none."""
+    file = folder / EXPORTS
+    try:
+        return tuple(from_plain(ExportRecord, one) for one in json.loads(file.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return ()
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise BadInput(f"damaged record ({file}): {error}") from None
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,7 +21,7 @@ from resfit.data import Dataset, Images, load_dataset
 from resfit.data.normalize import normalizer
 from resfit.environment import environment, pick_device
 from resfit.errors import BadInput
-from resfit.evaluate import predict_logits, score
+from resfit.evaluate import TTA, fit_temperature, predict_logits, score
 from resfit.fields import from_plain, to_plain
 from resfit.files import write_atomic
 from resfit.memory import keep_pages
@@ -49,6 +49,9 @@ class Observer:
 
     def epoch_ended(self, point: EpochPoint) -> None:
         """An epoch was trained, and validated where its recipe says so."""
+
+    def finished(self, record: RunRecord) -> None:
+        """The run is over and its folder complete."""
 
     def message(self, text: str) -> None:
         """A line for the user."""
@@ -79,12 +82,14 @@ def train(
     device: str = "auto",
     offline: bool = False,
     resume: bool = False,
+    init: str | Path | None = None,
     observer: Observer | None = None,
 ) -> RunRecord:
     """Train one recipe with one seed into the folder out/<recipe>/<seed>, and return its record.
 
     Raises BadInput ahead of any work for a recipe over its budget, data that cannot be used, or a folder that holds a
     run already; RunFailed when training stops early. `resume` goes on from the folder's state.
+    `init`, a model file or run folder of the same spec, gives the weights to begin with.
     """
     recipe = get_recipe(recipe) if isinstance(recipe, str) else recipe
     require_fit(recipe.spec, recipe.budget)
@@ -93,7 +98,7 @@ def train(
     observer = observer or Observer()
     data = _load(recipe, data_dir, offline, observer)
     recipe = fit_classes(recipe, data)
-    run = _Run(recipe=recipe, seed=seed, data=data, folder=folder, device=where, observer=observer)
+    run = _Run(recipe=recipe, seed=seed, data=data, folder=folder, device=where, observer=observer, init=init)
     write_atomic(folder / "recipe.yaml", recipe.to_yaml())
     if resume:
         run.restore(load_state(folder / "state.pt"))
@@ -182,6 +187,7 @@ class _Run:
     folder: Path
     device: torch.device
     observer: Observer
+    init: str | Path | None = None
     curve: list[EpochPoint] = field(default_factory=list)
     best: tuple[float, int, dict[str, Tensor]] | None = None
     test_scored: int = 0
@@ -195,6 +201,8 @@ class _Run:
         self.clock = time.perf_counter()
         self.net = build(self.recipe.spec, self.recipe.init).to(self.device)
         whiten_stem(self.net, self.normalize(images[:_WHITENING_IMAGES]))
+        if self.init is not None:
+            take_weights(self.net, self.init)
         self.trainer = Trainer(
             net=self.net,
             recipe=self.recipe,
@@ -227,7 +235,9 @@ class _Run:
 
     def execute(self) -> RunRecord:
         """Train what is left, score the test set, and leave the folder complete."""
+        began = time.perf_counter()
         self.observer.started(self.recipe, self.data, self.folder, self._note())
+        self.clock += time.perf_counter() - began  # a log that is slow to open is no part of the run
         self._write_metrics()
         self._save_state()
         saved = time.perf_counter()
@@ -243,7 +253,9 @@ class _Run:
                 self.observer.message(f"stopped early: no better validation in {self.recipe.train.patience} epochs")
                 break
         self._save_state()
-        return self._finish()
+        record = self._finish()
+        self.observer.finished(record)
+        return record
 
     def _validated(self, result: EpochResult) -> EpochPoint:
         """The epoch's point on the curve; validates, and keeps the weights that are the best so far."""
@@ -267,6 +279,7 @@ class _Run:
             test_accuracy=test.accuracy if test else None,
             lr=result.lr,
             seconds=result.seconds,
+            images=result.images,
         )
 
     def _out_of_patience(self) -> bool:
@@ -281,6 +294,7 @@ class _Run:
                 part.images.to(self.device),
                 self.normalize,
                 tta=config.tta if tta else "none",
+                tta_share=config.tta_share,
                 batch_size=config.batch_size,
             )
 
@@ -297,7 +311,9 @@ class _Run:
         test = score(logits, self.data.test.labels, self.data.classes, logits_tta=logits_tta)
         seconds = self.seconds_before + time.perf_counter() - self.clock
         record = self._record(test, seconds, samples(logits, self.data))
-        info = ModelInfo(classes=self.data.classes, mean=self.data.mean, std=self.data.std)
+        info = ModelInfo(
+            classes=self.data.classes, mean=self.data.mean, std=self.data.std, temperature=record.temperature
+        )
         save_model(self.folder / "model.safetensors", self.trainer.evaluated, self.recipe.spec, info)
         write_report([record], self.folder / "report.html")
         write_atomic(self.folder / "record.json", json.dumps(record.to_dict(), indent=1))
@@ -305,6 +321,7 @@ class _Run:
 
     def _record(self, test: Metrics, seconds: float, pictures: tuple[Sample, ...]) -> RunRecord:
         recipe, data, price = self.recipe, self.data, cost(self.recipe.spec)
+        val = self._logits(data.val)[0] if len(data.val) else None
         trained = sum(point.seconds for point in self.curve)
         return RunRecord(
             resfit=__version__,
@@ -326,23 +343,21 @@ class _Run:
                 "selection": self.selection,
                 "tta": recipe.evaluate.tta != "none",
                 "tta_views": recipe.evaluate.tta,
+                "tta_share": recipe.evaluate.tta_share,
                 "test_scored": self.test_scored,
                 "peeking": self.selection == "best-test",
                 "best_epoch": self.best[1] if self.best and self.selection != "last" else None,
                 "deviations": list(recipe.deviations),
             },
             seconds_to_result=seconds,
-            images_per_second=len(self.curve) * self._images_per_epoch() / max(trained, 1e-9),
-            val=self._score(data.val) if len(data.val) else None,
+            images_per_second=sum(point.images or 0 for point in self.curve) / max(trained, 1e-9),
+            val=score(val, data.val.labels, data.classes) if val is not None else None,
             test=test,
+            temperature=fit_temperature(val, data.val.labels) if val is not None else None,
             curve=tuple(self.curve),
             augmented=self._augmented_grid(),
             samples=pictures,
         )
-
-    def _images_per_epoch(self) -> int:
-        config = self.recipe.train
-        return min(self.trainer.batches_per_epoch * config.batch_size, len(self.data.train))
 
     def _augmented_grid(self) -> str:
         """A few training images, each as it is (first column) and as training may see it."""
@@ -406,6 +421,14 @@ def whiten_stem(net: Network, images: Tensor) -> None:
             module.whiten(images)
 
 
+def take_weights(net: Network, target: str | Path) -> None:
+    """Give `net` the weights of a model file or run folder; raises BadInput where that is of another spec."""
+    other = load(target)
+    if other.spec != net.spec:
+        raise BadInput(f"the weights are of another network ({target}): give those of a network of the same spec")
+    net.load_state_dict(other.state_dict())
+
+
 def layer_rows(recipe: Recipe) -> list[LayerRow]:
     """The layer table of a recipe's network."""
     return [
@@ -467,36 +490,75 @@ def evaluate(
 ) -> Metrics:
     """Score a run folder's or a model file's network on the test set of the data that it was trained on.
 
-    `data` names another data set for a model file that lies outside its run folder.
+    `data` names another data set for a model file that lies outside its run folder. A network beside its recipe is
+    scored in the recipe's precision, a lone one in fp32.
     """
-    net, folder = load(target), Path(target) if Path(target).is_dir() else Path(target).parent
-    recipe_file = folder / "recipe.yaml"
-    if not recipe_file.exists() and data is None:
+    net = load(target)
+    loaded = data_of(net, target, data_dir=data_dir, offline=offline, data=data)
+    logits, logits_tta = scorer(net, target, pick_device(device))(loaded.test.images, tta)
+    return score(logits, loaded.test.labels, net.info.classes, logits_tta=logits_tta)
+
+
+def data_of(
+    net: Network,
+    target: str | Path,
+    *,
+    data: str | None = None,
+    data_dir: str | Path | None = None,
+    offline: bool = False,
+    progress: Callable[[str], None] | None = None,
+) -> Dataset:
+    """The data that the network of a run folder or model file was trained on, or `data`, at the network's size.
+
+    Raises BadInput where the model lies outside its run folder and `data` is not given, or where classes differ.
+    """
+    trained = _recipe_beside(target)
+    config = trained.data if trained else None
+    if data is not None:
+        config = from_plain(DataConfig, {"name": data, "val": 0}, "data")
+    if config is None:
+        folder = run_folder_of(target)
         raise BadInput(f"no recipe.yaml beside the model ({folder}): say with --data which data set to score")
-    config = (
-        Recipe.from_yaml(recipe_file).data if data is None else from_plain(DataConfig, {"name": data, "val": 0}, "data")
-    )
     loaded = load_dataset(
         config,
         size=net.spec.input.size,
         channels=net.spec.input.channels,
         data_dir=None if data_dir is None else Path(data_dir),
         offline=offline,
+        progress=progress,
     )
-    info, where = net.info, pick_device(device)
-    if tuple(loaded.classes) != tuple(info.classes):
+    if tuple(loaded.classes) != tuple(net.info.classes):
         raise BadInput(
             f"the model knows other classes than {loaded.name} has ({target}): give the data of its training"
         )
-    precision = usable_precision("auto", where)
-    with torch.autocast(where.type, torch.bfloat16, enabled=precision == "bf16"):
-        logits, logits_tta = predict_logits(
-            net.to(where),
-            loaded.test.images.to(where),
-            normalizer(info.mean, info.std, where),
-            tta=tta,  # type: ignore[arg-type]
-        )
-    return score(logits, loaded.test.labels, info.classes, logits_tta=logits_tta)
+    return loaded
+
+
+def scorer(net: Network, target: str | Path, where: torch.device) -> Callable[..., tuple[Tensor, Tensor | None]]:
+    """A function from uint8 images [N, C, H, W], and a TTA, to the logits of a loaded network, plain and with TTA.
+
+    Computes on the device, in the precision of the recipe beside the model, or else in fp32.
+    """
+    trained, normalize = _recipe_beside(target), normalizer(net.info.mean, net.info.std, where)
+    precision = usable_precision(trained.train.precision if trained else "fp32", where)
+    share = trained.evaluate.tta_share if trained else 1.0
+    net.to(where)
+
+    def logits(images: Tensor, tta: TTA = "none") -> tuple[Tensor, Tensor | None]:
+        with torch.autocast(where.type, torch.bfloat16, enabled=precision == "bf16"):
+            return predict_logits(net, images.to(where), normalize, tta=tta, tta_share=share)
+
+    return logits
+
+
+def run_folder_of(target: str | Path) -> Path:
+    """The folder of a target that is a run folder or the model file in it."""
+    return Path(target) if Path(target).is_dir() else Path(target).parent
+
+
+def _recipe_beside(target: str | Path) -> Recipe | None:
+    file = run_folder_of(target) / "recipe.yaml"
+    return Recipe.from_yaml(file) if file.exists() else None
 
 
 def write_summary(records: Sequence[RunRecord], folder: Path) -> None:

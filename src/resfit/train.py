@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,9 +16,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from resfit.augment import augment, mix
+from resfit.averaging import WeightAverage
+from resfit.distill import distillation_loss, soft_targets
 from resfit.errors import RunFailed
-from resfit.optim import check_gradients, make_average, make_optimizers, make_schedulers
+from resfit.optim import check_gradients, lr_factor, make_optimizers, set_learning_rates
 from resfit.recipe import Recipe
+from resfit.sharpness import perturbed
+from resfit.skipping import EasyImages
 
 _STEPS_BETWEEN_CHECKS = 50  # reading the loss makes the host wait for the device
 
@@ -35,12 +39,27 @@ class EpochResult:
     images: int
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Batch:
+    """What one forward pass takes.
+
+    inputs: float [N, C, H, W]; targets: labels [N], or mixed [N, K]; soft: the teachers' probabilities [N, K]; share:
+    its part of the images of its optimizer step.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    soft: Tensor | None
+    share: float
+
+
 @dataclass(kw_only=True)
 class Trainer:
     """Everything that training changes: what has to be saved for an exact resume is `state_dict`.
 
     `images` uint8 [N, C, H, W] and `labels` int64 [N] lie on the device of `net`; `normalize` takes a uint8 batch to
-    the network's input; `on_step` hears the epoch under way and the part of it that is done.
+    the network's input; `teachers` take that input to logits, as `net` does; `on_step` hears the epoch under way and
+    the part of it that is done.
     """
 
     net: nn.Module
@@ -51,6 +70,7 @@ class Trainer:
     seed: int
     precision: str = "fp32"
     fill: Tensor | None = None
+    teachers: Sequence[nn.Module] = ()
     on_step: Callable[[int, float], None] = lambda epoch, done: None
     epoch: int = 0
     forward: Callable[[Tensor], Tensor] = field(init=False)
@@ -59,25 +79,25 @@ class Trainer:
         config = self.recipe.train
         self.device = self.images.device
         self.optimizers = make_optimizers(self.net, self.recipe.optim)
-        steps_per_epoch = -(-self.batches_per_epoch // config.accumulate)
-        self.schedulers = make_schedulers(
-            self.optimizers, self.recipe.schedule, steps_per_epoch=steps_per_epoch, epochs=config.epochs
-        )
-        self.average = make_average(self.net, self.recipe.average)
+        average = self.recipe.average
+        self.average = None if average.name == "none" else WeightAverage(self.net, average)
+        self.easy = EasyImages(len(self.images), config.skip_easy, self.device) if config.skip_easy else None
+        self._in_step: list[Batch] = []  # what sharpness-aware minimization goes over once more
+        for teacher in self.teachers:
+            teacher.eval().requires_grad_(False)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
         self.generator = torch.Generator().manual_seed(self.seed)
         self.forward = torch.compile(self.net) if config.compile else self.net
 
     @property
-    def batches_per_epoch(self) -> int:
-        """Batches in an epoch; with `drop_last` the partial one is left out, unless it is all there is."""
-        whole, rest = divmod(len(self.images), self.recipe.train.batch_size)
-        return whole + (rest > 0 and not (self.recipe.train.drop_last and whole > 0))
-
-    @property
     def evaluated(self) -> nn.Module:
-        """The network whose weights count: the average where there is one."""
-        return self.net if self.average is None else self.average.module
+        """The network whose weights count: the average, where there is one yet, ready to be evaluated."""
+        if self.average is None or not self.average.begun:
+            return self.net
+        if self.average.needs_statistics:
+            with self._autocast():
+                self.average.estimate_statistics(self._batches_apart())
+        return self.average.module
 
     def epochs(self) -> Iterator[EpochResult]:
         """Train from the current epoch to the last, yielding after each; RunFailed when the loss is not finite."""
@@ -92,12 +112,14 @@ class Trainer:
         groups = self._step_groups()
         loss_sum, right, seen = torch.zeros((), device=self.device), torch.zeros((), device=self.device), 0
         for n, group in enumerate(groups):
-            images_in_step = sum(map(len, group))
+            images_in_step, progress = sum(map(len, group)), self._progress(n / len(groups))
+            self._set_rates(progress)
             for index in group:
-                loss, hits = self._backward(index, len(index) / images_in_step, self._progress(n / len(groups)))
+                loss, hits = self._backward(index, len(index) / images_in_step, progress)
                 loss_sum += loss * len(index)
                 right += hits
             self._step()
+            self._average((n + 1) / len(groups))
             seen += images_in_step
             self.on_step(self.epoch + 1, (n + 1) / len(groups))
             if n % _STEPS_BETWEEN_CHECKS == 0:
@@ -115,12 +137,45 @@ class Trainer:
 
     def _backward(self, index: Tensor, share: float, progress: float) -> tuple[Tensor, Tensor]:
         """Add the gradient of the batch at `index`, weighted by its share of the step; its mean loss and its hits."""
-        inputs, targets = self.batch(index, progress=progress)
-        with torch.autocast(self.device.type, _DTYPES[self.precision], enabled=self.precision != "fp32"):
-            logits = self.forward(inputs)
-            loss = F.cross_entropy(logits, targets, label_smoothing=self.recipe.train.label_smoothing)
-        self.scaler.scale(loss * share).backward()
-        return loss.detach(), (logits.detach().argmax(1) == self.labels[index]).sum()
+        inputs, targets = self.batch(index, self.generator, progress=progress)
+        distill, soft = self.recipe.distill, None
+        if distill:
+            with self._autocast():
+                soft = soft_targets(self.teachers, inputs, distill.temperature)
+        batch = Batch(inputs=inputs, targets=targets, soft=soft, share=share)
+        if self.recipe.optim.sam:
+            self._in_step.append(batch)
+        loss, logits = self._add_gradient(batch)
+        if self.easy is not None:
+            self.easy.remember(index, logits, self.labels[index])
+        return loss, (logits.argmax(1) == self.labels[index]).sum()
+
+    def _add_gradient(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Add the batch's gradient, weighted by its share of the step; its mean loss and its logits."""
+        with self._autocast():
+            logits = self.forward(batch.inputs)
+            loss = self._loss(logits, batch)
+        self.scaler.scale(loss * batch.share).backward()
+        return loss.detach(), logits.detach()
+
+    def _loss(self, logits: Tensor, batch: Batch) -> Tensor:
+        of_labels = F.cross_entropy(logits, batch.targets, label_smoothing=self.recipe.train.label_smoothing)
+        distill = self.recipe.distill
+        if distill is None or batch.soft is None:
+            return of_labels
+        of_teachers = distillation_loss(logits, batch.soft, distill.temperature)
+        return (1 - distill.weight) * of_labels + distill.weight * of_teachers
+
+    def _sharpen(self) -> None:
+        """Replace the step's gradient by the one at the worst weights nearby, from the same batches."""
+        if self.recipe.optim.sam:
+            with perturbed(self.net, self.recipe.optim.sam):
+                for batch in self._in_step:
+                    self._add_gradient(batch)
+            self._in_step.clear()
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, _DTYPES[self.precision], enabled=self.precision != "fp32")
 
     def warm_up(self) -> float:
         """Seconds that it took to compile the network for every image size of the recipe; leaves no trace of it."""
@@ -131,52 +186,78 @@ class Trainer:
         self.net.train()
         for progress in {0.0, *(start for start, _ in self.recipe.train.resize)}:
             self._backward(index, 1.0, progress)
+            self._sharpen()
         self.net.zero_grad(set_to_none=True)
         self.load_state_dict(saved)
         return time.perf_counter() - started
 
     def _step_groups(self) -> list[list[Tensor]]:
         """This epoch's order of images as batches, those that share an optimizer step together."""
+        together = self.recipe.train.accumulate
+        batches = self._batches(self._trained_on(self._shuffled(self.generator)))
+        return [batches[n : n + together] for n in range(0, len(batches), together)]
+
+    def _shuffled(self, generator: torch.Generator) -> Tensor:
+        return torch.randperm(len(self.images), generator=generator).to(self.device)
+
+    def _trained_on(self, order: Tensor) -> Tensor:
+        """The images of `order` that this epoch trains on."""
+        skipping = self.epoch > 0 and self._progress(0.0) < self.recipe.train.skip_easy_until
+        return self.easy.leave_out(order) if self.easy is not None and skipping else order
+
+    def _batches(self, order: Tensor) -> list[Tensor]:
+        """`order` in batches; with `drop_last` the partial one is left out, unless it is all there is."""
         config = self.recipe.train
-        order = torch.randperm(len(self.images), generator=self.generator).to(self.device)
-        batches = order.split(config.batch_size)[: self.batches_per_epoch]
-        return [list(batches[n : n + config.accumulate]) for n in range(0, len(batches), config.accumulate)]
+        whole, rest = divmod(len(order), config.batch_size)
+        return list(order.split(config.batch_size)[: whole + (rest > 0 and not (config.drop_last and whole > 0))])
+
+    def _set_rates(self, progress: float) -> None:
+        epochs = self.recipe.train.epochs
+        set_learning_rates(self.optimizers, lr_factor(self.recipe.schedule, progress * epochs, epochs))
 
     def _progress(self, done: float) -> float:
         """The part of the whole training that is over when `done` of this epoch is."""
         return (self.epoch + done) / self.recipe.train.epochs
 
-    def batch(self, index: Tensor, *, progress: float) -> tuple[Tensor, Tensor]:
+    def _batches_apart(self) -> Iterator[Tensor]:
+        """Augmented, normalized images of an epoch at their last size, drawn apart from those of training."""
+        generator = torch.Generator().manual_seed(self.seed)
+        for index in self._batches(self._shuffled(generator)):
+            yield self.batch(index, generator, progress=1.0)[0]
+
+    def batch(self, index: Tensor, generator: torch.Generator, *, progress: float) -> tuple[Tensor, Tensor]:
         """The augmented, normalized images [N, C, H, W] at `index`, and their targets: labels [N], or mixed [N, K]."""
         config, labels = self.recipe.augment, self.labels[index]
         images = augment(
             self.images[index],
             config,
-            self.generator,
+            generator,
             index=index,
             epoch=self.epoch,
             seed=self.seed,
             fill=self.fill,
         )
         inputs = _resized(self.normalize(images), self.recipe.train.resize, progress)
-        if not (config.mixup or config.cutmix):
+        if not config.mixes:
             return inputs, labels
-        return mix(inputs, F.one_hot(labels, self.recipe.spec.num_classes).float(), config, self.generator)
+        return mix(inputs, F.one_hot(labels, self.recipe.spec.num_classes).float(), config, generator)
 
     def _step(self) -> None:
         if self.epoch == 0 and not self.optimizers[0].state:
             check_gradients(self.net)
+        self._sharpen()
         if self.recipe.train.clip:
             for optimizer in self.optimizers:
                 self.scaler.unscale_(optimizer)
             nn.utils.clip_grad_norm_(self.net.parameters(), self.recipe.train.clip)
-        for optimizer, scheduler in zip(self.optimizers, self.schedulers, strict=True):
+        for optimizer in self.optimizers:
             self.scaler.step(optimizer)
-            scheduler.step()
             optimizer.zero_grad(set_to_none=True)
         self.scaler.update()
+
+    def _average(self, done: float) -> None:
         if self.average is not None:
-            self.average.update_parameters(self.net)
+            self.average.step_ended(self.net, self._progress(done), epoch_ended=done == 1.0)
 
     def _freeze_stem(self) -> None:
         limit = self.recipe.train.freeze_stem_after
@@ -196,9 +277,9 @@ class Trainer:
             "epoch": self.epoch,
             "net": self.net.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-            "schedulers": [scheduler.state_dict() for scheduler in self.schedulers],
             "scaler": self.scaler.state_dict(),
             "average": self.average.state_dict() if self.average is not None else None,
+            "losses": self.easy.losses if self.easy is not None else None,
             "generator": self.generator.get_state(),
             "torch_rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
@@ -210,11 +291,11 @@ class Trainer:
         self.net.load_state_dict(state["net"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
-        for scheduler, saved in zip(self.schedulers, state["schedulers"], strict=True):
-            scheduler.load_state_dict(saved)
         self.scaler.load_state_dict(state["scaler"])
         if self.average is not None:
             self.average.load_state_dict(state["average"])
+        if self.easy is not None:
+            self.easy.losses.copy_(state["losses"])
         self.generator.set_state(state["generator"])
         torch.set_rng_state(state["torch_rng"])
         if state["cuda_rng"] is not None:

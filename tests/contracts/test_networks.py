@@ -11,16 +11,30 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from resfit.net import FrozenConv, Network, PadShortcut, PostActBlock, PreActBlock, SqueezeExcite, build
+from resfit.net import (
+    Block,
+    Blur,
+    DropPath,
+    EfficientChannelAttention,
+    FrozenConv,
+    Network,
+    PadShortcut,
+    ShakeDrop,
+    ShiftShortcut,
+    SqueezeExcite,
+    TwoWayScale,
+    build,
+    mix,
+)
 from resfit.recipe import InitConfig, get_recipe, recipe_names
-from resfit.spec import NetSpec, SESpec, StemSpec
+from resfit.spec import LAYOUTS, ECASpec, NetSpec, SESpec, StemSpec
 
 TINY: dict[str, Any] = {
     "input": {"size": 12},
     "stem": {"channels": 8},
     "stages": [{"blocks": 2, "channels": 8}, {"blocks": 2, "channels": 16}],
 }
-KINDS = ("basic", "bottleneck", "preact", "preact-bottleneck")
+KINDS = tuple(LAYOUTS)
 OPTIONS: dict[str, dict[str, Any]] = {
     "se": {"se": {"reduction": 4, "bias": True}},
     "pad": {"shortcut": {"kind": "pad"}},
@@ -30,7 +44,18 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "no gain": {"norm": {"gain": False}},
     "whiten": {"stem": {"kind": "whiten", "kernel": 2, "channels": 24}},
     "window": {"pool": {"kind": "max", "size": 3}, "activation": "silu"},
+    "inner": {"stages": [{"blocks": 2, "channels": 8, "inner": 4}, {"blocks": 2, "channels": 16, "inner": 24}]},
     "dropout": {"dropout": {"block": 0.2, "head": 0.2}, "activation": "gelu"},
+    "path": {"dropout": {"path": 0.5}},
+    "shakedrop": {"dropout": {"shakedrop": 0.5}},
+    "eca": {"eca": {}},
+    "blur": {"downsample": "blur"},
+    "shift": {"shortcut": {"kind": "shift"}},
+    "avg-pad": {"shortcut": {"kind": "avg-pad"}},
+    "widen": {"widen": {"channels": 12}},
+    "shake": {"block": "act-first", "branches": 2, "shortcut": {"kind": "shift"}},
+    "mean": {"branches": 2, "mix": "mean"},
+    "groups": {"block": "bottleneck", "groups": 4, "expansion": 2},
 }
 SPECS = {
     **{kind: NetSpec.from_dict({**TINY, "block": kind}) for kind in KINDS},
@@ -126,19 +151,41 @@ def test_a_network_is_channels_last_and_begins_alike_from_the_same_seed(kind):
     assert not all(torch.equal(p, q) for p, q in zip(a.parameters(), other.parameters(), strict=True))
 
 
+ORDER = {
+    "basic": "conv norm act conv norm | act",
+    "bottleneck": "conv norm act conv norm act conv norm | act",
+    "preact": "norm act conv norm act conv |",
+    "preact-bottleneck": "norm act conv norm act conv norm act conv |",
+    "act-first": "act conv norm act conv norm |",
+    "act-first-bottleneck": "act conv norm act conv norm act conv norm |",
+    "pyramid": "norm conv norm act conv norm |",
+    "pyramid-bottleneck": "norm conv norm act conv norm act conv norm |",
+}
+
+
 @EVERY_KIND
-def test_a_block_adds_its_branch_to_its_shortcut_in_its_own_order(kind):
-    """He et al. 2015 acts after the addition; 2016b ahead of each convolution, shared with a shortcut that reshapes."""
+def test_a_block_has_its_papers_order_of_layers(kind):
+    """The addition is the stroke. He et al. 2015 and 2016b, Gastaldi 2017, Han et al. 2017."""
+    names = {nn.Conv2d: "conv", nn.BatchNorm2d: "norm", nn.ReLU: "act"}
+    for block in network(kind).stages.get_submodule("1"):
+        branch = [block.norm1, block.act1, *block.branch]
+        order = [names[type(m).__mro__[0 if type(m) in names else 1]] for m in branch if type(m) is not nn.Identity]
+        after = ["act"] if isinstance(block.act, nn.ReLU) else []
+        assert [*order, "|", *after] == ORDER[kind].split()
+
+
+@EVERY_KIND
+def test_a_block_adds_its_branch_to_its_shortcut(kind):
+    """A shortcut that reshapes shares the activation that a block begins with (He et al. 2016b)."""
     for block in network(kind).stages.get_submodule("1"):
         x = torch.randn(2, block.branch.conv1.in_channels, 6, 6)
+        kept = x.clone()
         with torch.no_grad():
-            if isinstance(block, PreActBlock):
-                active = F.relu(block.norm1(x))
-                reshapes = len(block.shortcut) > 0
-                expected = block.branch(active) + (block.shortcut(active) if reshapes else x)
-            else:
-                expected = F.relu(block.branch(x) + block.shortcut(x))
-            torch.testing.assert_close(block(x.clone()), expected)
+            start = block.act1(block.norm1(x.clone()))
+            shares = LAYOUTS[kind].act_first and len(block.shortcut) > 0
+            expected = block.act(block.branch(start) + block.shortcut(start if shares else x))
+            torch.testing.assert_close(block(x), expected)
+        assert torch.equal(x, kept)  # nothing works in place on what a block is given
 
 
 @EVERY_KIND
@@ -150,7 +197,7 @@ def test_only_a_block_that_changes_shape_has_a_shortcut_layer(kind, stride):
         stages = [{"blocks": 1, "channels": width, "stride": stride}]
         (block,) = built(tiny(stages=stages, block=kind, shortcut={"kind": shortcut})).stages[0]
         assert (len(block.shortcut) > 0) == (stride > 1)
-        assert getattr(block, "shared", stride > 1) == (stride > 1)
+        assert block.shares == (LAYOUTS[kind].act_first and stride > 1)
 
 
 @pytest.mark.parametrize("stride", [1, 2, 3])
@@ -166,16 +213,17 @@ def test_a_pad_shortcut_is_the_strided_identity_and_zeros(stride):
 
 
 @EVERY_KIND
-@pytest.mark.parametrize("option", ["plain", "se", "pad", "maxpool", "biases"])
+@pytest.mark.parametrize("option", ["plain", "se", "eca", "pad", "maxpool", "biases", "mean"])
 def test_with_zeroed_last_norms_every_block_begins_as_its_shortcut(kind, option):
     spec = tiny(block=kind, **OPTIONS.get(option, {}))
     net = built(spec, InitConfig(zero_last_norm=True)).train()
-    blocks = [module for module in net.modules() if isinstance(module, PostActBlock | PreActBlock)]
+    blocks = [module for module in net.modules() if isinstance(module, Block)]
     assert len(blocks) == 4
-    for block in blocks:
-        x = torch.randn(2, block.branch.conv1.in_channels, 6, 6)
-        assert not block.branch(x.clone()).any()
-    assert any(block.branch[0].weight.any() for block in blocks)
+    branches = [branch for block in blocks for branch in block.branches]
+    assert len(branches) == (8 if option == "mean" else 4)
+    for branch in branches:
+        assert not branch(torch.randn(2, branch.conv1.in_channels, 6, 6)).any()
+    assert any(branch[0].weight.any() for branch in branches)
 
 
 def test_he_filters_have_the_deviation_of_fan_out():
@@ -208,7 +256,7 @@ def test_excitation_gates_each_channel_by_a_number_between_zero_and_one():
     assert se(x).abs().max() < 1e-20  # a closed gate lets nothing through
 
 
-@pytest.mark.parametrize("rates", [{"block": 0.5}, {"head": 0.5}])
+@pytest.mark.parametrize("rates", [{"block": 0.5}, {"head": 0.5}, {"path": 0.5}, {"shakedrop": 0.5}])
 @EVERY_KIND
 def test_dropout_acts_in_training_alone(kind, rates):
     net = built(tiny(block=kind, dropout=rates))
@@ -217,6 +265,146 @@ def test_dropout_acts_in_training_alone(kind, rates):
     assert torch.equal(net.eval()(batch), net.eval()(batch))
     sure = built(tiny(block=kind)).train()
     assert torch.equal(sure(batch), sure(batch))
+
+
+@EVERY_KIND
+def test_branches_shake_in_training_alone(kind):
+    shaken, still = built(tiny(block=kind, branches=2)), built(tiny(block=kind, branches=2, mix="mean"))
+    batch = images(shaken.spec)
+    assert torch.equal(shaken.eval()(batch), still.eval()(batch))
+    assert not torch.equal(shaken.train()(batch), shaken.train()(batch))
+    assert torch.equal(still.train()(batch), still.train()(batch))
+
+
+def ones(count: int = 4000) -> Tensor:
+    return torch.ones(count, 2, 3, 3, requires_grad=True)
+
+
+def weights(x: Tensor) -> Tensor:
+    """The one weight [N] of each image of a weighed map of ones; all its values are alike."""
+    assert torch.equal(x, x[:, :1, :1, :1].expand_as(x))
+    return x[:, 0, 0, 0].detach()
+
+
+def test_shaken_branches_are_weighed_image_by_image_and_apart_on_the_way_back():
+    torch.manual_seed(0)
+    a, b = ones(), ones()
+    out = mix(a, 3 * b, shake=True)
+    out.sum().backward()
+    ahead, back = (3 - weights(out)) / 2, weights(a.grad)
+    for weight in (ahead, back):
+        assert weight.min() >= 0 and weight.max() <= 1
+        assert weight.mean().item() == pytest.approx(1 / 2, abs=0.02)
+        assert weight.std().item() == pytest.approx(12**-0.5, abs=0.01)
+    torch.testing.assert_close(weights(b.grad) / 3, 1 - back)
+    assert torch.corrcoef(torch.stack((ahead, back)))[0, 1].abs() < 0.06
+    assert torch.equal(mix(a, 3 * b, shake=False), torch.full_like(a, 2))
+
+
+def test_a_two_way_scale_has_its_own_weight_back():
+    x = ones(2)
+    out = TwoWayScale.apply(x, torch.full((2, 1, 1, 1), 3.0), torch.full((2, 1, 1, 1), 5.0))
+    out.sum().backward()
+    assert weights(out).tolist() == [3, 3]
+    assert weights(x.grad).tolist() == [5, 5]
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.6])
+def test_a_dropped_path_is_gone_for_its_image_and_what_is_kept_makes_up_for_it(rate):
+    torch.manual_seed(0)
+    x = ones()
+    out = DropPath(rate)(x)
+    out.sum().backward()
+    kept = weights(out)
+    torch.testing.assert_close(kept.unique(), torch.tensor([0, 1 / (1 - rate)]))
+    assert (kept == 0).float().mean().item() == pytest.approx(rate, abs=0.03)
+    assert torch.equal(weights(x.grad), kept)
+    assert torch.equal(DropPath(rate).eval()(x), x)
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.6])
+def test_shakedrop_shakes_at_its_rate_and_evaluation_is_the_mean(rate):
+    torch.manual_seed(0)
+    x = ones()
+    out = ShakeDrop(rate)(x)
+    out.sum().backward()
+    ahead, back = weights(out), weights(x.grad)
+    shaken = ahead != 1
+    assert torch.equal(shaken, back != 1)
+    assert shaken.float().mean().item() == pytest.approx(rate, abs=0.03)
+    assert ahead.min() >= -1 and ahead[shaken].max() <= 1
+    assert back.min() >= 0
+    assert ahead[shaken].mean().item() == pytest.approx(0, abs=0.08)
+    assert back[shaken].mean().item() == pytest.approx(1 / 2, abs=0.05)
+    assert weights(ShakeDrop(rate).eval()(x)).unique().item() == pytest.approx(1 - rate)
+
+
+def test_a_networks_blocks_are_dropped_at_rates_that_rise():
+    net = built(tiny(dropout={"path": 0.4}))
+    rates = [module.rate for module in net.modules() if isinstance(module, DropPath)]
+    assert rates == pytest.approx([0.1, 0.2, 0.3, 0.4])
+
+
+@pytest.mark.parametrize("stride", [1, 2, 3])
+@pytest.mark.parametrize("side", [1, 6, 7])
+def test_a_blur_is_the_binomial_filter_with_its_edge_repeated(side, stride):
+    x = torch.randn(2, 3, side, side)
+    filters = torch.tensor([1.0, 2, 1]).outer(torch.tensor([1.0, 2, 1])).div(16).expand(3, 1, 3, 3)
+    padded = F.pad(x, (1, 1, 1, 1), mode="replicate")
+    torch.testing.assert_close(Blur(stride)(x), F.conv2d(padded, filters, stride=stride, groups=3))
+
+
+def test_blurred_downsampling_hardly_minds_a_shift_of_one_pixel():
+    """What it is for: of a checkerboard, strided pixels keep one colour, which a shift swaps."""
+    board = (torch.arange(16)[:, None] + torch.arange(16)).remainder(2).float()[None, None]
+    moved = board.roll(1, -1)
+    assert (board[:, :, ::2, ::2] - moved[:, :, ::2, ::2]).abs().min() == 1
+    assert (Blur(2)(board) - Blur(2)(moved))[:, :, 1:, 1:].abs().max() < 1e-6
+
+
+def test_a_shift_shortcut_sees_every_pixel_of_a_diagonal():
+    (_, _, _), (_, _, block) = tiny(stages=[{"blocks": 1, "channels": 8}] * 2, shortcut={"kind": "shift"}).plan()
+    shift = ShiftShortcut(block, tiny())
+    x = torch.randn(1, 8, 6, 6)
+    out = shift(x)
+    weight = torch.cat((shift.conv1.weight, shift.conv2.weight))[:, :, 0, 0]
+    assert out.shape == (1, 8, 3, 3)
+    torch.testing.assert_close(out[0, :4, 1, 1], weight[:4] @ x[0, :, 2, 2])
+    torch.testing.assert_close(out[0, 4:, 1, 1], weight[4:] @ x[0, :, 3, 3])
+    assert shift(x[:, :, :5, :5])[0, 4:, 2, 2].abs().max() == 0  # past the edge
+
+
+def test_an_average_padded_shortcut_is_the_mean_of_windows_and_zeros():
+    spec = tiny(stages=[{"blocks": 1, "channels": 8}, {"blocks": 1, "channels": 12}], shortcut={"kind": "avg-pad"})
+    shortcut = built(spec).stages[1][0].shortcut
+    x = torch.randn(2, 8, 6, 6)
+    torch.testing.assert_close(shortcut(x)[:, :8], F.avg_pool2d(x, 2))
+    assert not shortcut(x)[:, 8:].any()
+
+
+def test_neighbouring_channels_gate_one_another():
+    eca = EfficientChannelAttention(8, ECASpec(kernel=3))
+    nn.init.ones_(eca.conv.weight)
+    x = torch.zeros(1, 8, 2, 2)
+    x[0, 2] = 100.0
+    x[0, :] += 1e-3
+    gates = (eca(x) / x)[0, :, 0, 0]
+    assert gates.tolist() == pytest.approx([0.5, 1, 1, 1, 0.5, 0.5, 0.5, 0.5], abs=0.01)
+
+
+def test_groups_keep_channels_apart():
+    conv = built(NetSpec.from_dict({**TINY, **OPTIONS["groups"]})).get_submodule("stages.0.0.branch.conv2")
+    x = torch.zeros(1, 8, 4, 4)
+    x[:, :2] = 1.0
+    reached = conv(x)[0].abs().sum((1, 2)) > 0
+    assert reached.tolist() == [True] * 2 + [False] * 6
+
+
+def test_identity_filters_pass_each_input_on_through_groups():
+    spec = NetSpec.from_dict({**TINY, **OPTIONS["groups"]})
+    conv = built(spec, InitConfig(filters="identity")).get_submodule("stages.0.1.branch.conv2")
+    x = torch.randn(2, 8, 6, 6)
+    torch.testing.assert_close(conv(x), x)
 
 
 def test_head_scale_multiplies_the_logits():

@@ -32,6 +32,38 @@ def _wide(depth: int, width: int) -> dict[str, Any]:
     return {"stem": {"channels": 16}, "stages": _stages(((depth - 4) // 6,) * 3, 16 * width), "block": "preact"}
 
 
+def _resnext(groups: int, width: int) -> dict[str, Any]:
+    """Xie et al. 2017, section 5.3: 29 layers, `groups` x `width` channels inside, 256 outside."""
+    return {
+        "stages": _stages((3, 3, 3), groups * width),
+        "block": "bottleneck",
+        "groups": groups,
+        "expansion": 256 / (groups * width),
+    }
+
+
+def _shake(width: int) -> dict[str, Any]:
+    """Gastaldi 2017, 26 layers, two branches."""
+    return {
+        "stem": {"channels": 16},
+        "stages": _stages((4, 4, 4), width),
+        "block": "act-first",
+        "branches": 2,
+        "shortcut": {"kind": "shift"},
+    }
+
+
+def _pyramid(blocks: int, alpha: int, block: str) -> dict[str, Any]:
+    """Han et al. 2017."""
+    return {
+        "stem": {"channels": 16},
+        "stages": [{"blocks": blocks, "channels": 16}] * 3,
+        "widen": {"channels": alpha},
+        "block": block,
+        "shortcut": {"kind": "avg-pad"},
+    }
+
+
 NETWORKS = {
     "resnet20": _he(3),
     "resnet32": _he(5),
@@ -50,6 +82,15 @@ NETWORKS = {
         "stages": _stages((18, 18, 18), 16),
         "block": "preact-bottleneck",
     },
+    "resnext-29-32x4d": _resnext(32, 4),
+    "resnext-29-8x64d": _resnext(8, 64),
+    "resnext-29-16x64d": _resnext(16, 64),
+    "shake-26-2x32d": _shake(32),
+    "shake-26-2x96d": _shake(96),
+    "pyramid-110-48": _pyramid(18, 48, "pyramid"),
+    "pyramid-110-84": _pyramid(18, 84, "pyramid"),
+    "pyramid-110-270": _pyramid(18, 270, "pyramid"),
+    "pyramid-164-270": _pyramid(18, 270, "pyramid-bottleneck"),
 }
 
 

@@ -12,14 +12,42 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-import yaml
-
-from resfit.cli import compare, evaluate, recipes, report, show, study, train, tune
+from resfit.cli import (
+    card,
+    compare,
+    completion,
+    demo,
+    evaluate,
+    export,
+    predict,
+    prune,
+    recipes,
+    report,
+    show,
+    study,
+    train,
+    tune,
+)
 from resfit.errors import BadInput, ResfitError
-from resfit.fields import nearest
+from resfit.fields import nearest, parse_yaml
 
 # Each has `add`, which adds the command's parser; the parser's `run` does the work and returns the exit status.
-_COMMANDS = (recipes, show, train, evaluate, compare, report, study, tune)
+_COMMANDS = (
+    recipes,
+    show,
+    train,
+    evaluate,
+    compare,
+    report,
+    predict,
+    prune,
+    export,
+    card,
+    demo,
+    study,
+    tune,
+    completion,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -28,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in arguments
     try:
         words, overrides = _take_overrides([word for word in arguments if word != "--debug"])
-        options = _parser().parse_args(words)
+        options = make_parser().parse_args(words)
         if overrides and not options.takes_fields:
             raise BadInput(f"recipe fields are for training (--{next(iter(overrides))}): leave it out")
         if getattr(options, "offline", False):
@@ -67,13 +95,15 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> Any:
         """Refuse the words, naming the nearest command where that is what is wrong."""
-        if wrong := re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message):
-            hint = nearest(wrong[1], wrong[2].replace("'", "").split(", "))
-            raise BadInput(f"unknown command ({wrong[1]}): {hint}")
+        if wrong := re.search(r"argument (.+?): invalid choice: '(.*?)' \(choose from (.*)\)", message):
+            hint = nearest(wrong[2], wrong[3].replace("'", "").split(", "))
+            what = "unknown command" if wrong[1] == "COMMAND" else f"not a choice of {wrong[1]}"
+            raise BadInput(f"{what} ({wrong[2]}): {hint}")
         raise BadInput(f"{message} ({self.prog}): see {self.prog} --help")
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
     parser = _Parser(
         prog="resfit",
         description="Fit residual networks to a parameter budget and train them.",
@@ -93,7 +123,7 @@ def _no_command(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
 
         print(f"resfit {__version__}")
         return 0
-    _parser().print_help()
+    make_parser().print_help()
     return 2
 
 
@@ -111,7 +141,7 @@ def _take_overrides(words: list[str]) -> tuple[list[str], dict[str, Any]]:
         if value is None:
             raise BadInput(f"no value ({name}): give one")
         try:
-            overrides[name.removeprefix("--").replace("-", "_")] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise BadInput(f"{value!r} is not a value ({name}): give a number, a word or a YAML list") from None
+            overrides[name.removeprefix("--").replace("-", "_")] = parse_yaml(value, name)
+        except BadInput:
+            raise BadInput(f"{value[:60]!r} is no value ({name}): give a number, a word or a YAML list") from None
     return left, overrides

@@ -33,6 +33,13 @@ def add(commands: Any) -> None:
     parser.add_argument("--out", type=Path, default=Path("runs"), metavar="DIR", help="where run folders go (runs)")
     parser.add_argument("--resume", type=Path, metavar="RUN", help="go on with an unfinished run folder")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (auto)")
+    parser.add_argument(
+        "--log",
+        action="append",
+        default=[],
+        metavar="LOG",
+        help="log to tensorboard, mlflow or mlflow=URI as well, in the run folder unless said; may be repeated",
+    )
     add_data_options(parser)
     parser.set_defaults(run=_train, takes_fields=True)
 
@@ -62,6 +69,7 @@ def _train(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
     if seed < 0:
         raise BadInput(f"seed is {seed} (--seed): give 0 or more")
     print(f"{recipe.name}: {require_fit(recipe.spec, recipe.budget)}", flush=True)
+    from resfit.logs import Observers, make_loggers
     from resfit.progress import Progress
     from resfit.run import run_folder, train, write_summary
 
@@ -70,7 +78,8 @@ def _train(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
         raise BadInput(f"a finished run lies there ({taken[0]}): give another --out or --seed, or move it away")
     records = []
     for n, folder in enumerate(folders):
-        with Progress(recipe.train.epochs) as progress:
+        loggers = make_loggers(options.log)
+        with Progress() as progress:
             record = train(
                 recipe,
                 seed=seed + n,
@@ -79,7 +88,7 @@ def _train(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
                 device=options.device,
                 offline=options.offline,
                 resume=options.resume is not None,
-                observer=progress,
+                observer=Observers([progress, *loggers]),
             )
         records.append(record)
         _print_result(record, folder)

@@ -90,23 +90,24 @@ def _folders(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_dir() and _visible(path))
 
 
-def _files(folder: Path) -> list[Path]:
+def visible_files(folder: Path) -> list[Path]:
     """The visible files in `folder` and the folders in it, in the order of their names."""
     found: list[Path] = []
     for path in sorted(filter(_visible, folder.iterdir())):
         if path.is_file():
             found.append(path)
         elif path.is_dir() and not path.is_symlink():  # links may lead round in a circle
-            found += _files(path)
+            found += visible_files(path)
     return found
 
 
-def _is_image(path: Path) -> bool:
+def is_image(path: Path) -> bool:
+    """Whether the name is that of an image that can be read."""
     return path.suffix.lower() in EXTENSIONS
 
 
 def _classes(folder: Path) -> Classes:
-    return {path.name: list(filter(_is_image, _files(path))) for path in _folders(folder)}
+    return {path.name: list(filter(is_image, visible_files(path))) for path in _folders(folder)}
 
 
 def _check(parts: Mapping[str, Classes], folders: Mapping[str, Path]) -> None:
@@ -130,7 +131,7 @@ def _check(parts: Mapping[str, Classes], folders: Mapping[str, Path]) -> None:
 def _ignored(folders: Mapping[str, Path], parts: Mapping[str, Classes]) -> list[str]:
     """A note on files that are not taken: of other kinds, or outside the class folders."""
     taken = sum(len(files) for classes in parts.values() for files in classes.values())
-    inside = sum(len(_files(path)) for folder in folders.values() for path in _folders(folder))
+    inside = sum(len(visible_files(path)) for folder in folders.values() for path in _folders(folder))
     stray = sum(path.is_file() and _visible(path) for folder in folders.values() for path in folder.iterdir())
     count = inside + stray - taken
     return [f"{count} other file{'s' if count > 1 else ''} ignored"] if count else []

@@ -36,6 +36,8 @@ _FILTERS = (
     words.recipe_text,
     words.facts,
     words.plain_value,
+    figures.corruption_rows,
+    figures.severity_means,
     svg.draw_lines,
     svg.draw_scatter,
     svg.draw_reliability,

@@ -176,6 +176,9 @@ def _tta(record: RunRecord) -> Iterator[str]:
         yield "No test-time augmentation."
     else:
         how = _VIEWS.get(str(record.protocol.get("tta_views")), "over several views of the image")
+        share = record.protocol.get("tta_share", 1.0)
+        if share < 1.0:
+            how += f", for the {percent(share, 0)} of the images that the network is least sure of"
         yield f"Test-time augmentation (TTA) averages the logits {how}. Loss, classes and calibration are without it."
 
 
