@@ -32,7 +32,8 @@ def commands(document: str) -> list[str]:
     """Every `resfit ...` of a document, in blocks and in running text, without what follows it in the shell."""
     text = (ROOT / document).read_text(encoding="utf-8")
     inline = re.findall(r"`(resfit [^`]+)`", _FENCE.sub("", text).replace("\n", " "))
-    lines = [line for block in blocks(document) if block.language == "sh" for line in block.text.splitlines()]
+    shell = [block.text.replace("\\\n", " ") for block in blocks(document) if block.language == "sh"]
+    lines = [line for text in shell for line in text.splitlines()]
     parts = [part.strip() for line in lines for part in re.split(r"&&|#", line)]
     return [*inline, *(part for part in parts if part.startswith("resfit "))]
 

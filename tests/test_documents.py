@@ -73,6 +73,7 @@ def test_the_tutorial_up_to_its_first_training(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_the_tutorial_from_start_to_end(tmp_path: Path) -> None:
     printed = [run(block, tmp_path) for block in blocks(TUTORIAL)]
     assert "digit-9" in printed[-1]
@@ -81,6 +82,7 @@ def test_the_tutorial_from_start_to_end(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("n", range(len(blocks("README.md"))))
 def test_a_block_of_the_readme(n: int, tmp_path: Path) -> None:
     block = blocks("README.md")[n]
