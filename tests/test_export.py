@@ -242,6 +242,7 @@ def test_an_export_that_disagrees_is_an_error_and_not_kept(
 
 
 def test_what_cannot_be_exported_is_refused(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RESFIT_DATA_DIR", raising=False)
     with pytest.raises(BadInput, match="no such format"):
         export(run, format="tflite")
     with pytest.raises(BadInput, match="holds weights alone"):

@@ -37,6 +37,7 @@ def test_the_system_says_how_much_is_free() -> None:
 def test_a_set_that_is_too_large_is_refused_before_it_is_looked_for(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    monkeypatch.delenv("RESFIT_DATA_DIR", raising=False)
     monkeypatch.setattr(data, "free_bytes", lambda: 10**9)
     cifar = DataConfig(name="cifar10")
     with pytest.raises(BadInput, match=r"^not enough memory \(cifar10\): 9.40 GB are needed and 1.00 GB are free"):

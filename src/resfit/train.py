@@ -143,6 +143,7 @@ class Trainer:
                 self._check_loss()
             self.on_step(self.epoch + 1, (n + 1) / len(groups))
         self._check_loss()
+        self._set_rates(self._progress(1.0))
         self.epoch, self.under_way = self.epoch + 1, None
         return EpochResult(
             epoch=self.epoch,

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from strategies import specs
 from torch import Tensor, nn
@@ -120,10 +120,35 @@ def test_a_pruned_network_computes_what_the_masked_one_would(name, share):
     assert_equals_the_masked(net, small, worth)
 
 
+def prunable(spec: NetSpec) -> NetSpec:
+    """`spec` with the nearest values that pruning knows."""
+    plain = {k: v for k, v in spec.to_dict().items() if k not in ("expansion", "groups", "branches", "widen", "eca")}
+    for part in (plain, *plain["stages"]):
+        if part.get("block"):
+            part["block"] = part["block"].replace("act-first", "basic").replace("pyramid", "preact")
+            part["block"] = part["block"].replace("basic-bottleneck", "bottleneck")
+        if part.get("shortcut"):
+            part["shortcut"]["kind"] = part["shortcut"]["kind"].replace("shift", "conv")
+    return NetSpec.from_dict(plain)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("branches", 2), ("groups", 2), ("expansion", 2), ("eca", {}), ("widen", {"channels": 8})]
+)
+def test_what_pruning_does_not_know_is_named(field, value):
+    plain = {"stages": [{"blocks": 1, "channels": 8}], "block": "bottleneck", field: value}
+    with pytest.raises(BadInput, match=rf"spec\.{field} is not known"):
+        importance(build(NetSpec.from_dict(plain)), [])
+
+
 @given(spec=specs(), data=st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_every_channel_set_of_any_network_can_be_cut(spec, data):
     """Any network, narrowed by one in a stage's inner channels: the solver's widths have no part in it."""
+    try:
+        spec = prunable(spec)
+    except BadInput:  # pad shortcuts that another kind of block cannot have
+        assume(False)
     net = network(spec)
     i = data.draw(st.integers(0, len(spec.stages) - 1))
     inner = spec.stages[i].inner or spec.stages[i].channels

@@ -23,11 +23,11 @@ from PIL import Image
 from resfit.errors import BadInput
 from resfit.record import (
     Agreement,
+    CallTimes,
     ClassScore,
     ConfidenceBin,
     EpochPoint,
     ExportRecord,
-    Latency,
     LayerRow,
     Metrics,
     RunRecord,
@@ -260,7 +260,7 @@ def hostile() -> RunRecord:
 def exported(**changes: object) -> RunRecord:
     """A run with an export to ONNX and one to int8."""
     times = [
-        Latency(runtime=runtime, batch_size=size, calls=100, median_ms=ms * size, p99_ms=1.5 * ms * size)
+        CallTimes(runtime=runtime, batch_size=size, calls=100, median_ms=ms * size, p99_ms=1.5 * ms * size)
         for runtime, ms in (("network, PyTorch", 2.0), ("export, ONNX Runtime", 1.0))
         for size in (1, 7, 64)
     ]

@@ -50,7 +50,7 @@ class Log(Watcher):
 @pytest.fixture
 def study(tmp_path: Path) -> Study:
     path = tmp_path / "tiny.yaml"
-    path.write_text(yaml.safe_dump({**TINY, "train": {**TINY["train"], "epochs": 2}}))
+    path.write_text(yaml.safe_dump({**TINY, "train": {**TINY["train"], "epochs": 2, "checkpoint_minutes": 1e-9}}))
     return Study(name="s", recipe=str(path), baseline="plain", points={"plain": {}, "slow": {"optim.lr": 0.001}})
 
 
@@ -91,7 +91,7 @@ def test_finished_runs_are_not_run_again(study: Study, tmp_path: Path) -> None:
 def test_an_unfinished_run_goes_on_from_its_state(
     study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("resfit.run._SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+    monkeypatch.setattr("resfit.run._SAVES_SHARE", 1e9)
     recipe = study.recipes()["plain"]
 
     class AfterOne(Observer):
