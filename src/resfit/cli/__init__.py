@@ -14,12 +14,12 @@ from typing import Any
 
 import yaml
 
-from resfit.cli import compare, evaluate, recipes, report, show, train
+from resfit.cli import compare, design, evaluate, recipes, report, show, train
 from resfit.errors import BadInput, ResfitError
 from resfit.fields import nearest
 
 # Each has `add`, which adds the command's parser; the parser's `run` does the work and returns the exit status.
-_COMMANDS = (recipes, show, train, evaluate, compare, report)
+_COMMANDS = (recipes, show, design, train, evaluate, compare, report)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -37,6 +37,7 @@ _FILTERS = (
     words.facts,
     svg.draw_lines,
     svg.draw_scatter,
+    svg.draw_plane,
     svg.draw_reliability,
     svg.draw_confusion,
     svg.draw_forest,
@@ -81,7 +82,7 @@ def render(records: Sequence[RunRecord], *, title: str | None = None) -> str:
     runs = unique(records)
     if not runs:
         raise BadInput("no runs (records): give at least one finished run")
-    template = _environment().get_template("page.html.j2")
+    template = environment().get_template("page.html.j2")
     if len(runs) == 1:
         view = _run_view(runs[0], "run")
         heading = title or f"{runs[0].recipe}, seed {runs[0].seed}"
@@ -98,7 +99,8 @@ def write_report(records: Sequence[RunRecord], path: Path) -> Path:
 
 
 @cache
-def _environment() -> Any:
+def environment() -> Any:
+    """The templates, with the words and drawings that they use."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
