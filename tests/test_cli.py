@@ -151,7 +151,7 @@ MISTAKES = {
     "not a run": (["report", "nowhere"], "no finished run (nowhere"),
     "no model": (["evaluate", "nowhere"], "no model (nowhere)"),
     "no such device": (["train", "digits", "--device", "tpu9"], "no such device here"),
-    "bad count": (["show", "digits", "--budget", "5Q"], "'5Q' is not a number of parameters (--budget)"),
+    "bad count": (["show", "digits", "--budget", "5Q"], "'5Q' is not a count (--budget)"),
 }
 
 

@@ -21,6 +21,7 @@ from resfit.cost import cost
 from resfit.errors import BadInput, ResfitError, RunFailed
 from resfit.recipe import Recipe, get_recipe, recipe_names
 from resfit.record import RunRecord, compare, read_record, summarize
+from resfit.solver import Design, design
 from resfit.spec import NetSpec
 from resfit.version import __version__
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BadInput",
+    "Design",
     "NetSpec",
     "Recipe",
     "ResfitError",
@@ -41,6 +43,7 @@ __all__ = [
     "build",
     "compare",
     "cost",
+    "design",
     "evaluate",
     "get_recipe",
     "judge",

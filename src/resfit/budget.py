@@ -89,8 +89,8 @@ def _narrowed(spec: NetSpec, scale: float, multiple: int) -> NetSpec | None:
         return None
 
 
-def parse_count(text: str) -> int:
-    """A number of parameters as people write it: 5000000, 5_000_000, 500k, 2.5M."""
+def parse_count(text: str, option: str = "--budget") -> int:
+    """A number of parameters or MACs as people write it: 5000000, 5_000_000, 500k, 2.5M."""
     number, unit = text.strip().replace("_", "").replace(",", ""), 1
     if number[-1:].lower() in ("k", "m"):
         number, unit = number[:-1], {"k": 1_000, "m": 1_000_000}[number[-1].lower()]
@@ -99,5 +99,5 @@ def parse_count(text: str) -> int:
     except (ValueError, OverflowError):
         count = 0
     if count < 1:
-        raise BadInput(f"{text!r} is not a number of parameters (--budget): give one such as 500k or 5M")
+        raise BadInput(f"{text!r} is not a count ({option}): give one such as 500k or 5M")
     return count

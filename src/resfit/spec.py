@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -328,7 +329,7 @@ class BlockPlan:
         """The stride that is left to convolutions."""
         return self.stride if self.downsample == "stride" else 1
 
-    @property
+    @cached_property
     def convs(self) -> tuple[ConvPlan, ...]:
         """The convolutions of each residual branch, in order."""
         c_in, narrow, wide, kernel = self.in_channels, self.inner, self.out_channels, self.kernel
@@ -440,6 +441,13 @@ class NetSpec:
 
     def plan(self) -> Iterator[tuple[int, int, BlockPlan]]:
         """Every block in order, as (stage index, block index in the stage, plan)."""
+        return iter(self._planned)
+
+    @cached_property
+    def _planned(self) -> tuple[tuple[int, int, BlockPlan], ...]:
+        return tuple(self._plan())
+
+    def _plan(self) -> Iterator[tuple[int, int, BlockPlan]]:
         in_channels, k, blocks = self.stem.channels, 0, sum(stage.blocks for stage in self.stages)
         for i, stage in enumerate(self.stages):
             for j in range(stage.blocks):

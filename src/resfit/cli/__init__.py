@@ -17,6 +17,7 @@ from resfit.cli import (
     compare,
     completion,
     demo,
+    design,
     evaluate,
     export,
     predict,
@@ -35,6 +36,7 @@ from resfit.fields import nearest, parse_yaml
 _COMMANDS = (
     recipes,
     show,
+    design,
     train,
     evaluate,
     compare,

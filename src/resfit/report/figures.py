@@ -136,6 +136,37 @@ def _mark(group: DataGroup, recipe: RecipeGroup) -> Mark:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Place:
+    """A network in a plane; `front` says that none is better in one direction and as good in the other."""
+
+    name: str
+    tone: int
+    x: float
+    y: float
+    front: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plane:
+    """Networks by two of their prices, of which less is better."""
+
+    title: str
+    x_label: str
+    places: tuple[Place, ...]
+
+
+def plane(title: str, x_label: str, networks: Iterable[tuple[str, int, float, float]]) -> Plane:
+    """The plane of networks, each with its name, tone, x and y."""
+    found = list(networks)
+
+    def beaten(x: float, y: float) -> bool:
+        return any(a <= x and b <= y and (a, b) != (x, y) for _, _, a, b in found)
+
+    places = (Place(name=name, tone=tone, x=x, y=y, front=not beaten(x, y)) for name, tone, x, y in found)
+    return Plane(title=title, x_label=x_label, places=tuple(places))
+
+
+@dataclass(frozen=True, kw_only=True)
 class Forest:
     """A difference with its interval on a scale from -reach to reach that all rows of a table share."""
 

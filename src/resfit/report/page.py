@@ -40,6 +40,7 @@ _FILTERS = (
     words.plain_value,
     svg.draw_lines,
     svg.draw_scatter,
+    svg.draw_plane,
     svg.draw_reliability,
     svg.draw_confusion,
     svg.draw_forest,
@@ -104,7 +105,7 @@ def write_report(records: Sequence[RunRecord], path: Path) -> Path:
 
 @cache
 def environment() -> Any:
-    """The templates with their filters."""
+    """The templates, with the words and drawings that they use."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     made = Environment(

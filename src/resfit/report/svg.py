@@ -9,7 +9,19 @@ from itertools import pairwise
 
 from markupsafe import Markup
 
-from resfit.report.figures import Bar, Bars, Confusion, Forest, History, LineChart, Mark, Reliability, Scatter, Series
+from resfit.report.figures import (
+    Bar,
+    Bars,
+    Confusion,
+    Forest,
+    History,
+    LineChart,
+    Mark,
+    Plane,
+    Reliability,
+    Scatter,
+    Series,
+)
 from resfit.report.words import bare_percent, count, percent, scaled
 
 _WIDTH, _HEIGHT = 340.0, 220.0  # user units; about the pixels that a chart gets on a phone and in three columns
@@ -141,6 +153,23 @@ def _mark(mark: Mark, x: Axis, y: Axis) -> Iterator[Markup]:
 
 def _mark_name(mark: Mark) -> str:
     return f"{mark.name}: {percent(mark.accuracy)}, {count(mark.params)} parameters, n = {mark.n}"
+
+
+def draw_plane(figure: Plane) -> Markup:
+    """Networks as dots; a line joins those of the Pareto front."""
+    x = nice_axis((place.x for place in figure.places), _LEFT, _WIDTH - _RIGHT)
+    y = nice_axis((place.y for place in figure.places), _HEIGHT - _BOTTOM, _TOP)
+    front = sorted((place.x, place.y) for place in figure.places if place.front)
+    path = " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in front)
+    parts = [*_frame(x, y, figure.x_label, percent_y=False)]
+    parts.append(Markup('<polyline class="line faint undecided" points="{}"/>').format(path))
+    for place in figure.places:
+        parts.append(
+            Markup('<circle class="dot {}" cx="{:.1f}" cy="{:.1f}" r="{:g}"><title>{}</title></circle>').format(
+                _tone(place.tone), x(place.x), y(place.y), 4.5 if place.front else 2.8, place.name
+            )
+        )
+    return _svg(f"{figure.title}: {len(figure.places)} networks, {len(front)} on the Pareto front", parts)
 
 
 def draw_reliability(figure: Reliability) -> Markup:

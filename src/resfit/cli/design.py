@@ -1,0 +1,191 @@
+"""resfit design: the networks that fill a budget."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from resfit.cli.words import RECIPE, print_table
+from resfit.errors import BadInput
+
+if TYPE_CHECKING:
+    from resfit.solver import Design
+    from resfit.speed import Speed
+
+RULE = (
+    "Rank: within a family by departure, the doublings by which blocks a stage differ from the published network's and "
+    "each stage's width from twice the one before; families by their best public result near this size."
+)
+
+
+def add(commands: Any) -> None:
+    """Add the command."""
+    parser = commands.add_parser(
+        "design",
+        help="the networks that fill a budget",
+        description="Solve for the networks that fill a budget of parameters: within it, and at most 2 % below it.",
+    )
+    parser.add_argument("--budget", metavar="N", default="5M", help="trainable parameters (5M)")
+    parser.add_argument("--family", metavar="NAME", help="one family alone: shake, preact, wrn, se-resnet, pyramid, …")
+    parser.add_argument("--top", type=int, metavar="K", help="networks of each family (1; of one family alone 5)")
+    parser.add_argument("--macs", metavar="N", help="limit on the MACs of one image (300M)")
+    parser.add_argument("--latency", type=float, metavar="MS", help="limit on one image's time here; measures")
+    parser.add_argument("--measure", action="store_true", help="measure latency and trained images/s here (torch)")
+    parser.add_argument("--size", type=int, metavar="S", default=32, help="side of the images in pixels (32)")
+    parser.add_argument("--channels", type=int, metavar="C", default=3, help="channels of the images (3)")
+    parser.add_argument("--classes", type=int, metavar="K", default=10, help="classes (10)")
+    parser.add_argument("--json", action="store_true", help="print one JSON list")
+    parser.add_argument("--out", type=Path, metavar="FILE.html", help="write a page with the Pareto picture")
+    parser.add_argument("--save", type=Path, metavar="FILE.yaml", help="write the first as a recipe, to show or train")
+    parser.add_argument(
+        "--recipe", metavar="RECIPE", help=f"whose data and training --save takes (the defaults): {RECIPE}"
+    )
+    parser.set_defaults(run=_design)
+
+
+def _design(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
+    for path in (options.out, options.save):
+        if path and path.exists():
+            raise BadInput(f"there is such a file ({path}): give another name")
+    if options.recipe and not options.save:
+        raise BadInput("a recipe serves --save alone (--recipe): leave it out, or give --save FILE.yaml")
+    found = list(_found(options))
+    if options.json:
+        print(json.dumps([_facts(design, speed) for design, speed in found], indent=1))
+    else:
+        _print(found)
+    if options.out:
+        _write_page(options.out, found)
+    if options.save:
+        _save(options.save, options.recipe, found[0][0])
+    if not options.json:
+        for path in filter(None, (options.out, options.save)):
+            print(path)
+    return 0
+
+
+def _found(options: argparse.Namespace) -> Iterator[tuple[Design, Speed | None]]:
+    """The networks asked for, with their speed where it is asked for; raises BadInput where none is fast enough."""
+    from resfit.budget import parse_count
+    from resfit.solver import design
+
+    top = options.top if options.top is not None else (5 if options.family else 1)
+    for name, value in (("--top", top), ("--latency", options.latency or 1)):
+        if not 0 < value < float("inf"):
+            raise BadInput(f"{value} is not a limit ({name}): give a number above 0")
+    designs = design(
+        parse_count(options.budget),
+        family=options.family,
+        macs=parse_count(options.macs, "--macs") if options.macs else None,
+        top=None if options.latency else top,
+        size=options.size,
+        channels=options.channels,
+        classes=options.classes,
+    )
+    if not (options.measure or options.latency):
+        yield from ((each, None) for each in designs)
+        return
+    from resfit.speed import measure
+
+    taken: Counter[str] = Counter()
+    for each in designs:
+        if taken[each.family] < top:
+            speed = measure(each.spec)
+            if not options.latency or speed.latency_ms <= options.latency:
+                taken[each.family] += 1
+                yield each, speed
+    if not taken:
+        raise BadInput(f"no network is as fast as that here ({options.latency} ms, --latency): allow more")
+
+
+def _facts(design: Design, speed: Speed | None) -> dict[str, Any]:
+    from resfit.fields import to_plain
+
+    facts: dict[str, Any] = {**to_plain(design), **(to_plain(speed) if speed else {})}
+    return facts
+
+
+def _print(found: list[tuple[Design, Speed | None]]) -> None:
+    header = ["", "family", "blocks x widths", "layers", "departure", "parameters", "of budget", "MACs", "MB"]
+    rows = [
+        [
+            n,
+            each.family,
+            shape(each),
+            each.depth,
+            f"{each.departure:.2f}",
+            f"{each.params:,}",
+            f"{each.params / each.budget:.1%}",
+            f"{each.macs / 1e6:,.0f}M",
+            f"{each.activation_bytes / 1e6:.1f}",
+            *([f"{speed.latency_ms:.2f}", f"{speed.images_per_second:,.0f}"] if speed else []),
+        ]
+        for n, (each, speed) in enumerate(found, 1)
+    ]
+    if found[0][1]:
+        header += ["ms an image", "trained images/s"]
+    print_table(header, rows, right=(0, *range(3, len(header))))
+    print(RULE)
+
+
+def shape(design: Design) -> str:
+    """Blocks and widths in a few words."""
+    blocks, widths = design.blocks[0], "-".join(map(str, design.widths))
+    if design.spec.widen:
+        first = design.spec.stages[0].channels
+        widths = f"{first} to {first + design.spec.widen.channels}"
+    return f"{blocks} x {widths}"
+
+
+def _write_page(path: Path, found: list[tuple[Design, Speed | None]]) -> None:
+    from resfit.families import FAMILIES
+    from resfit.report.design import FamilyNote, Network, write_design
+
+    names = {each.family for each, _ in found}
+    notes = [
+        FamilyNote(
+            name=family.name,
+            about=family.about,
+            known=f"{family.known.accuracy} % on CIFAR-10: {family.known.network}" if family.known else "",
+        )
+        for family in FAMILIES.values()
+        if family.name in names
+    ]
+    networks = [
+        Network(
+            family=each.family,
+            name=shape(each),
+            depth=each.depth,
+            departure=each.departure,
+            params=each.params,
+            macs=each.macs,
+            activation_bytes=each.activation_bytes,
+            latency_ms=speed.latency_ms if speed else None,
+            images_per_second=speed.images_per_second if speed else None,
+        )
+        for each, speed in found
+    ]
+    write_design(networks, notes, path, budget=found[0][0].budget, rule=RULE)
+
+
+def _save(path: Path, recipe: str | None, design: Design) -> None:
+    """Write a recipe with the network of `design`, and the rest from another or left to the defaults."""
+    from resfit.fields import write_yaml
+    from resfit.files import write_atomic
+    from resfit.recipe import Recipe, plain_recipe
+
+    rest = plain_recipe(recipe) if recipe else {}
+    rest.pop("deviations", None)  # from a published setting, which this is not
+    found = {
+        **rest,
+        "name": path.stem,
+        "description": f"{design.family} {shape(design)}, designed for {design.budget:,} parameters",
+        "budget": design.budget,
+        "spec": design.spec.to_dict(),
+    }
+    Recipe.from_dict(found)
+    write_atomic(path, write_yaml(found))
