@@ -203,7 +203,7 @@ def read_exports(folder: Path) -> tuple[ExportRecord, ...]:
     file = folder / EXPORTS
     try:
         return tuple(from_plain(ExportRecord, one) for one in json.loads(file.read_text(encoding="utf-8")))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return ()
     except (OSError, ValueError, TypeError, RecursionError) as error:
         raise BadInput(f"damaged record ({file}): {error}") from None
