@@ -57,11 +57,11 @@ def convolutions(device: str, precision: str, batch: int, shapes: list[Shape]) -
         flop = 2 * batch * c_in * c_out * kernel**2 * (-(-side // stride)) ** 2
         name = f"{c_in}-{c_out} {kernel}x{kernel}/{stride} @{side}"
         with torch.no_grad():
-            found[f"{name} forward"] = flop / seconds(lambda: convolve(images, filters), device) / 1e9  # noqa: B023
+            found[name] = flop / seconds(lambda: convolve(images, filters), device) / 1e9  # noqa: B023
         inputs = (images.requires_grad_(), filters.requires_grad_())
         output = torch.ones_like(convolve(*inputs))
         both = seconds(lambda: torch.autograd.grad(convolve(*inputs), inputs, output), device)  # noqa: B023
-        found[f"{name} both"] = 3 * flop / both / 1e9
+        found[f"{name} with backward"] = 3 * flop / both / 1e9
     return found
 
 

@@ -43,7 +43,7 @@ class ShortEpochs(Trainer):
         self.warm_up()
         self.train_epoch()
         images = spent = 0.0
-        while spent < seconds:
+        while spent <= seconds:
             result = self.train_epoch()
             images, spent = images + result.images, spent + result.seconds
         return images / spent

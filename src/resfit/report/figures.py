@@ -30,10 +30,14 @@ class Series:
 
 @dataclass(frozen=True, kw_only=True)
 class LineChart:
-    """Lines over epochs. `level` is a named height to compare them with; `percent` says that y is a fraction."""
+    """Lines over epochs, or over what `x` names in the singular.
+
+    `level` is a named height to compare them with; `percent` says that y is a fraction.
+    """
 
     title: str
     series: tuple[Series, ...]
+    x: str = "epoch"
     percent: bool = False
     from_zero: bool = False
     faint: bool = False

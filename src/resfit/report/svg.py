@@ -66,9 +66,11 @@ def _nice_step(rough: float) -> float:
     return next(factor * size for factor in (1, 2, 2.5, 5, 10) if factor * size >= rough * (1 - 1e-9))
 
 
-def _epoch_axis(values: Iterable[float], start: float, end: float) -> Axis:
-    """From the first epoch to the last, with ticks on whole epochs."""
+def _whole_axis(values: Iterable[float], start: float, end: float) -> Axis:
+    """From the first value to the last, with ticks on whole numbers where all values are whole."""
     found = list(values)
+    if any(value % 1 for value in found):
+        return nice_axis(found, start, end, snap=False)
     lo, hi = min(found), max(found)
     if lo == hi:
         return Axis(lo=lo - 1, hi=hi + 1, start=start, end=end, ticks=(lo,))
@@ -81,9 +83,9 @@ def draw_lines(chart: LineChart) -> Markup:
     """A line chart; where the points are few each has a dot."""
     points = [point for series in chart.series for point in series.points]
     heights = [y for _, y in points] + ([chart.level[1]] if chart.level else []) + ([0.0] if chart.from_zero else [])
-    x = _epoch_axis((p[0] for p in points), _LEFT, _WIDTH - _RIGHT)
+    x = _whole_axis((p[0] for p in points), _LEFT, _WIDTH - _RIGHT)
     y = nice_axis(heights, _HEIGHT - _BOTTOM, _TOP)
-    parts = [*_frame(x, y, "epoch", percent_y=chart.percent)]
+    parts = [*_frame(x, y, chart.x, percent_y=chart.percent)]
     if chart.level:
         parts.append(_line(x.start, y(chart.level[1]), x.end, y(chart.level[1]), f"level {_tone(chart.level[2])}"))
     for series in chart.series:
@@ -110,9 +112,9 @@ def _describe(chart: LineChart) -> str:
         return percent(value) if chart.percent else f"{value:.4g}"
 
     if len(chart.series) > 6:
-        return f"{chart.title} of {len(chart.series)} runs over the epochs"
+        return f"{chart.title} of {len(chart.series)} runs over {chart.x}s"
     ends = [f"{s.name} from {shown(s.points[0][1])} to {shown(s.points[-1][1])}" for s in chart.series]
-    return f"{chart.title} over {len(chart.series[0].points)} epochs: {'; '.join(ends)}"
+    return f"{chart.title} over {len(chart.series[0].points)} {chart.x}s: {'; '.join(ends)}"
 
 
 def draw_scatter(figure: Scatter) -> Markup:
