@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from resfit.modelfile import load
     from resfit.net import build
     from resfit.predict import predict
+    from resfit.preprocess import transform
     from resfit.run import evaluate, train
 
 __all__ = [
@@ -53,6 +54,7 @@ __all__ = [
     "recipe_names",
     "summarize",
     "train",
+    "transform",
 ]
 
 
@@ -104,6 +106,12 @@ class _Package(ModuleType):
         from resfit.modelfile import load
 
         return load
+
+    @property
+    def transform(self) -> Any:
+        from resfit.preprocess import transform
+
+        return transform
 
 
 sys.modules[__name__].__class__ = _Package

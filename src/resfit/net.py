@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -50,18 +51,32 @@ class Network(nn.Module):
         self.act = nn.Identity() if last.act_last else _activation(spec)
         self.pool = _pool(spec)
         self.dropout = nn.Dropout(spec.dropout.head)
-        self.head = nn.Linear(channels * spec.pooled_side**2, spec.num_classes, bias=spec.head.bias)
+        self.num_features = channels * spec.pooled_side**2  # that the classifier reads
+        self.head: nn.Module = nn.Linear(self.num_features, spec.num_classes, bias=spec.head.bias)
 
     def forward_features(self, images: Tensor) -> Tensor:
         """The last map, float [N, C, H, W]."""
         x: Tensor = self.act(self.norm(self.stages(self.stem(images))))
         return x
 
-    def forward_head(self, features: Tensor) -> Tensor:
-        """Logits [N, K] of the last map."""
-        pooled = self.dropout(self.pool(features).flatten(1))
+    def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
+        """Logits [N, K] of the last map, or what the classifier reads, [N, F], where `pre_logits` asks for it."""
+        pooled: Tensor = self.dropout(self.pool(features).flatten(1))
+        if pre_logits or isinstance(self.head, nn.Identity):
+            return pooled
         logits: Tensor = self.head(pooled)
         return logits if self.spec.head.scale == 1.0 else logits * self.spec.head.scale
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """Put a fresh classifier of so many classes in, whose names are unknown; 0: none, logits are then its input."""
+        if num_classes == 0:
+            self.head = nn.Identity()
+        else:
+            self.spec = replace(self.spec, num_classes=num_classes)
+            self.head = nn.Linear(self.num_features, num_classes, bias=self.spec.head.bias)
+            self.head.to(next(self.parameters()))
+        if self.info is not None:
+            self.info = replace(self.info, classes=())
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits [N, K] of normalized images [N, C, H, W]."""

@@ -98,7 +98,7 @@ def predict(
 
 def _top_classes(net: Network, images: np.ndarray, top: int | None) -> list[tuple[ClassProbability, ...]]:
     """The likeliest classes of each of uint8 images [N, C, H, W]."""
-    info, device = net.info, net.head.weight.device
+    info, device = net.info, next(net.parameters()).device
     batch = torch.from_numpy(images).to(device)
     logits, _ = predict_logits(net, batch, normalizer(info.mean, info.std, device))
     best = (logits / (info.temperature or 1.0)).softmax(1).topk(min(top or len(info.classes), len(info.classes)))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from resfit.errors import BadField, BadInput
-from resfit.fields import from_plain, nearest, override, read_yaml, to_plain, write_yaml
+from resfit.fields import from_plain, nearest, override, read_yaml, to_plain, unwritten, write_yaml
 from resfit.spec import NetSpec
 
 DEFAULT_BUDGET = 5_000_000
@@ -61,7 +61,7 @@ class AugmentConfig:
     cutout: int = 0
     mixup: float = 0.0
     cutmix: float = 0.0
-    ricap: float = 0.0
+    ricap: float = unwritten(0.0)
 
     def __post_init__(self) -> None:
         _check("rotate", self.rotate, 0 <= self.rotate <= 180, "degrees from 0 to 180")
@@ -129,7 +129,7 @@ class OptimConfig:
     betas: tuple[float, float] = (0.9, 0.999)
     rho: float = 0.9
     eps: float | None = None
-    sam: SamConfig | None = None
+    sam: SamConfig | None = unwritten(None)
 
     def __post_init__(self) -> None:
         for name in ("lr", "bias_lr", "head_lr", "eps"):
@@ -184,8 +184,8 @@ class AverageConfig:
 
     name: Literal["none", "ema", "swa"] = "none"
     decay: float = 0.999
-    start: float = 0.75
-    every: Literal["epoch", "step"] = "epoch"
+    start: float = unwritten(0.75)
+    every: Literal["epoch", "step"] = unwritten("epoch")
 
     def __post_init__(self) -> None:
         _check("decay", self.decay, 0 <= self.decay < 1, "a number from 0 to below 1")
@@ -303,7 +303,7 @@ class Recipe:
     optim: OptimConfig = OptimConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     average: AverageConfig = AverageConfig()
-    distill: DistillConfig | None = None
+    distill: DistillConfig | None = unwritten(None)
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     deviations: tuple[str, ...] = ()

@@ -214,6 +214,25 @@ class ExportRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
+class GivenModel:
+    """A trained network that a run was given: its file as it was named, what of it was taken, and what to know of it.
+
+    `sha256` is the file's; `recipe` and `data` (digest) are from the record beside it, None where there is none.
+    """
+
+    path: str
+    sha256: str
+    params: int
+    recipe: str | None = None
+    data: str | None = None
+    taken: str = ""
+    note: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.taken}" + (f" ({self.note})" if self.note else "")
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunRecord:
     """Everything that a run leaves in numbers.
 
@@ -221,9 +240,9 @@ class RunRecord:
     test_scored, peeking. `env`: python, torch, cpu, cpu_features, gpu, threads, commit, command. `seconds_to_result`
     runs from data in memory to the last test score, compile warm-up apart; `images_per_second` is over the training
     steps. `robustness` and `human` come from files of their own beside record.json, where they were measured.
-    `temperature` is what logits are divided by for calibrated probabilities, fitted on the validation split. `exports`
-    are those that export.json beside the record lists. `events` are one-line remarks on what befell the run: changed
-    fields, rollbacks, lack of memory.
+    `init` gave the first weights, `teachers` were learned from. `temperature` is what logits are divided by for
+    calibrated probabilities, fitted on the validation split. `exports` are those that export.json beside the record
+    lists. `events` are one-line remarks on what befell the run: changed fields, rollbacks, lack of memory.
     """
 
     resfit: str
@@ -248,6 +267,8 @@ class RunRecord:
     test: Metrics
     temperature: float | None = None
     curve: tuple[EpochPoint, ...]
+    init: GivenModel | None = unwritten(None)
+    teachers: tuple[GivenModel, ...] = unwritten(())
     augmented: str = ""
     samples: tuple[Sample, ...] = ()
     pruning: Pruning | None = None
@@ -400,12 +421,21 @@ def _t_quantile(freedom: float) -> float:
 
 
 def group_runs(records: Sequence[RunRecord]) -> dict[str, list[RunRecord]]:
-    """Records by recipe; where one name stands for different recipes they are told apart by a number."""
+    """Records by recipe; where one name stands for different recipes they are told apart by a number.
+
+    So are runs that began from the weights of different networks.
+    """
     groups: dict[str, list[RunRecord]] = {}
     for record in records:
         name, n = record.recipe, 1
-        while name in groups and groups[name][0].config != record.config:
+        while name in groups and not _alike(groups[name][0], record):
             n += 1
             name = f"{record.recipe} ({n})"
         groups.setdefault(name, []).append(record)
     return groups
+
+
+def _alike(a: RunRecord, b: RunRecord) -> bool:
+    """Whether two runs differ in nothing but their seed."""
+    begun = [record.init and record.init.sha256 for record in (a, b)]
+    return a.config == b.config and begun[0] == begun[1]

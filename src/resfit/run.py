@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from resfit.augment import augment
 from resfit.budget import require_fit
@@ -30,8 +30,9 @@ from resfit.memory import keep_pages, require_room
 from resfit.modelfile import ModelInfo, load, save_model
 from resfit.net import FrozenConv, Network, build
 from resfit.pictures import png, png_grid
+from resfit.pretrained import begin_from, load_teacher
 from resfit.recipe import DataConfig, Recipe, get_recipe
-from resfit.record import EpochPoint, LayerRow, Metrics, RunRecord, Sample, record_text, summarize
+from resfit.record import EpochPoint, GivenModel, LayerRow, Metrics, RunRecord, Sample, record_text, summarize
 from resfit.report import write_report
 from resfit.resume import STATE_FORMAT, begun_run, require_unused
 from resfit.train import EpochResult, Trainer, usable_precision
@@ -92,13 +93,15 @@ def train(
     """Train one recipe with one seed into the folder out/<recipe>/<seed>, and return its record.
 
     `resume` goes on from the folder's state, with the data folder and device that the run began with unless others are
-    given, and `override` with a recipe whose fields have changed since. `init`, a model file or run folder of the same
-    spec, gives the weights to begin with. Raises BadInput ahead of any work for a recipe over its budget, data that
-    cannot be used, or a folder that holds a run already; RunFailed when training stops early; Interrupted, with the
-    state saved, after SIGINT or SIGTERM.
+    given, and `override` with a recipe whose fields have changed since. `init` is a run folder or a model.safetensors
+    whose weights training begins with, all but the head's where the classes differ. Raises BadInput ahead of any work
+    for a recipe over its budget, data that cannot be used, or a folder that holds a run already; RunFailed when
+    training stops early; Interrupted, with the state saved, after SIGINT or SIGTERM.
     """
     recipe = get_recipe(recipe) if isinstance(recipe, str) else recipe
     require_fit(recipe.spec, recipe.budget)
+    if resume and init is not None:
+        raise BadInput("a resumed run has its weights (init): leave it out")
     folder, observer = run_folder(out, recipe, seed), observer or Observer()
     begun = begun_run(folder, recipe, override=override, tell=observer.message) if resume else None
     if begun is None:
@@ -109,7 +112,7 @@ def train(
     where = pick_device(device)
     data = _load(recipe, data_dir, offline, observer)
     recipe = fit_classes(recipe, data)
-    run = _Run(recipe=recipe, seed=seed, data=data, folder=folder, device=where, observer=observer, init=init)
+    run = _Run(recipe=recipe, seed=seed, data=data, folder=folder, device=where, observer=observer, begin=init)
     run.options = {"data_dir": None if data_dir is None else str(Path(data_dir).resolve()), "device": device}
     if begun is not None:
         remove_leftovers(folder)
@@ -186,7 +189,8 @@ class _Run:
     folder: Path
     device: torch.device
     observer: Observer
-    init: str | Path | None = None
+    begin: str | Path | None = None
+    init: GivenModel | None = None
     curve: list[EpochPoint] = field(default_factory=list)
     best: tuple[float, int, dict[str, Tensor]] | None = None
     test_scored: int = 0
@@ -207,8 +211,10 @@ class _Run:
         self.clock = time.perf_counter()
         self.net = build(self.recipe.spec, self.recipe.init).to(self.device)
         whiten_stem(self.net, self.normalize(images[:_WHITENING_IMAGES]))
-        if self.init is not None:
-            take_weights(self.net, self.init)
+        if self.begin is not None:
+            self.init = begin_from(self.begin, self.net, self.data)
+            self.observer.message(f"begins from {self.init}")
+        self.teachers = self._load_teachers()
         self.trainer = Trainer(
             net=self.net,
             recipe=self.recipe,
@@ -218,12 +224,20 @@ class _Run:
             seed=self.seed,
             precision=self.precision,
             fill=(255 * torch.tensor(self.data.mean, device=self.device)).round().to(torch.uint8),
+            teachers=[teacher.to(self.device) for teacher, _ in self.teachers],
             on_step=self._stepped,
             on_note=self.note,
         )
         self.clock += self.trainer.warm_up()
         self.saved: tuple[int, ...] | None = None  # the progress that lies in the state's file
         self.save_due = 0.0  # by time.perf_counter()
+
+    def _load_teachers(self) -> list[tuple[nn.Module, GivenModel]]:
+        distill = self.recipe.distill
+        loaded = [load_teacher(target, self.net, self.data) for target in (distill.teachers if distill else ())]
+        for _, teacher in loaded:
+            self.observer.message(f"learns from {teacher}")
+        return loaded
 
     @property
     def selection(self) -> str:
@@ -412,6 +426,8 @@ class _Run:
             test=test,
             temperature=fit_temperature(val, data.val.labels) if val is not None else None,
             curve=tuple(self.curve),
+            init=self.init,
+            teachers=tuple(teacher for _, teacher in self.teachers),
             augmented=self._augmented_grid(),
             samples=pictures,
             events=tuple(self.events),
@@ -464,6 +480,8 @@ class _Run:
             "data": self.data.digest,
             "events": self.events,
             "rollbacks": self.rollbacks,
+            "init": self.init and to_plain(self.init),
+            "teachers": [teacher.sha256 for _, teacher in self.teachers],
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -475,6 +493,10 @@ class _Run:
                 f"the run began in {state['precision']} and this machine would take {self.precision} ({self.folder}): "
                 "resume it on a machine of the same kind"
             )
+        for (_, teacher), sha256 in zip(self.teachers, state["teachers"], strict=True):
+            if teacher.sha256 != sha256:
+                raise BadInput(f"another teacher than the run began with ({teacher.path}): bring that one back")
+        self.init = state["init"] and GivenModel(**state["init"])
         self._go_back_to(state)
         self.test_scored, self.seconds_before = state["test_scored"], state["seconds"]
         self.events, self.rollbacks = list(state["events"]), state["rollbacks"]
@@ -502,14 +524,6 @@ def whiten_stem(net: Network, images: Tensor) -> None:
     for module in net.modules():
         if isinstance(module, FrozenConv):
             module.whiten(images)
-
-
-def take_weights(net: Network, target: str | Path) -> None:
-    """Give `net` the weights of a model file or run folder; raises BadInput where that is of another spec."""
-    other = load(target)
-    if other.spec != net.spec:
-        raise BadInput(f"the weights are of another network ({target}): give those of a network of the same spec")
-    net.load_state_dict(other.state_dict())
 
 
 def layer_rows(recipe: Recipe) -> list[LayerRow]:

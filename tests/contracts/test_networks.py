@@ -141,6 +141,48 @@ def test_features_and_head_make_the_whole(name):
     side = SPECS[name].sizes()[1][-1]
     assert features.shape[2:] == (side, side)
     assert torch.equal(network(name).forward_head(features), logits(name))
+    pooled = network(name).forward_head(features, pre_logits=True)
+    assert pooled.shape == (2, network(name).num_features)
+    assert torch.equal(network(name).head(pooled) * SPECS[name].head.scale, logits(name))
+
+
+@EVERY_NETWORK
+@torch.no_grad()
+def test_a_fresh_classifier_reads_the_same_features(name):
+    net = copy.deepcopy(network(name)).double()
+    net.reset_classifier(7)
+    assert (net.spec.num_classes, net.head.weight.dtype) == (7, torch.float64)
+    found, batch = net(images(SPECS[name]).double()), images(SPECS[name]).double()
+    assert found.shape == (2, 7)
+    rebuilt = built(net.spec).double().eval()
+    rebuilt.load_state_dict(net.state_dict())
+    torch.testing.assert_close(rebuilt(batch), found)
+    net.reset_classifier(0)
+    assert torch.equal(net(batch), net.forward_head(net.forward_features(batch), pre_logits=True))
+    assert sum(p.numel() for p in net.head.parameters()) == 0
+
+
+@pytest.mark.parametrize("name", [name for name in SPECS if name not in recipe_names()])
+def test_torch_compile_follows_the_network_without_a_break(name):
+    """`eager` runs what was traced as it is; a break in the graph would be an error."""
+    net = copy.deepcopy(network(name))
+    compiled = torch.compile(net, backend="eager", fullgraph=True)
+    torch.testing.assert_close(outputs(compiled, images(SPECS[name])), logits(name))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", KINDS)
+def test_a_compiled_network_answers_and_learns_as_it_does_itself(name):
+    net = copy.deepcopy(network(name))
+    compiled = torch.compile(net)
+    torch.testing.assert_close(outputs(compiled, images(SPECS[name])), logits(name), rtol=1e-3, atol=1e-4)
+    net.train()
+    gradients = []
+    for forward in (net, compiled):
+        net.zero_grad()
+        F.cross_entropy(forward(images(SPECS[name], 8)), torch.arange(8) % 10).backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in net.parameters()]))
+    assert F.cosine_similarity(*gradients, dim=0) > 0.999
 
 
 @EVERY_KIND

@@ -133,7 +133,7 @@ def test_what_cannot_be_done_is_refused_before_anything_is_written(whole, pruned
 
 
 def test_weights_of_another_network_are_no_start(whole, tiny, tmp_path):
-    with pytest.raises(BadInput, match="of another network"):
+    with pytest.raises(BadInput, match="a network of another"):
         train(tiny, out=tmp_path, init=whole)
 
 

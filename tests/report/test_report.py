@@ -28,6 +28,7 @@ from resfit.record import (
     ConfidenceBin,
     EpochPoint,
     ExportRecord,
+    GivenModel,
     LayerRow,
     Metrics,
     RunRecord,
@@ -565,6 +566,14 @@ def test_the_protocol_in_words() -> None:
     assert "all 50,000 training images" in told and "after 1 epoch." in told and "No test-time augmentation." in told
     told = " ".join(words.protocol(peeking()))
     assert "epoch 37, the epoch with the best test accuracy" in told and "scored 41 times" in told
+
+
+def test_what_a_run_was_given_is_part_of_its_protocol() -> None:
+    given = GivenModel(path="runs/a/0", sha256="0" * 64, params=5, taken="all weights", note="chosen on the test set")
+    told = " ".join(words.protocol(record(init=given, teachers=(given, given))))
+    assert "began with a trained network's weights, runs/a/0: all weights (chosen on the test set)." in told
+    assert told.count("Learned from a trained network") == 2
+    assert "trained network" not in " ".join(words.protocol(record()))
 
 
 def test_the_recipe_is_text_that_yaml_reads_back() -> None:

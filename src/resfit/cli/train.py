@@ -33,6 +33,9 @@ def add(commands: Any) -> None:
     parser.add_argument("--out", type=Path, default=Path("runs"), metavar="DIR", help="where run folders go (runs)")
     parser.add_argument("--resume", type=Path, metavar="RUN", help="go on with an unfinished run folder")
     parser.add_argument("--override", action="store_true", help="resume although fields of the recipe have changed")
+    parser.add_argument(
+        "--init", metavar="TARGET", help="begin with the weights of a run folder or a model.safetensors (fine-tuning)"
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (auto)")
     parser.add_argument(
         "--log",
@@ -91,6 +94,7 @@ def _train(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
                 device=options.device,
                 offline=options.offline,
                 resume=options.resume is not None,
+                init=options.init,
                 override=options.override,
                 observer=Observers([progress, *loggers]),
             )
@@ -111,8 +115,8 @@ def _what_to_train(options: argparse.Namespace) -> tuple[str, int, Path]:
     folder = options.resume.resolve()
     if not (folder / "recipe.yaml").exists() or not folder.name.isdecimal():
         raise BadInput(f"not a run folder ({options.resume}): give one that resfit train began")
-    if options.recipe is not None or options.runs != 1:
-        raise BadInput("a resumed run has its recipe and its seed (--resume): give the run folder alone")
+    if options.recipe is not None or options.runs != 1 or options.init:
+        raise BadInput("a resumed run has its recipe, seed and weights (--resume): give the run folder alone")
     return str(folder / "recipe.yaml"), int(folder.name), folder.parent.parent
 
 

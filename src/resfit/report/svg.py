@@ -234,7 +234,7 @@ def draw_forest(row: Forest) -> Markup:
 
 def draw_history(figure: History) -> Markup:
     """A dot a trial, hollow where it was given up, and a line at the best so far."""
-    x = _epoch_axis([float(mark.number) for mark in figure.marks], _LEFT, _WIDTH - _RIGHT)
+    x = _whole_axis([float(mark.number) for mark in figure.marks], _LEFT, _WIDTH - _RIGHT)
     y = nice_axis([mark.accuracy for mark in figure.marks], _HEIGHT - _BOTTOM, _TOP)
     parts = [*_frame(x, y, "trial", percent_y=True)]
     corners = [point for (a, b), (c, _) in pairwise(figure.best) for point in ((a, b), (c, b))] + [*figure.best[-1:]]

@@ -134,7 +134,7 @@ def peeking(record: RunRecord) -> str:
 
 def protocol(record: RunRecord) -> list[str]:
     """How the result was measured, in sentences."""
-    return [*_split(record), _selection(record), *_scored(record), *_tta(record), *_deviations(record)]
+    return [*_split(record), *_given(record), _selection(record), *_scored(record), *_tta(record), *_deviations(record)]
 
 
 def _split(record: RunRecord) -> Iterator[str]:
@@ -145,6 +145,14 @@ def _split(record: RunRecord) -> Iterator[str]:
         yield f"Trained on all {train:,} training images, with no validation split."
     if test:
         yield f"Tested on {test:,} images."
+
+
+def _given(record: RunRecord) -> Iterator[str]:
+    """The trained networks that the run built on."""
+    if record.init:
+        yield f"Training began with a trained network's weights, {record.init}."
+    for teacher in record.teachers:
+        yield f"Learned from a trained network beside the labels, {teacher}."
 
 
 def _selection(record: RunRecord) -> str:

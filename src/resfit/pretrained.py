@@ -1,0 +1,124 @@
+"""Trained networks that a run builds on: weights to begin with, teachers to learn from."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import fields, replace
+from pathlib import Path
+
+from torch import nn
+
+from resfit.data import Dataset
+from resfit.distill import Renormalized
+from resfit.errors import BadInput
+from resfit.modelfile import load
+from resfit.net import Network
+from resfit.record import GivenModel, RunRecord, read_record
+from resfit.spec import NetSpec
+
+# What of a spec may differ without another meaning of the weights, those of the head apart.
+_FREE = frozenset({"num_classes", "head", "dropout", "input"})
+_UNKNOWN = "no record says on what images it was trained: this run may validate or be tested on some of them"
+
+
+def begin_from(target: str | Path, net: Network, data: Dataset) -> GivenModel:
+    """Give `net` the weights of a trained network, all but the head's where the classes differ.
+
+    Raises BadInput where `target` is no trained network, or one of another spec.
+    """
+    given, record, found = _load(target)
+    if differing := _differing(net.spec, given.spec):
+        raise BadInput(f"a network of another {' and '.join(differing)} ({target}): give one of the recipe's own spec")
+    weights, taken = given.state_dict(), "all weights"
+    if tuple(given.info.classes) != data.classes or _head_shapes(given) != _head_shapes(net):
+        weights = {name: value for name, value in weights.items() if not name.startswith("head.")}
+        taken += f" but the head's, which begins anew for {len(data.classes)} classes"
+    net.load_state_dict({**net.state_dict(), **weights})
+    return replace(found, taken=taken, note=_remark_on_weights(record, data))
+
+
+def _differing(ours: NetSpec, theirs: NetSpec) -> list[str]:
+    """The fields of two specs without which weights would mean something else."""
+    names = [field.name for field in fields(ours) if field.name not in _FREE]
+    differing = [name for name in names if getattr(ours, name) != getattr(theirs, name)]
+    return differing + (["input.channels"] if ours.input.channels != theirs.input.channels else [])
+
+
+def _head_shapes(net: Network) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(value.shape) for name, value in net.head.state_dict().items()}
+
+
+def load_teacher(target: str | Path, net: Network, data: Dataset) -> tuple[nn.Module, GivenModel]:
+    """A network that takes what `net` takes to logits of the same classes, and what it is.
+
+    Raises BadInput where it knows other classes, takes other images, or was trained on images that `data` keeps for
+    validation or on another data set: what is measured of the student would be worth less than it says.
+    """
+    teacher, record, found = _load(target)
+    if tuple(teacher.info.classes) != data.classes:
+        raise BadInput(f"the teacher knows other classes than {data.name} has ({target}): give one that knows the same")
+    if teacher.spec.input != net.spec.input:
+        raise BadInput(f"the teacher takes images of another shape ({target}): give one with this recipe's spec.input")
+    _check_training_images(target, record, data)
+    note = _UNKNOWN if record is None else _peeked(record)
+    given, own = (data.mean, data.std), (teacher.info.mean, teacher.info.std)
+    behind = teacher if given == own else Renormalized(teacher, given=given, own=own)
+    return behind, replace(found, taken="its answers to the training images", note=note)
+
+
+def _load(target: str | Path) -> tuple[Network, RunRecord | None, GivenModel]:
+    """A trained network, the record of its run folder, and what a record says of both."""
+    net = load(target)
+    file = Path(target) / "model.safetensors" if Path(target).is_dir() else Path(target)
+    beside = file.with_name("record.json")
+    record = read_record(beside) if file.name == "model.safetensors" and beside.exists() else None
+    return (
+        net,
+        record,
+        GivenModel(
+            path=str(target),
+            sha256=hashlib.sha256(file.read_bytes()).hexdigest(),
+            params=sum(parameter.numel() for parameter in net.parameters()),
+            recipe=record.recipe if record else None,
+            data=record.data["digest"] if record else None,
+        ),
+    )
+
+
+def _check_training_images(target: str | Path, record: RunRecord | None, data: Dataset) -> None:
+    if record is None or record.data["digest"] == data.digest:
+        return
+    if not _other_split(record, data):
+        raise BadInput(
+            f"the teacher was trained on other images than this run's ({target}): train one on the same data, with the "
+            "same data.val and data.split_seed"
+        )
+    if len(data.val):
+        raise BadInput(
+            f"the teacher was trained on images that this run validates on ({target}): train one with this run's "
+            "data.val and data.split_seed, or give data.val 0"
+        )
+
+
+def _remark_on_weights(record: RunRecord | None, data: Dataset) -> str:
+    if record is None:
+        return _UNKNOWN
+    if record.data["digest"] != data.digest and _other_split(record, data) and len(data.val):
+        return "trained on images that this run validates on, so that its validation says too much"
+    return _peeked(record) if record.data["name"] == data.name else ""
+
+
+def _other_split(record: RunRecord, data: Dataset) -> bool:
+    """Whether it was trained on other ones of the same training images, and kept the same test images apart.
+
+    An image folder's name says nothing of its content.
+    """
+    theirs = record.data
+    trainable = theirs["n_train"] + theirs["n_val"]
+    ours = len(data.train) + len(data.val)
+    same = (theirs["name"], trainable, theirs["n_test"]) == (data.name, ours, len(data.test))
+    return same and data.name != "folder"
+
+
+def _peeked(record: RunRecord) -> str:
+    return "chosen on the test set, which this run has seen with it" if record.protocol.get("peeking") else ""

@@ -1,0 +1,264 @@
+"""Runs that build on trained networks: what is taken, what is refused, and what the record says of it."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from test_run import Interrupt, without_times
+
+import resfit
+from resfit.data import load_dataset
+from resfit.errors import BadInput
+from resfit.modelfile import load
+from resfit.net import build
+from resfit.pretrained import begin_from, load_teacher
+from resfit.recipe import Recipe
+from resfit.run import Observer, train
+
+NO_TRAINING = {"optim.lr": 1e-30, "optim.weight_decay": 0.0, "optim.momentum": 0.0, "train.epochs": 1}
+
+
+class Listener(Observer):
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def message(self, text: str) -> None:
+        self.lines.append(text)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of a trained network."""
+    from tiny_recipe import TINY
+
+    out = tmp_path_factory.mktemp("source")
+    train(Recipe.from_dict(TINY).replace({"name": "source", "train.epochs": 2}), seed=9, out=out)
+    return out / "source" / "9"
+
+
+def alone(source: Path, tmp_path: Path) -> Path:
+    """The model without its record."""
+    return shutil.copy(source / "model.safetensors", tmp_path / "lone.safetensors")
+
+
+def sha256(folder: Path) -> str:
+    return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+
+
+def parameters(folder: Path) -> dict[str, torch.Tensor]:
+    return dict(load(folder).named_parameters())
+
+
+def test_training_begins_with_the_given_weights(tiny: Recipe, source: Path, tmp_path: Path) -> None:
+    listener = Listener()
+    record = train(tiny.replace(NO_TRAINING), out=tmp_path, init=source, observer=listener)
+    begun, given = parameters(tmp_path / "tiny" / "0"), parameters(source)
+    assert all(torch.equal(begun[name], value) for name, value in given.items())
+    assert record.init is not None
+    assert (record.init.sha256, record.init.recipe) == (sha256(source), "source")
+    assert (record.init.path, record.init.note) == (str(source), "")
+    assert f"begins from {source}: all weights" in listener.lines
+
+
+@pytest.fixture
+def two_classes(tmp_path: Path) -> Path:
+    for label, level in (("dark", 40), ("light", 200)):
+        for n in range(20):
+            path = tmp_path / "images" / label / f"{n}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("L", (8, 8), level + n).save(path)
+    return tmp_path / "images"
+
+
+def test_the_head_begins_anew_for_other_classes(tiny: Recipe, source: Path, two_classes: Path, tmp_path: Path) -> None:
+    listener = Listener()
+    recipe = tiny.replace({**NO_TRAINING, "data.name": "folder", "data.val": 0.1, "spec.dropout.head": 0.5})
+    record = train(recipe, data_dir=two_classes, out=tmp_path / "runs", init=source, observer=listener)
+    begun, given = parameters(tmp_path / "runs" / "tiny" / "0"), parameters(source)
+    assert begun["head.weight"].shape == (2, 16)
+    assert all(torch.equal(begun[name], value) for name, value in given.items() if not name.startswith("head."))
+    assert record.init is not None
+    assert record.init.taken == "all weights but the head's, which begins anew for 2 classes"
+    assert load(tmp_path / "runs" / "tiny" / "0").info.classes == ("dark", "light")
+
+
+def test_as_many_classes_of_other_names_are_other_classes(tiny: Recipe, source: Path) -> None:
+    data = load_dataset(tiny.data, size=8, channels=1)
+    renamed = type(data)(**{**vars(data), "classes": tuple("abcdefghij")})
+    net = build(tiny.spec)
+    fresh = net.head.weight.clone()
+    begin_from(source, net, renamed)
+    assert torch.equal(net.head.weight, fresh)
+    begin_from(source, net, data)
+    assert torch.equal(net.head.weight, load(source).head.weight)
+
+
+def test_another_spec_is_refused_by_name_before_anything_is_written(tiny: Recipe, source: Path, tmp_path: Path) -> None:
+    other = tiny.replace({"spec.activation": "silu", "spec.stem.channels": 4})
+    with pytest.raises(
+        BadInput, match=r"a network of another stem and activation \(.*\): give one of the recipe's own"
+    ):
+        train(other, out=tmp_path, init=source)
+    with pytest.raises(BadInput, match="no model"):
+        train(tiny, out=tmp_path, init=tmp_path / "nowhere")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_whitening_stem_keeps_the_filters_that_it_was_given(tiny: Recipe, tmp_path: Path) -> None:
+    recipe = tiny.replace({"spec.stem": {"kind": "whiten", "kernel": 2, "channels": 8}, "train.epochs": 1})
+    train(recipe.replace({"name": "first", "data.split_seed": 5}), out=tmp_path)
+    first = tmp_path / "first" / "0"
+    train(recipe.replace(NO_TRAINING), out=tmp_path, init=first)
+    filters = load(first).get_buffer("stem.conv.weight")
+    assert torch.equal(load(tmp_path / "tiny" / "0").get_buffer("stem.conv.weight"), filters)
+
+
+def test_an_interrupted_fine_tuning_resumes_without_its_source(
+    tiny: Recipe, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("resfit.run._SAVES_SHARE", 1e9)
+    tiny = tiny.replace({"train.checkpoint_minutes": 1e-9})
+    given = Path(shutil.copytree(source, tmp_path / "given"))
+    whole = train(tiny, out=tmp_path / "whole", init=given)
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny, out=tmp_path / "cut", init=given, observer=Interrupt(1))
+    with pytest.raises(BadInput, match="a resumed run has its weights"):
+        train(tiny, out=tmp_path / "cut", init=given, resume=True)
+    shutil.rmtree(given)
+    resumed = train(tiny, out=tmp_path / "cut", resume=True)
+    assert without_times(resumed) == without_times(whole)
+    assert resumed.init is not None
+    from_scratch = train(tiny, out=tmp_path / "scratch")
+    assert from_scratch.init is None
+    assert from_scratch.test != whole.test
+
+
+def learns_from(*teachers: Path, **overrides: Any) -> dict[str, Any]:
+    return {"distill.teacher": [str(teacher) for teacher in teachers], "train.epochs": 2, **overrides}
+
+
+def test_a_student_learns_from_its_teacher_and_the_record_names_it(tiny: Recipe, source: Path, tmp_path: Path) -> None:
+    listener = Listener()
+    record = train(tiny.replace(learns_from(source)), out=tmp_path / "a", observer=listener)
+    (teacher,) = record.teachers
+    assert (teacher.path, teacher.sha256, teacher.recipe) == (str(source), sha256(source), "source")
+    assert (teacher.data, teacher.note) == (record.data["digest"], "")
+    assert f"learns from {source}: its answers to the training images" in listener.lines
+    again = train(tiny.replace(learns_from(source)), out=tmp_path / "b")
+    assert without_times(again) == without_times(record)
+    plain = train(tiny.replace({"train.epochs": 2}), out=tmp_path / "c")
+    assert plain.test != record.test
+    assert plain.teachers == ()
+
+
+def test_a_student_of_a_whole_weight_follows_the_teacher_and_not_the_labels(tiny: Recipe, source: Path) -> None:
+    """Of the teacher's own weights, there is nothing that it could learn from itself."""
+    from test_distill import trainer
+    from test_train import weights
+
+    data = load_dataset(tiny.data, size=8, channels=1)
+    behind, _ = load_teacher(source, build(tiny.spec), data)
+    run = trainer(tiny.replace({"distill": {"teacher": "x", "weight": 1.0}}), teachers=[behind])
+    run.net.load_state_dict(weights(load(source)))
+    run.net.eval()
+    inputs = run.normalize(run.images[:8])
+    torch.testing.assert_close(behind(inputs), run.net(inputs))
+
+
+def test_an_interrupted_student_resumes_with_the_same_teacher_alone(
+    tiny: Recipe, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("resfit.run._SAVES_SHARE", 1e9)
+    tiny = tiny.replace({"train.checkpoint_minutes": 1e-9})
+    given = Path(shutil.copytree(source, tmp_path / "given"))
+    ingredients = {"average.name": "swa", "average.start": 0.5, "optim.sam.rho": 0.05, "augment.ricap": 0.3}
+    recipe = tiny.replace({**learns_from(given), **ingredients, "train.epochs": 3, "evaluate.selection": "best-val"})
+    whole = train(recipe, out=tmp_path / "whole")
+    for cut in (1, 2, 3):
+        with pytest.raises(KeyboardInterrupt):
+            train(recipe, out=tmp_path / f"cut{cut}", observer=Interrupt(cut))
+        resumed = train(recipe, out=tmp_path / f"cut{cut}", resume=True)
+        assert without_times(resumed) == without_times(whole)
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe, out=tmp_path / "other", observer=Interrupt(1))
+    train(tiny.replace({"name": "another", "train.epochs": 1}), out=tmp_path)
+    shutil.copy(tmp_path / "another" / "0" / "model.safetensors", given)
+    with pytest.raises(BadInput, match="another teacher than the run began with"):
+        train(recipe, out=tmp_path / "other", resume=True)
+
+
+def test_a_teacher_that_saw_validation_images_is_refused_unless_nothing_is_validated(
+    tiny: Recipe, source: Path, tmp_path: Path
+) -> None:
+    for split in ({"data.split_seed": 1}, {"data.val": 100}):
+        with pytest.raises(BadInput, match=r"on images that this run validates on .* or give data.val 0"):
+            train(tiny.replace(learns_from(source, **split)), out=tmp_path)
+    assert not list(tmp_path.iterdir())
+    record = train(tiny.replace(learns_from(source, **{"data.val": 0})), out=tmp_path)
+    assert record.teachers[0].note == ""
+
+
+def test_weights_that_saw_validation_images_are_noted(tiny: Recipe, source: Path, tmp_path: Path) -> None:
+    record = train(tiny.replace({**NO_TRAINING, "data.split_seed": 1}), out=tmp_path, init=source)
+    assert record.init is not None
+    assert "trained on images that this run validates on" in record.init.note
+
+
+def test_a_model_without_a_record_is_noted(tiny: Recipe, source: Path, tmp_path: Path) -> None:
+    lone, listener = alone(source, tmp_path), Listener()
+    record = train(tiny.replace({**learns_from(lone), **NO_TRAINING}), out=tmp_path, init=lone, observer=listener)
+    assert record.init is not None
+    for model in (record.init, *record.teachers):
+        assert "no record says on what images it was trained" in model.note
+        assert model.recipe is None
+    assert sum("no record says" in line for line in listener.lines) == 2
+
+
+def test_a_teacher_that_peeked_is_noted(tiny: Recipe, tmp_path: Path) -> None:
+    train(tiny.replace({"name": "peeked", "train.epochs": 1, "evaluate.selection": "best-test"}), out=tmp_path)
+    record = train(tiny.replace(learns_from(tmp_path / "peeked" / "0")), out=tmp_path)
+    assert "chosen on the test set" in record.teachers[0].note
+
+
+def test_teachers_of_other_classes_images_or_data_are_refused(
+    tiny: Recipe, source: Path, two_classes: Path, tmp_path: Path
+) -> None:
+    folder = tiny.replace({"data.name": "folder", "data.val": 0.1, "train.epochs": 1})
+    with pytest.raises(BadInput, match="the teacher knows other classes than folder has"):
+        train(folder.replace(learns_from(source)), data_dir=two_classes, out=tmp_path / "runs")
+    with pytest.raises(BadInput, match="the teacher takes images of another shape"):
+        train(tiny.replace(learns_from(source, **{"spec.input.size": 12})), out=tmp_path / "runs")
+    with pytest.raises(BadInput, match="no model"):
+        train(tiny.replace(learns_from(tmp_path / "nowhere")), out=tmp_path / "runs")
+    train(folder, data_dir=two_classes, out=tmp_path / "runs")
+    student = folder.replace({"name": "student", **learns_from(tmp_path / "runs" / "tiny" / "0")})
+    assert train(student, data_dir=two_classes, out=tmp_path / "runs").teachers[0].note == ""
+    (two_classes / "dark" / "0.png").unlink()
+    with pytest.raises(BadInput, match="the teacher was trained on other images than this run's"):
+        train(student, data_dir=two_classes, out=tmp_path / "again")
+
+
+def test_runs_from_other_weights_are_not_one_group(tiny: Recipe, source: Path, tmp_path: Path) -> None:
+    from resfit.record import group_runs
+
+    begun = train(tiny.replace(NO_TRAINING), out=tmp_path / "begun", init=source)
+    scratch = train(tiny.replace(NO_TRAINING), out=tmp_path / "scratch")
+    assert [len(group) for group in group_runs([begun, scratch, begun]).values()] == [2, 1]
+
+
+def test_on_the_command_line(tiny: Recipe, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from resfit.cli import main
+
+    (tmp_path / "mine.yaml").write_text(tiny.replace(NO_TRAINING).to_yaml())
+    words = ["train", str(tmp_path / "mine.yaml"), "--out", str(tmp_path / "runs"), "--init", str(source)]
+    assert main(words) == 0
+    assert "begins from" in capsys.readouterr().err
+    assert resfit.read_record(tmp_path / "runs" / "tiny" / "0").init is not None
+    assert main(["train", "--resume", str(source), "--init", str(source)]) == 2
+    assert "give the run folder alone" in capsys.readouterr().err
