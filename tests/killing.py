@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import random
+import signal
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -26,11 +27,13 @@ def begin(work: Callable[..., None], *arguments: Any) -> tuple[multiprocessing.p
     return process, ours
 
 
-def kill_within(process: multiprocessing.process.BaseProcess, seconds: float, chance: random.Random) -> None:
-    """SIGKILL at a random moment; a process that ends by itself before that is left alone."""
+def kill_within(process: multiprocessing.process.BaseProcess, seconds: float, chance: random.Random) -> bool:
+    """SIGKILL at a random moment; False where the process had ended well before it."""
     time.sleep(chance.uniform(0, seconds))
     process.kill()
     process.join()
+    assert process.exitcode in (0, -signal.SIGKILL), "it failed by itself"
+    return process.exitcode != 0
 
 
 def save_forever(ready: Connection, folder: str, start: int) -> None:
