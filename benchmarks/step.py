@@ -1,87 +1,81 @@
 """How fast a training step is: resfit's loop, the usual PyTorch loop and the machine's ceiling, in turn, in one run.
 
-    python benchmarks/step.py DATA_DIR [--recipe seed001d] [--rounds 3] [--seconds 20] [--out FILE]
+    python benchmarks/step.py DATA_DIR [--recipe NAME ...] [--precision fp32 bf16] [--rounds 3] [--seconds 20]
 
 The usual loop: torchvision's CIFAR10, its transforms in a DataLoader with two workers, fp32, NCHW, the same network,
-optimizer and batch size. Each measurement is a process of its own, since memory settings are a process's. Ratios are
-taken round by round, because the machine's speed drifts; the medians are printed and written.
+optimizer and batch size. The ceiling is a matrix product in the same precision. One record a recipe: images a second,
+their share of the ceiling, their ratio to the usual loop, and peak memory.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+import ceiling
+from common import Numbers, Recorder, Round, in_process, parser, run_main, take_turns
 
-def ceiling() -> dict[str, float]:
-    """GFLOP/s of a 4096³ matrix product, the best of three, in fp32 and in bf16."""
-    import torch
+from resfit.cost import cost
+from resfit.environment import pick_device
+from resfit.recipe import Recipe, get_recipe
+from resfit.train import Trainer
 
-    found = {}
-    for name, dtype, side in (("fp32", torch.float32, 4096), ("bf16", torch.bfloat16, 2048)):
-        a, b = torch.randn(side, side).to(dtype), torch.randn(side, side).to(dtype)
-        times = []
-        for _ in range(4):
-            started = time.perf_counter()
-            a @ b
-            times.append(time.perf_counter() - started)
-        found[name] = 2 * side**3 / min(times[1:]) / 1e9
-    return found
+# One long, even stretch of training: no smaller images, no stem that is frozen on the way.
+STEADY = {"train.resize": [], "train.freeze_stem_after": None, "train.epochs": 1_000_000}
 
 
-def ours(recipe_name: str, data_dir: Path, seconds: float) -> dict[str, float | str]:
+@dataclass(kw_only=True)
+class ShortEpochs(Trainer):
+    """A trainer whose epochs end after `steps` batches, which are drawn from the whole data set."""
+
+    steps: int
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Batches in an epoch."""
+        return min(self.steps, super().batches_per_epoch)
+
+    def images_per_second(self, seconds: float) -> float:
+        """Speed over epochs that take so long together, at least one, after one that does not count."""
+        self.warm_up()
+        self.train_epoch()
+        images = spent = 0.0
+        while spent < seconds:
+            result = self.train_epoch()
+            images, spent = images + result.images, spent + result.seconds
+        return images / spent
+
+
+def ours(recipe_name: str, data_dir: str, seconds: float, precision: str, device: str, steps: int) -> Numbers:
     """resfit's own loop on the recipe."""
     import torch
 
     from resfit.data import load_dataset
     from resfit.data.normalize import normalizer
     from resfit.net import build
-    from resfit.recipe import get_recipe
     from resfit.run import fast_process
-    from resfit.train import Trainer, usable_precision
 
-    recipe = get_recipe(recipe_name, {"train.resize": []})
-    data = load_dataset(recipe.data, size=32, data_dir=data_dir, offline=True)
-    cpu, batch = torch.device("cpu"), recipe.train.batch_size
-    net, precision = build(recipe.spec, recipe.init), usable_precision("auto", cpu)
-
-    def epoch(images: int) -> float:
-        """Images a second over an epoch of so many images."""
-        result = Trainer(
-            net=net,
+    recipe = get_recipe(recipe_name, {**STEADY, "train.precision": precision})
+    with fast_process():
+        data = load_dataset(recipe.data, size=recipe.spec.input.size, data_dir=Path(data_dir), offline=True)
+        where = torch.device(device)
+        trainer = ShortEpochs(
+            net=build(recipe.spec, recipe.init).to(where),
             recipe=recipe,
-            images=data.train.images[:images],
-            labels=data.train.labels[:images],
-            normalize=normalizer(data.mean, data.std, cpu),
+            images=data.train.images.to(where),
+            labels=data.train.labels.to(where),
+            normalize=normalizer(data.mean, data.std, where),
             seed=0,
             precision=precision,
-        ).train_epoch()
-        return result.images / result.seconds
-
-    with fast_process():
-        epoch(batch)
-        speed = epoch(round(seconds * epoch(2 * batch) / batch + 1) * batch)
-    return {"images_per_second": speed, "precision": precision}
+            steps=steps,
+        )
+        return {"images_per_second": trainer.images_per_second(seconds)}
 
 
-def images_per_second(steps: Iterator[int], seconds: float) -> float:
-    """Images a second of a loop that yields the images of each step, after two steps of warm-up."""
-    next(steps), next(steps)
-    started, images = time.perf_counter(), 0
-    for count in steps:
-        images += count
-        if time.perf_counter() - started > seconds:
-            break
-    return images / (time.perf_counter() - started)
-
-
-def usual(recipe_name: str, data_dir: Path, seconds: float) -> dict[str, float | str]:
+def usual(recipe_name: str, data_dir: str, seconds: float, device: str, steps: int) -> Numbers:
     """The loop that most tutorials have, on the same network."""
     import torch
     import torch.nn.functional as F
@@ -89,20 +83,19 @@ def usual(recipe_name: str, data_dir: Path, seconds: float) -> dict[str, float |
 
     from resfit.net import build
     from resfit.optim import make_optimizers
-    from resfit.recipe import get_recipe
 
     recipe = get_recipe(recipe_name)
-    net = build(recipe.spec, recipe.init).to(memory_format=torch.contiguous_format)
+    net = build(recipe.spec, recipe.init).to(device, memory_format=torch.contiguous_format)
     optimizers = make_optimizers(net, recipe.optim)
-    steps = [transforms.RandomCrop(32, 4), transforms.RandomHorizontalFlip(), transforms.ToTensor()]
-    transform = transforms.Compose([*steps, transforms.Normalize((0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616))])
-    data = datasets.CIFAR10(str(data_dir), train=True, transform=transform)
+    drawn = [transforms.RandomCrop(32, 4), transforms.RandomHorizontalFlip(), transforms.ToTensor()]
+    transform = transforms.Compose([*drawn, transforms.Normalize((0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616))])
+    data = datasets.CIFAR10(data_dir, train=True, transform=transform)
     loader = torch.utils.data.DataLoader(data, recipe.train.batch_size, shuffle=True, num_workers=2, drop_last=True)
 
     def loop() -> Iterator[int]:
         while True:
             for images, labels in loader:
-                loss = F.cross_entropy(net(images), labels)
+                loss = F.cross_entropy(net(images.to(device)), labels.to(device))
                 loss.backward()
                 for optimizer in optimizers:
                     optimizer.step()
@@ -110,66 +103,63 @@ def usual(recipe_name: str, data_dir: Path, seconds: float) -> dict[str, float |
                 loss.item()
                 yield len(images)
 
-    return {"images_per_second": images_per_second(loop(), seconds), "precision": "fp32"}
+    return {"images_per_second": images_per_second(loop(), seconds, warm_up=min(steps, 2))}
 
 
-def measured(what: str, options: argparse.Namespace) -> dict[str, float]:
-    """The numbers of one measurement in a process of its own."""
-    command = [sys.executable, __file__, str(options.data_dir), "--only", what, "--recipe", options.recipe]
-    done = subprocess.run([*command, "--seconds", str(options.seconds)], check=True, capture_output=True, text=True)
-    numbers: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return numbers
+def images_per_second(loop: Iterator[int], seconds: float, warm_up: int) -> float:
+    """Images a second of a loop that yields the images of each step, after some steps that do not count."""
+    for _ in range(warm_up):
+        next(loop)
+    started, images = time.perf_counter(), 0
+    for count in loop:
+        images += count
+        if time.perf_counter() - started > seconds:
+            break
+    return images / (time.perf_counter() - started)
+
+
+def flop_per_image(recipe: Recipe) -> int:
+    """Work of a training step on an image: forward, and twice as much backward, two operations a MAC."""
+    return 6 * cost(recipe.spec).macs
+
+
+def compare(found: Round, *, flop: int, precisions: list[str]) -> Numbers:
+    """Each precision's speed as a multiple of the usual loop's, and as a share of its ceiling."""
+    ratios = {}
+    for precision in precisions:
+        speed = found[f"resfit {precision}"]["images_per_second"]
+        ratios[f"{precision} to usual"] = speed / found["usual"]["images_per_second"]
+        ratios[f"{precision} share of ceiling"] = speed * flop / 1e9 / found[f"ceiling {precision}"]["matrix product"]
+    return ratios
 
 
 def main() -> None:
-    """Measure in turn, print, and write the record."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data_dir", type=Path)
-    parser.add_argument("--recipe", default="seed001d")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=20.0)
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--only", choices=["ceiling", "ours", "usual"], help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.only:
-        loops = {"ours": ours, "usual": usual}
-        numbers = (
-            ceiling()
-            if options.only == "ceiling"
-            else loops[options.only](options.recipe, options.data_dir, options.seconds)
-        )
-        print(json.dumps(numbers))
-        return
-
-    import torch
-
-    from resfit.cost import cost
-    from resfit.environment import environment
-    from resfit.recipe import get_recipe
-
-    flop = 6 * cost(get_recipe(options.recipe).spec).macs  # forward and twice as much backward, 2 a MAC
-    rounds = []
-    for n in range(options.rounds):
-        found = {what: measured(what, options) for what in ("ceiling", "ours", "usual")}
-        speed = found["ours"]["images_per_second"]
-        top = found["ceiling"][found["ours"]["precision"]]  # type: ignore[index]
-        found["ratio_to_usual"] = speed / found["usual"]["images_per_second"]  # type: ignore[assignment]
-        found["share_of_ceiling"] = speed * flop / 1e9 / top  # type: ignore[assignment]
-        rounds.append(found)
-        print(f"round {n + 1}: {json.dumps(found)}", flush=True)
-    names = ("ratio_to_usual", "share_of_ceiling")
-    medians = {name: statistics.median([found[name] for found in rounds]) for name in names}  # type: ignore[type-var]
-    record = {
-        "recipe": options.recipe,
-        "flop_per_image": flop,
-        "medians": medians,
-        "rounds": rounds,
-        "env": environment(torch.device("cpu")),
-    }
-    print(json.dumps(medians))
-    if options.out:
-        options.out.write_text(json.dumps(record, indent=1) + "\n")
+    """Measure each recipe in turn, print and record."""
+    options_parser = parser(__doc__)
+    options_parser.add_argument("--rounds", type=int, default=3, help="how often each measurement is taken")
+    options_parser.add_argument("data_dir", type=Path, help="the folder that holds CIFAR-10")
+    options_parser.add_argument("--recipe", nargs="+", default=ceiling.RECIPES)
+    options_parser.add_argument("--precision", nargs="+", default=list(ceiling.PRECISIONS), choices=ceiling.PRECISIONS)
+    options_parser.add_argument("--seconds", type=float, default=20.0, help="of each measurement, about")
+    options_parser.add_argument("--steps", type=int, help="steps between two looks at the clock (10; 100 on a GPU)")
+    options_parser.add_argument("--side", type=int, help="rows and columns of the ceiling's matrices")
+    options = options_parser.parse_args()
+    device = pick_device(options.device).type
+    steps = options.steps or (100 if device == "cuda" else 10)
+    for name in options.recipe:
+        recipe = get_recipe(name)
+        loop = {"recipe_name": name, "data_dir": options.data_dir, "seconds": options.seconds, "steps": steps}
+        turns = {}
+        for precision in options.precision:
+            kind = {"device": device, "precision": precision}
+            turns[f"ceiling {precision}"] = partial(in_process, ceiling.matrix_product, **kind, side=options.side)
+            turns[f"resfit {precision}"] = partial(in_process, ours, **loop, **kind)
+        turns["usual"] = partial(in_process, usual, **loop, device=device)
+        flop = flop_per_image(recipe)
+        settings = {"batch": recipe.train.batch_size, "flop_per_image": flop, "seconds": options.seconds}
+        recorder = Recorder(benchmark="step", subject=recipe.name, settings=settings, device=device, out=options.out)
+        take_turns(recorder, turns, partial(compare, flop=flop, precisions=options.precision), options.rounds)
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

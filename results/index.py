@@ -1,8 +1,8 @@
 """Makes what is said of the records from the records: python results/index.py
 
-Writes results/README.md, the results block of the project's README, and the file behind `resfit recipes`.
-`python results/index.py --add RUN ...` first takes over the records of finished runs, without their pictures, which
-are the data sets' own.
+Writes results/README.md, results/reports.md, the results block of the project's README, and the file behind
+`resfit recipes`. `python results/index.py --add RUN ...` first takes over the records of finished runs, without their
+pictures, which are the data sets' own.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+from reports import device, read_systems, reports_page
+
 from resfit.record import RunRecord, find_records, group_runs, summarize
 
 HERE = Path(__file__).parent
@@ -22,9 +24,10 @@ MARK = "<!-- results -->"
 
 
 def add(paths: list[str]) -> None:
-    """Copy records to results/<recipe>/<seed>.json."""
+    """Copy records to results/<recipe>/<seed>.json; those that peeked at the test set lie apart."""
     for record in find_records(paths):
-        target = HERE / record.recipe / f"{record.seed}.json"
+        name = f"{record.recipe}-peeked" if record.protocol["peeking"] else record.recipe
+        target = HERE / name / f"{record.seed}.json"
         target.parent.mkdir(exist_ok=True)
         env = {**record.env, "command": without_places(record.env["command"])}
         plain = replace(record, samples=(), augmented="", env=env).to_dict()
@@ -36,9 +39,9 @@ def without_places(command: str) -> str:
     return shlex.join(Path(word).name if word.startswith("/") else word for word in shlex.split(command))
 
 
-def committed() -> dict[str, list[RunRecord]]:
+def committed(folder: Path = HERE) -> dict[str, list[RunRecord]]:
     """The committed records by recipe."""
-    files = sorted(HERE.glob("*/*.json"), key=lambda file: (file.parent.name, int(file.stem)))
+    files = sorted(folder.glob("*/*.json"), key=lambda file: (file.parent.name, int(file.stem)))
     return group_runs([RunRecord.from_dict(json.loads(file.read_text())) for file in files])
 
 
@@ -53,7 +56,7 @@ def table(groups: dict[str, list[RunRecord]]) -> str:
             first.data["name"],
             f"{first.params:,}",
             str(len(records)),
-            percent([r.test.accuracy for r in records]),
+            percent([r.test.accuracy for r in records]) + (" (peeked)" if first.protocol["peeking"] else ""),
             percent([r.test.accuracy_tta for r in records if r.test.accuracy_tta is not None]),
             f"{summarize([r.seconds_to_result for r in records]).mean:,.0f}",
             f"{summarize([r.images_per_second for r in records]).mean:,.0f}",
@@ -71,21 +74,21 @@ def percent(values: list[float]) -> str:
     return f"{100 * s.mean:.2f} %" if s.std is None else f"{100 * s.mean:.2f} ± {100 * s.std:.2f} %"
 
 
-def device(record: RunRecord) -> str:
-    """The processor that counts, with the CPU's features."""
-    env = record.env
-    if env["gpu"]:
-        return str(env["gpu"])
-    return f"{env['threads']} threads, {', '.join(env['cpu_features'][1:])}, {record.precision}"
-
-
 def shipped(groups: dict[str, list[RunRecord]]) -> dict[str, object]:
-    """What `resfit recipes` says of each recipe."""
+    """What `resfit recipes` says of each recipe; runs that peeked at the test set don't count."""
     results = {}
     for name, records in groups.items():
+        if records[0].protocol["peeking"]:
+            continue
         s = summarize([record.accuracy for record in records])
         results[name] = {"mean": s.mean, "std": s.std, "n": s.n, "device": device(records[0])}
     return results
+
+
+def reports_md(folder: Path) -> str:
+    """The page on the five reports, from the records in `folder` and what the reports say."""
+    records = [record for runs in committed(folder).values() for record in runs]
+    return reports_page(read_systems(HERE / "reports.json"), records)
 
 
 def main() -> None:
@@ -97,6 +100,7 @@ def main() -> None:
     commands = "\n".join(f"- `{name}`: `{records[0].env['command']}`" for name, records in groups.items())
     intro = "Records of real runs; made by `python results/index.py`. Means ± deviation over n seeds."
     (HERE / "README.md").write_text(f"# Results\n\n{intro}\n\n{text}\n\nCommands:\n\n{commands}\n")
+    (HERE / "reports.md").write_text(reports_md(HERE))
     SHIPPED.write_text(json.dumps(shipped(groups), indent=1) + "\n")
     readme = ROOT / "README.md"
     before, _, after = readme.read_text().split(MARK)

@@ -46,6 +46,7 @@ STAGES = st.builds(
     block=st.none() | KINDS,
     shortcut=st.none() | SHORTCUTS,
     downsample=st.none() | DOWNSAMPLES,
+    inner=st.none() | st.integers(1, 8),
 )
 
 

@@ -26,10 +26,12 @@ OPERATIONS = {
     "blur": partial(colour.random_blur, largest=1.0),
     "trivial": policy.trivial_augment,
     "rand": policy.rand_augment,
+    "autoaugment": policy.auto_augment,
 }
 SWITCHES = {
     "policy-trivial": {"policy": "trivial"},
     "policy-rand": {"policy": "rand"},
+    "policy-autoaugment": {"policy": "autoaugment"},
     "crop": {"crop": 4},
     "crop_mode": {"crop": 4, "crop_mode": "reflect"},
     "flip-random": {"flip": "random"},
@@ -85,7 +87,7 @@ FUNCTIONS = list(as_functions())
 
 
 def test_every_switch_of_the_config_is_covered():
-    fields = {field.name for field in dataclasses.fields(AugmentConfig)} - {"mixup", "cutmix"}
+    fields = {field.name for field in dataclasses.fields(AugmentConfig)} - {"mixup", "cutmix", "ricap"}
     assert {key for settings in SWITCHES.values() for key in settings} == fields
 
 

@@ -22,7 +22,7 @@ def seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-@pytest.mark.parametrize("on", [{"mixup": 0.4}, {"cutmix": 1.0}, BOTH], ids=str)
+@pytest.mark.parametrize("on", [{"mixup": 0.4}, {"cutmix": 1.0}, BOTH, {"ricap": 0.3}], ids=str)
 @pytest.mark.parametrize("seed", range(10))
 def test_targets_are_mixed_as_the_pixels_are(on, seed):
     images, targets = batch()
@@ -38,9 +38,10 @@ def test_targets_are_mixed_as_the_pixels_are(on, seed):
 
 def test_same_seed_same_batch_and_other_seed_another():
     images, targets = batch()
-    first, again, other = (mix(images, targets, AugmentConfig(**BOTH), seeded(s))[0] for s in (1, 1, 2))
-    assert torch.equal(first, again)
-    assert not torch.equal(first, other)
+    for on in (BOTH, {"ricap": 1.0}):
+        first, again, other = (mix(images, targets, AugmentConfig(**on), seeded(s))[0] for s in (1, 1, 2))
+        assert torch.equal(first, again)
+        assert not torch.equal(first, other)
 
 
 def test_nothing_is_mixed_without_an_alpha():
@@ -87,6 +88,47 @@ def test_the_box_is_cut_off_at_the_edges(cy, cx, cut):
     top, left = max(cy - half_height, 0), max(cx - half_width, 0)
     expected[top : cy + half_height, left : cx + half_width] = 0
     assert torch.equal(weight, expected)
+
+
+@pytest.mark.parametrize("alpha", [0.3, 1.0, 20.0])
+def test_ricap_shows_four_crops_and_weighs_targets_by_their_areas(alpha):
+    """Pixels that say which image and which place they come from."""
+    count, height, width = 5, 6, 9
+    places = torch.arange(count * height * width, dtype=torch.float64).view(count, 1, height, width)
+    here = torch.arange(height * width).view(height, width)
+    for seed in range(30):
+        generator = seeded(seed)
+        partners = [torch.randperm(count, generator=generator) for _ in range(4)]
+        patch, _, area = mixing.patch_map(height, width, alpha, generator)
+        mixed, soft = mix(places, torch.eye(count), AugmentConfig(ricap=alpha), seeded(seed))
+        image, place = mixed[:, 0].long() // (height * width), mixed[:, 0].long() % (height * width)
+        for k in range(4):
+            within = patch == k
+            assert float(area[k]) == pytest.approx(float(within.double().mean()))
+            for n in range(count):
+                assert (image[n][within] == partners[k][n]).all()
+                down, right = (place[n] // width - here // width)[within], (place[n] % width - here % width)[within]
+                assert len(down.unique()) == len(right.unique()) == int(within.any())  # moved as a whole
+        for n in range(count):
+            torch.testing.assert_close(soft[n], torch.bincount(image[n].flatten(), minlength=count) / here.numel())
+
+
+def test_ricap_cuts_its_patches_from_anywhere():
+    generator = seeded(0)
+    seen = torch.zeros(4, 8, 8, dtype=torch.bool)
+    for _ in range(300):
+        patch, source, _ = mixing.patch_map(8, 8, 1.0, generator)
+        for k in range(4):
+            seen[k].view(-1)[source[patch == k]] = True
+    assert seen.all()
+
+
+def test_ricap_keeps_the_memory_layout():
+    images, targets = batch()
+    wanted = images.contiguous(memory_format=torch.channels_last)
+    mixed, _ = mix(wanted, targets, AugmentConfig(ricap=0.3), seeded(0))
+    assert mixed.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(mixed, mix(images, targets, AugmentConfig(ricap=0.3), seeded(0))[0])
 
 
 def test_cutmix_shares_are_exact_areas_and_its_boxes_go_everywhere():

@@ -23,12 +23,16 @@ NAMES = {
     "solarize": "Solarize",
     "autocontrast": "AutoContrast",
     "equalize": "Equalize",
+    "invert": "Invert",
 }
 GEOMETRIC = {"identity", "shear_x", "shear_y", "translate_x", "translate_y", "rotate"}
-SPACES = {
-    "trivial": (policy.trivial_spans(), v2.TrivialAugmentWide()),
-    "rand": (policy.rand_spans(32, 32), v2.RandAugment()),
+AUTO = v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10)
+SPACES = {  # strengths, torchvision's class, steps of their grid
+    "trivial": (policy.trivial_spans(), v2.TrivialAugmentWide(), policy.BINS),
+    "rand": (policy.rand_spans(32, 32), v2.RandAugment(), policy.BINS),
+    "autoaugment": (policy.auto_spans(32, 32), AUTO, policy.LEVELS),
 }
+OPERATIONS = [(space, name) for space, (spans, _, _) in SPACES.items() for name in spans]
 
 
 def pictures(count: int, channels: int = 3, height: int = 32, width: int = 32) -> torch.Tensor:
@@ -50,15 +54,21 @@ def assert_same(name: str, ours: torch.Tensor, theirs: torch.Tensor) -> None:
 
 @pytest.mark.parametrize("space", SPACES)
 def test_spans_are_torchvisions(space):
-    spans, reference = SPACES[space]
+    spans, reference, bins = SPACES[space]
     theirs = reference._AUGMENTATION_SPACE
-    assert {NAMES[name] for name in spans} == set(theirs)
+    assert {NAMES[name] for name in spans} == set(theirs) | ({"Identity"} if space == "autoaugment" else set())
     for name, span in spans.items():
-        strengths, signed = theirs[NAMES[name]]
-        expected = strengths(policy.BINS, 32, 32)
+        strengths, signed = theirs.get(NAMES[name], (lambda *_: None, False))
+        expected = strengths(bins, 32, 32)
         assert span.signed == signed
         if expected is not None:
-            assert torch.equal(policy.strengths_of(span), expected.double())
+            assert torch.equal(policy.strengths_of(span, bins), expected.double())
+
+
+def test_the_cifar10_policy_is_torchvisions():
+    ours = [tuple((NAMES[name], chance, level) for name, chance, level in pair) for pair in policy.CIFAR10_POLICY]
+    theirs = [tuple((name, chance, level or 0) for name, chance, level in pair) for pair in AUTO._policies]
+    assert ours == theirs
 
 
 def test_rand_translations_go_by_the_side_that_they_move_along():
@@ -67,11 +77,11 @@ def test_rand_translations_go_by_the_side_that_they_move_along():
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("space", SPACES)
+@pytest.mark.parametrize(("space", "name"), OPERATIONS)
 def test_operation_is_torchvisions_at_every_strength(space, name, channels):
-    span = SPACES[space][0][name]
-    strengths = policy.strengths_of(span)
+    spans, _, bins = SPACES[space]
+    span = spans[name]
+    strengths = policy.strengths_of(span, bins)
     strengths = torch.cat((strengths, -strengths)) if span.signed else strengths
     images = pictures(len(strengths), channels)
     ours = policy.OPERATIONS[name](images, strengths)
@@ -128,3 +138,33 @@ def test_rand_augment_applies_two_draws_in_a_row_at_level_nine():
         expected = policy.apply(expected, list(spans), *policy.draw(40, spans, generator, 9))
     assert torch.equal(policy.rand_augment(images, torch.Generator().manual_seed(2)), expected)
     assert torch.equal(policy.rand_augment(images, generator, operations=0), images)
+
+
+def test_each_image_draws_its_own_pair_chances_and_signs():
+    count, spans = 100_000, policy.auto_spans(32, 32)
+    names = list(spans)
+    choices, strengths = policy.draw_pairs(count, spans, torch.Generator().manual_seed(0))
+    for half in (0, 1):
+        expected = dict.fromkeys(names, 0.0)
+        for pair in policy.CIFAR10_POLICY:
+            name, chance, _ = pair[half]
+            expected[name] += chance / 25
+        expected["identity"] = 1 - sum(expected.values())
+        drawn = torch.bincount(choices[:, half], minlength=len(names)) / count
+        assert drawn.tolist() == pytest.approx([expected[name] for name in names], abs=0.006)
+    far = strengths[choices[:, 1] == names.index("translate_y"), 1]
+    assert far.abs().unique().tolist() == pytest.approx([150 / 331 * 32])  # level 9 in both pairs that end so
+    assert (far < 0).float().mean() == pytest.approx(0.5, abs=0.03)
+    both = (choices != names.index("identity")).all(1)  # the halves of a pair come together
+    assert (choices[both & (choices[:, 0] == names.index("rotate")), 1] == names.index("translate_x")).all()
+
+
+def test_auto_augment_applies_both_halves_in_order():
+    images, spans = pictures(60), policy.auto_spans(32, 32)
+    choices, strengths = policy.draw_pairs(60, spans, torch.Generator().manual_seed(3))
+    result = policy.auto_augment(images, torch.Generator().manual_seed(3))
+    first = policy.apply(images, list(spans), choices[:, 0], strengths[:, 0])
+    assert torch.equal(result, policy.apply(first, list(spans), choices[:, 1], strengths[:, 1]))
+    idle = (choices == list(spans).index("identity")).all(1)
+    assert idle.any()
+    assert torch.equal(result[idle], images[idle])

@@ -113,9 +113,8 @@ def test_train_evaluate_report_compare(capsys: pytest.CaptureFixture[str], recip
 def test_resume_needs_nothing_but_the_folder(
     capsys: pytest.CaptureFixture[str], recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from resfit import progress, run
+    from resfit import progress
 
-    monkeypatch.setattr(run, "_SECONDS_BETWEEN_CHECKPOINTS", 0.0)
     interrupt = {"on": True}
 
     def epoch_ended(self: object, point: object) -> None:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from sklearn.metrics import accuracy_score, confusion_matrix, log_loss, precision_recall_fscore_support
 from torch import Tensor, nn
 
-from resfit.evaluate import predict_logits, score
+from resfit.evaluate import fit_temperature, predict_logits, score
 from resfit.net import build
 from resfit.spec import NetSpec
 
@@ -166,3 +166,28 @@ def test_the_network_comes_back_unchanged_in_the_mode_it_was_in(training):
 def test_logits_are_float32_on_the_cpu_whatever_the_network_computes_in():
     logits, _ = predict_logits(Mean(), images(), lambda batch: batch.bfloat16())
     assert (logits.dtype, logits.device.type) == (torch.float32, "cpu")
+
+
+@pytest.mark.parametrize("true", [0.5, 1.0, 3.0])
+def test_the_temperature_that_made_the_labels_is_found(true):
+    generator = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(20_000, 5, generator=generator)
+    labels = torch.multinomial((logits / true).softmax(1), 1, generator=generator).flatten()
+    assert fit_temperature(logits, labels) == pytest.approx(true, rel=0.05)
+
+
+def test_a_temperature_improves_calibration_and_changes_no_answer():
+    logits, labels = random_case(count=2000)
+    confident = 10 * logits
+    cooled = confident / fit_temperature(confident, labels)
+    before, after = (score(values, labels, CLASSES) for values in (confident, cooled))
+    assert after.ece < 0.3 * before.ece
+    assert after.accuracy == before.accuracy
+
+
+@pytest.mark.parametrize("count", [1, 100])
+def test_where_every_image_is_right_confidence_stays_below_certainty(count):
+    labels = torch.arange(count) % 5
+    logits = F.one_hot(labels, 5).float()
+    confidence = (logits / fit_temperature(logits, labels)).softmax(1).max(1).values
+    assert confidence.max() == pytest.approx(1 - 1 / (count + 2), abs=0.01)

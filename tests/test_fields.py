@@ -179,6 +179,25 @@ def test_yaml_that_breaks_the_parser_is_refused_as_well(tmp_path, text):
         read_text(tmp_path, text)
 
 
+@pytest.mark.parametrize("end", ["[*a20, *a20]", "&b [*b]", "&b {x: {y: *b}}"])
+def test_aliases_that_stand_for_too_much_are_refused(tmp_path, end):
+    """A million times a million values in half a kilobyte, and lists and mappings that hold themselves."""
+    lines = ["a0: &a0 [x, x]", *(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}, *a{n - 1}, *a{n - 1}]" for n in range(1, 21))]
+    (tmp_path / "bomb.yaml").write_text("\n".join([*(lines if "a20" in end else []), f"stages: {end}"]))
+    with pytest.raises(BadInput, match="aliases stand for too many values"):
+        read_yaml(tmp_path / "bomb.yaml")
+
+
+def test_aliases_as_people_use_them_are_read(tmp_path):
+    (tmp_path / "recipe.yaml").write_text("a: &a {blocks: 1, channels: 8}\nstages: [*a, *a, *a]\n")
+    assert read_yaml(tmp_path / "recipe.yaml")["stages"] == [{"blocks": 1, "channels": 8}] * 3
+
+
+def test_a_file_without_end_is_no_recipe():
+    with pytest.raises(BadInput, match="more than"):
+        read_yaml(Path("/dev/zero"))
+
+
 def test_an_unreadable_file_is_named(tmp_path):
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\xff")
     for name in ("absent.yaml", "binary.yaml", "."):

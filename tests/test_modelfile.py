@@ -15,10 +15,12 @@ import torch
 import resfit
 from resfit.errors import BadInput
 from resfit.modelfile import ModelInfo, load, save_model
+from resfit.modelheader import DIGEST
 from resfit.net import Network, build
 from resfit.spec import NetSpec
+from resfit.target import find_target
 
-INFO = ModelInfo(classes=("cat", "dög", "3"), mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.1))
+INFO = ModelInfo(classes=("cat", "dög", "3"), mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.1), temperature=0.7)
 SPEC = NetSpec.from_dict(
     {
         "input": {"size": 8},
@@ -97,12 +99,51 @@ def test_a_truncated_model_is_refused(model, share):
     assert complaint(model).startswith("damaged model")
 
 
+def test_a_flipped_bit_is_refused_or_harmless_wherever_it_is(model):
+    whole, refused = model.read_bytes(), 0
+    expected = trained().state_dict()
+    length = int.from_bytes(whole[:8], "little")
+    for place in [*range(0, 8 + length, length // 40), *range(8 + length, len(whole), len(whole) // 20)]:
+        model.write_bytes(whole[:place] + bytes([whole[place] ^ 0x04]) + whole[place + 1 :])
+        try:
+            net = load(model)
+            assert (net.spec, net.info) == (SPEC, INFO), f"byte {place}"
+            assert all(torch.equal(value, expected[name]) for name, value in net.state_dict().items())
+        except BadInput as error:
+            assert len(str(error).splitlines()) == 1
+            assert str(model) in str(error)
+            refused += 1
+        else:
+            assert place < 8 + length, f"a flipped weight at {place} was taken"
+    assert refused > 50
+
+
+def test_a_flipped_bit_in_the_spec_is_not_priced(model):
+    whole = model.read_bytes()
+    place = whole.index(rb"\"channels\": 24") + len(rb"\"channels\": ")
+    model.write_bytes(whole[:place] + b"3" + whole[place + 1 :])
+    with pytest.raises(BadInput, match=r"damaged model .*its checksum is wrong"):
+        find_target(str(model))
+
+
+def test_a_file_without_a_digest_still_loads_and_other_programs_read_one_with_it(model, tmp_path):
+    with safetensors.safe_open(model, framework="pt") as opened:
+        metadata = opened.metadata()
+    tensors = safetensors.torch.load_file(model)
+    assert len(metadata.pop(DIGEST)) == 64
+    safetensors.torch.save_file(tensors, tmp_path / "older.safetensors", metadata)
+    assert torch.equal(load(tmp_path / "older.safetensors")(IMAGES), load(model)(IMAGES))
+    safetensors.torch.save_file(tensors, tmp_path / "forged.safetensors", {**metadata, DIGEST: "0" * 64})
+    with pytest.raises(BadInput, match="its checksum is wrong"):
+        load(tmp_path / "forged.safetensors")
+
+
 @pytest.mark.parametrize(
     ("metadata", "problem"),
     [
         (None, "not a resfit model"),
         ({"format": "pt"}, "not a resfit model"),
-        ({"resfit.spec": json.dumps(SPEC.to_dict())}, "resfit.info|Missing|loading"),
+        ({"resfit.spec": json.dumps(SPEC.to_dict())}, "fewer weights than its spec has"),
         ({"resfit.spec": "{", "resfit.info": "{}"}, "damaged model"),
         ({"resfit.spec": "[]", "resfit.info": "{}"}, "damaged model"),
         ({"resfit.spec": '{"stages": []}', "resfit.info": "{}"}, "stages"),
@@ -120,6 +161,13 @@ def test_weights_of_another_network_are_refused(tmp_path):
     other = NetSpec.from_dict({**SPEC.to_dict(), "num_classes": 4})
     save_model(tmp_path / "model.safetensors", build(other), SPEC, INFO)
     assert complaint(tmp_path / "model.safetensors").startswith("damaged model")
+
+
+def test_a_spec_that_would_fill_the_memory_is_refused_before_it_is_built(tmp_path):
+    path = tmp_path / "model.safetensors"
+    spec = {**SPEC.to_dict(), "stages": [{"blocks": 10, "channels": 65_536, "kernel": 15}]}
+    safetensors.torch.save_file({"w": torch.zeros(2)}, path, {"resfit.spec": json.dumps(spec), "resfit.info": "{}"})
+    assert "fewer weights than its spec has parameters" in complaint(path)
 
 
 def test_a_model_without_class_names_is_refused(tmp_path):

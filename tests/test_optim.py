@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -15,13 +13,12 @@ from resfit.optim import (
     Muon,
     check_gradients,
     lr_factor,
-    make_average,
     make_optimizers,
     orthogonalize,
     parameter_groups,
     set_learning_rates,
 )
-from resfit.recipe import AverageConfig, InitConfig, OptimConfig, ScheduleConfig, get_recipe, recipe_names
+from resfit.recipe import InitConfig, OptimConfig, ScheduleConfig, get_recipe, recipe_names
 from resfit.spec import NetSpec
 
 SPEC = NetSpec.from_dict(
@@ -230,27 +227,6 @@ def test_rates_are_set_as_factors_of_every_groups_peak():
         rates = [group["lr"] for optimizer in optimizers for group in optimizer.param_groups]
         assert rates == [factor * peak for peak in peaks]
     assert sorted(set(peaks)) == [0.2, 4.0]
-
-
-def test_an_average_follows_weights_and_buffers():
-    net = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
-    average = make_average(net, AverageConfig(name="ema", decay=0.9))
-    expected: dict[str, torch.Tensor] = {}
-    for step in range(4):
-        with torch.no_grad():
-            for parameter in net.parameters():
-                parameter.add_(torch.randn_like(parameter))
-            net[1].running_mean.fill_(math.sqrt(step))
-        average.update_parameters(net)
-        current = {k: v.clone() for k, v in net.state_dict().items() if v.is_floating_point()}
-        expected = {k: 0.9 * expected.get(k, v) + 0.1 * v for k, v in current.items()}
-    averaged = average.module.state_dict()
-    for name, value in expected.items():
-        torch.testing.assert_close(averaged[name], value)
-
-
-def test_without_averaging_there_is_no_average():
-    assert make_average(nn.Linear(1, 1), AverageConfig()) is None
 
 
 def test_a_parameter_that_no_gradient_reaches_is_named():

@@ -48,7 +48,8 @@ def assert_same_weights(a: Path, b: Path) -> None:
 def test_a_run_leaves_its_folder_complete(tiny: Recipe, tmp_path: Path) -> None:
     record = train(tiny, seed=3, out=tmp_path)
     folder = tmp_path / "tiny" / "3"
-    names = {"recipe.yaml", "record.json", "metrics.jsonl", "model.safetensors", "state.pt", "report.html"}
+    names = {"recipe.yaml", "record.json", "metrics.jsonl", "model.safetensors", "report.html"}
+    names |= {"state.pt", "state.previous.pt"}
     assert {path.name for path in folder.iterdir()} == names
     assert read_record(folder) == record
     assert Recipe.from_yaml(folder / "recipe.yaml") == tiny
@@ -70,6 +71,7 @@ def test_the_record_holds_what_the_design_promises(tiny: Recipe, tmp_path: Path)
     assert plain["protocol"]["tta"] is True
     assert plain["protocol"]["test_scored"] == 1
     assert plain["protocol"]["peeking"] is False
+    assert plain["temperature"] == resfit.load(tmp_path / "tiny" / "0").info.temperature > 0
     assert plain["params"] == resfit.cost(tiny.spec).params
     assert sum(layer["params"] for layer in plain["layers"]) == plain["params"]
     assert plain["seconds_to_result"] > sum(point.seconds for point in record.curve)
@@ -90,8 +92,9 @@ def test_same_seed_same_record(tiny: Recipe, tmp_path: Path) -> None:
 def test_an_interrupted_run_resumes_to_the_same_record(
     tiny: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cut: int
 ) -> None:
-    monkeypatch.setattr(run_module, "_SECONDS_BETWEEN_CHECKPOINTS", 0.0)
-    recipe = tiny.replace({"evaluate.selection": "best-val", "spec.dropout.head": 0.1, "average.name": "ema"})
+    monkeypatch.setattr(run_module, "_SAVES_SHARE", 1e9)
+    often = {"train.checkpoint_minutes": 1e-9, "evaluate.selection": "best-val"}
+    recipe = tiny.replace({**often, "spec.dropout.head": 0.1, "average.name": "ema"})
     whole = train(recipe, out=tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
         train(recipe, out=tmp_path / "cut", observer=Interrupt(cut))
@@ -118,7 +121,7 @@ def test_an_unfinished_run_is_neither_overwritten_nor_resumed_with_another_recip
     state = (tmp_path / "tiny" / "0" / "state.pt").read_bytes()
     with pytest.raises(BadInput, match=r"an unfinished run lies there .*: go on with --resume"):
         train(tiny, out=tmp_path)
-    with pytest.raises(BadInput, match=r"the recipe changed since the run began \(optim\)"):
+    with pytest.raises(BadInput, match=r"the recipe changed since the run began \(optim.lr: 0.1 -> 0.2\)"):
         train(tiny.replace({"optim.lr": 0.2}), out=tmp_path, resume=True)
     assert (tmp_path / "tiny" / "0" / "state.pt").read_bytes() == state
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from resfit.data.normalize import normalizer
-from resfit.errors import RunFailed
+from resfit.errors import Diverged, RunFailed
 from resfit.net import build
 from resfit.recipe import Recipe
-from resfit.train import Trainer, usable_precision
+from resfit.train import EpochResult, Trainer, usable_precision
 
 CPU = torch.device("cpu")
 LOSSES = Path(__file__).parent / "golden" / "losses.json"
@@ -92,6 +93,52 @@ RESUMED = {
 }
 
 
+class Cut(Exception):
+    """The moment at which a run breaks off."""
+
+
+def run_until(run: Trainer, cut: int) -> dict[str, Any]:
+    """Train until `cut` optimizer steps are done; the state then, apart from the trainer that goes on changing."""
+    steps = 0
+
+    def count(epoch: int, done: float) -> None:
+        nonlocal steps
+        steps += 1
+        if steps == cut:
+            raise Cut
+
+    run.on_step = count
+    with pytest.raises(Cut):
+        list(run.epochs())
+    return copy.deepcopy(run.state_dict())
+
+
+def resumed(recipe: Recipe, state: dict[str, Any]) -> tuple[Trainer, list[EpochResult]]:
+    torch.manual_seed(123)  # whatever happened in between
+    run = trainer(recipe)
+    run.load_state_dict(state)
+    return run, list(run.epochs())
+
+
+def without_seconds(results: list[EpochResult]) -> list[EpochResult]:
+    return [replace(result, seconds=0.0) for result in results]
+
+
+@pytest.mark.parametrize("cut", [1, 6, 8, 11], ids=["first", "middle", "last of an epoch", "one before the last"])
+@pytest.mark.parametrize("overrides", RESUMED.values(), ids=RESUMED)
+def test_resume_after_any_step_is_exact(tiny: Recipe, overrides: dict[str, Any], cut: int) -> None:
+    recipe = tiny.replace({"train.epochs": 3, "train.batch_size": 64, "schedule.warmup": 1, **overrides})
+    if recipe.train.accumulate > 1:
+        cut = -(-cut // 2)  # two steps an epoch instead of four
+    whole = trainer(recipe)
+    results = list(whole.epochs())
+    second, rest = resumed(recipe, run_until(trainer(recipe), cut))
+    assert without_seconds(rest) == without_seconds(results[-len(rest) :])
+    assert equal(weights(whole.net), weights(second.net))
+    assert equal(weights(whole.evaluated), weights(second.evaluated))
+    assert torch.equal(whole.generator.get_state(), second.generator.get_state())
+
+
 @pytest.mark.parametrize("overrides", RESUMED.values(), ids=RESUMED)
 def test_resume_at_an_epochs_end_is_exact(tiny: Recipe, overrides: dict[str, Any]) -> None:
     recipe = tiny.replace({"train.epochs": 4, "schedule.warmup": 1, **overrides})
@@ -99,26 +146,55 @@ def test_resume_at_an_epochs_end_is_exact(tiny: Recipe, overrides: dict[str, Any
     list(whole.epochs())
     first = trainer(recipe)
     first.train_epoch(), first.train_epoch()
-    saved = first.state_dict()
-    torch.manual_seed(123)  # whatever happened in between
-    second = trainer(recipe, seed=0)
-    second.load_state_dict(saved)
-    assert [r.epoch for r in second.epochs()] == [3, 4]
+    second, rest = resumed(recipe, first.state_dict())
+    assert [r.epoch for r in rest] == [3, 4]
     assert equal(weights(whole.net), weights(second.net))
     assert equal(weights(whole.evaluated), weights(second.evaluated))
 
 
-def test_resume_without_the_generator_differs(tiny: Recipe) -> None:
-    """The negative control: what the test above saves is needed."""
-    whole = trainer(tiny)
-    list(whole.epochs())
-    first = trainer(tiny)
-    first.train_epoch()
-    saved = {**first.state_dict(), "generator": torch.Generator().manual_seed(77).get_state()}
-    second = trainer(tiny)
-    second.load_state_dict(saved)
-    list(second.epochs())
-    assert not equal(weights(whole.net), weights(second.net))
+LOST = {
+    "generator": lambda state: {**state, "generator": torch.Generator().manual_seed(77).get_state()},
+    "order": lambda state: {**state, "under_way": {**state["under_way"], "order": torch.arange(256)}},
+    "place": lambda state: {**state, "under_way": {**state["under_way"], "seen": 64}},
+    "sums": lambda state: {**state, "under_way": {**state["under_way"], "loss_sum": torch.zeros(())}},
+    "momentum": lambda state: {**state, "optimizers": [{}, {}]},
+    "average": lambda state: {**state, "average": {**state["average"], "n_averaged": torch.tensor(0)}},
+    "dropout's generator": lambda state: {**state, "torch_rng": torch.Generator().manual_seed(5).get_state()},
+    "batch statistics": lambda state: {
+        **state,
+        "net": {name: torch.ones_like(v) if "running" in name else v for name, v in state["net"].items()},
+    },
+}
+
+
+@pytest.mark.parametrize("lose", LOST.values(), ids=LOST)
+def test_resume_without_a_part_of_the_state_differs(tiny: Recipe, lose: Callable[..., dict[str, Any]]) -> None:
+    """The negative control: what the tests above save is needed, and they can tell."""
+    both = {**RESUMED["muon with ema"], "spec.dropout.head": 0.2}
+    recipe = tiny.replace({"train.epochs": 2, "train.batch_size": 64, **both})
+    whole = trainer(recipe)
+    results = list(whole.epochs())
+    second, rest = resumed(recipe, lose(run_until(trainer(recipe), 2)))
+    assert not (
+        without_seconds(rest) == without_seconds(results)
+        and equal(weights(whole.net), weights(second.net))
+        and equal(weights(whole.evaluated), weights(second.evaluated))
+    )
+
+
+def test_a_resumed_run_takes_its_rates_from_the_recipe(tiny: Recipe) -> None:
+    state = run_until(trainer(tiny), 1)
+    slower = trainer(tiny.replace({"optim.lr": 0.01, "optim.weight_decay": 0.3}))
+    slower.load_state_dict(state)
+    usual = trainer(tiny)
+    usual.load_state_dict(state)
+    groups = [run.optimizers[0].param_groups[0] for run in (slower, usual)]
+    assert groups[0]["lr"] == pytest.approx(groups[1]["lr"] / 10)
+    assert groups[0]["weight_decay"] == 0.3
+    usual.slow_down(0.5)
+    assert groups[1]["lr"] == pytest.approx(5 * groups[0]["lr"])
+    usual.train_epoch(), slower.train_epoch()
+    assert groups[1]["lr"] == pytest.approx(5 * groups[0]["lr"])
 
 
 def test_easy_images_are_skipped_between_the_first_epoch_and_the_limit(tiny: Recipe) -> None:
@@ -140,6 +216,45 @@ class Linear(nn.Module):
         full = torch.nn.functional.interpolate(images, size=(8, 8))
         logits: Tensor = self.head(full.flatten(1))
         return logits
+
+
+class Small(Linear):
+    """Runs out of memory with more than 20 images at a time."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        if len(images) > 20:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return super().forward(images)
+
+
+def test_out_of_memory_halves_the_batches_and_keeps_the_step(tiny: Recipe) -> None:
+    recipe = tiny.replace({"train.epochs": 2, "train.batch_size": 64, "augment.crop": 0, "train.accumulate": 2})
+    notes: list[str] = []
+    large, small = trainer(recipe, kind=Linear), trainer(recipe, kind=Small, on_note=notes.append)
+    results = [list(run.epochs()) for run in (large, small)]
+    assert [line.split(";")[0] for line in notes] == ["epoch 1: out of memory"] * 2
+    assert small.schedulers[0].last_epoch == large.schedulers[0].last_epoch == 4
+    torch.testing.assert_close(large.net.head.weight, small.net.head.weight)
+    assert [r.loss for r in results[1]] == pytest.approx([r.loss for r in results[0]], rel=1e-4)
+    assert [r.accuracy for r in results[1]] == pytest.approx([r.accuracy for r in results[0]], abs=0.01)
+    again = trainer(recipe, kind=Small)
+    again.load_state_dict(small.state_dict())
+    assert again.pieces == small.pieces == 4
+
+
+def test_mixed_batches_go_through_in_pieces_too(tiny: Recipe) -> None:
+    run = trainer(tiny.replace({"augment.mixup": 0.2, "augment.cutmix": 1.0}), kind=Small)
+    assert [result.images for result in run.epochs()] == [256] * 3
+    assert run.pieces == 8
+
+
+def test_memory_for_not_even_an_image_ends_the_run(tiny: Recipe) -> None:
+    class Smaller(Linear):
+        def forward(self, images: Tensor) -> Tensor:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    with pytest.raises(RunFailed, match=r"^out of memory with a single image \(train.batch_size\): "):
+        trainer(tiny, kind=Smaller).train_epoch()
 
 
 @pytest.mark.parametrize(("batch_size", "accumulate"), [(32, 2), (16, 4), (24, 3)])
@@ -168,6 +283,21 @@ def test_a_loss_that_is_not_finite_stops_loudly(tiny: Recipe) -> None:
     assert "\n" not in str(failure.value)
 
 
+@pytest.mark.parametrize("name", ["head.weight", "stem.norm.running_var"])
+def test_a_weight_that_is_not_finite_is_seen_though_the_loss_is(tiny: Recipe, name: str) -> None:
+    run = trainer(tiny.replace({"average.name": "ema"}))
+    run.train_epoch()
+    run.check_finite()
+    for net in (run.net, run.average.module):
+        value = net.state_dict()[name]
+        old = value.clone()
+        value[..., 0] = float("nan")
+        with pytest.raises(Diverged, match="a weight is not finite"):
+            run.check_finite()
+        value.copy_(old)
+    run.check_finite()
+
+
 def test_resize_follows_progress(tiny: Recipe) -> None:
     run = trainer(tiny.replace({"train.resize": [[0.0, 4], [0.5, 8]], "train.epochs": 2}), kind=Linear)
     list(run.epochs())
@@ -184,7 +314,7 @@ def test_drop_last_leaves_the_partial_batch_out(tiny: Recipe) -> None:
 def test_every_image_is_seen_once_an_epoch(tiny: Recipe) -> None:
     run = trainer(tiny)
     for _ in range(2):
-        seen = torch.cat([index for group in run._step_groups() for index in group])
+        seen = torch.cat([index for group in run._step_groups(run._begin_epoch().order) for index in group])
         assert seen.sort().values.tolist() == list(range(256))
 
 

@@ -28,6 +28,7 @@ from resfit.version import __version__
 if TYPE_CHECKING:
     from resfit.modelfile import load
     from resfit.net import build
+    from resfit.predict import predict
     from resfit.run import evaluate, train
 
 __all__ = [
@@ -47,6 +48,7 @@ __all__ = [
     "get_recipe",
     "judge",
     "load",
+    "predict",
     "read_record",
     "recipe_names",
     "summarize",
@@ -57,8 +59,8 @@ __all__ = [
 class _Package(ModuleType):
     """Gives the functions that need torch at first use.
 
-    `train` and `evaluate` are modules as well. Properties keep `resfit.train` the function after Python, on importing
-    the module of that name, would have put the module in its place.
+    `train`, `evaluate` and `predict` are modules as well. Properties keep `resfit.train` the function after Python, on
+    importing the module of that name, would have put the module in its place.
     """
 
     @property
@@ -79,6 +81,16 @@ class _Package(ModuleType):
 
     @evaluate.setter
     def evaluate(self, module: ModuleType) -> None:
+        pass
+
+    @property
+    def predict(self) -> Any:
+        from resfit.predict import predict
+
+        return predict
+
+    @predict.setter
+    def predict(self, module: ModuleType) -> None:
         pass
 
     @property

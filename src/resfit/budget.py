@@ -77,7 +77,10 @@ def _narrowed(spec: NetSpec, scale: float, multiple: int) -> NetSpec | None:
     def narrowed(channels: int) -> int:
         return max(int(channels * scale) // multiple * multiple, min(multiple, channels))
 
-    stages = tuple(replace(stage, channels=narrowed(stage.channels)) for stage in spec.stages)
+    stages = tuple(
+        replace(stage, channels=narrowed(stage.channels), inner=narrowed(stage.inner) if stage.inner else None)
+        for stage in spec.stages
+    )
     stem = spec.stem if spec.stem.kind == "whiten" else replace(spec.stem, channels=narrowed(spec.stem.channels))
     widen = spec.widen and replace(spec.widen, channels=narrowed(spec.widen.channels))
     try:

@@ -1,9 +1,10 @@
-"""The state that an interrupted run goes on from."""
+"""The state that an interrupted run goes on from: the newest, and the one before it."""
 
 from __future__ import annotations
 
 import hashlib
 import io
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,47 @@ import torch
 from resfit.errors import BadInput
 from resfit.files import write_atomic
 
+STATE, PREVIOUS = "state.pt", "state.previous.pt"
 _DIGEST_BYTES = hashlib.sha256().digest_size
 
 
+class _Damaged(BadInput):
+    """A state that is there and cannot be used."""
+
+
+def has_state(folder: Path) -> bool:
+    """Whether a run in `folder` left anything to go on from."""
+    return (folder / STATE).exists() or (folder / PREVIOUS).exists()
+
+
 def save_state(path: Path, state: dict[str, Any]) -> None:
-    """Write tensors and plain values behind their SHA-256, atomically."""
+    """Write tensors and plain values behind their SHA-256, atomically; the state that was there is kept beside it."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
     content = buffer.getvalue()
-    write_atomic(path, hashlib.sha256(content).digest() + content)
+    write_atomic(path, hashlib.sha256(content).digest() + content, keep=path.with_name(PREVIOUS))
+
+
+def newest_state(folder: Path, tell: Callable[[str], None]) -> dict[str, Any]:
+    """The newest state in `folder` that is whole. A damaged one is set aside under another name, and `tell` hears it.
+
+    A crash between the two renames of a save leaves the previous state alone; it is as good.
+    """
+    newest, previous = folder / STATE, folder / PREVIOUS
+    if not previous.exists():
+        return load_state(newest)
+    if not newest.exists():
+        return load_state(previous)
+    try:
+        return load_state(newest)
+    except _Damaged:
+        try:
+            state = load_state(previous)
+        except _Damaged:
+            raise BadInput(f"damaged checkpoints ({newest} and {previous}): start the run anew") from None
+    aside = _set_aside(newest)
+    tell(f"damaged checkpoint ({newest}): kept as {aside.name}; going on from the one before it")
+    return state
 
 
 def load_state(path: Path) -> dict[str, Any]:
@@ -33,11 +66,17 @@ def load_state(path: Path) -> dict[str, Any]:
         raise BadInput(f"cannot read the state ({path}): {error.strerror}") from None
     digest, content = whole[:_DIGEST_BYTES], whole[_DIGEST_BYTES:]
     if hashlib.sha256(content).digest() != digest:
-        raise BadInput(f"damaged checkpoint ({path}): its checksum is wrong; start the run anew")
+        raise _Damaged(f"damaged checkpoint ({path}): its checksum is wrong; start the run anew")
     try:
         state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for what is not its own
-        raise BadInput(f"not a checkpoint ({path}): {str(error)[:80]}; start the run anew") from None
+        raise _Damaged(f"not a checkpoint ({path}): {str(error)[:80]}; start the run anew") from None
     if not isinstance(state, dict):
-        raise BadInput(f"not a checkpoint ({path}): start the run anew")
+        raise _Damaged(f"not a checkpoint ({path}): start the run anew")
     return state
+
+
+def _set_aside(path: Path) -> Path:
+    names = (path.with_name(f"state.damaged{n or ''}.pt") for n in range(1000))
+    aside = next(name for name in names if not name.exists())
+    return path.rename(aside)

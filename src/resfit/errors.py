@@ -32,3 +32,7 @@ class BadField(BadInput):
 
 class RunFailed(ResfitError, RuntimeError):
     """A run that began could not go on: a loss that is not finite, a full disk."""
+
+
+class Diverged(RunFailed):
+    """A loss or a weight is no longer finite."""

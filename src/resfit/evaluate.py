@@ -17,6 +17,8 @@ from resfit.record import ClassScore, ConfidenceBin, Metrics
 
 TTA = Literal["none", "flip", "flip+shift"]
 
+_TEMPERATURES = (0.01, 100.0)
+
 
 @torch.no_grad()
 def predict_logits(
@@ -87,6 +89,25 @@ def score(
         confusion=tuple(tuple(row) for row in confusion.tolist()),
         reliability=tuple(reliability),
     )
+
+
+def fit_temperature(logits: Tensor, labels: Tensor) -> float:
+    """What logits [N, K] are divided by ahead of the softmax so that confidence agrees with accuracy (Guo et al. 2017).
+
+    It minimizes the cross-entropy with labels [N] that the network was not trained on. These are smoothed by the rule
+    of succession (Platt 1999), as no finite temperature would fit where every image is right.
+    """
+    from scipy.optimize import minimize_scalar
+
+    (count, classes), logits = logits.shape, logits.double()
+    smoothing = classes / (classes - 1) / (count + 2)
+    low, high = map(math.log, _TEMPERATURES)
+    found = minimize_scalar(
+        lambda log: F.cross_entropy(logits / math.exp(log), labels.cpu(), label_smoothing=smoothing).item(),
+        bounds=(low, high),
+        method="bounded",
+    )
+    return math.exp(found.x)
 
 
 def _accuracy(logits: Tensor, labels: Tensor) -> float:

@@ -43,14 +43,49 @@ def to_plain(value: object) -> Any:
 def read_yaml(path: Path) -> object:
     """The content of a YAML file, safely loaded; raises BadInput with the line at fault."""
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
+        with path.open("rb") as file:
+            text = file.read(_MOST_YAML + 1).decode("utf-8")
+    except (OSError, ValueError) as error:
         raise BadInput(f"cannot read {path} ({error}): give a readable YAML file") from None
-    except (yaml.YAMLError, RecursionError, ValueError, LookupError, AttributeError) as error:
+    return parse_yaml(text, str(path))
+
+
+def parse_yaml(text: str, where: str) -> object:
+    """YAML text, safely loaded; raises BadInput where it is none, or far larger than any recipe once it is read."""
+    if len(text) > _MOST_YAML:
+        raise BadInput(f"more than {_MOST_YAML:,} characters ({where}): give a recipe or a spec")
+    try:
+        data: object = yaml.safe_load(text)
+        _count_values(data, {})
+    except _TooMany:
+        raise BadInput(f"its aliases stand for too many values ({where}): write it without them") from None
+    except (yaml.YAMLError, RecursionError, ValueError, LookupError, AttributeError, TypeError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or type(error).__name__
-        raise BadInput(f"not valid YAML ({path}{line}): {problem}") from None
+        raise BadInput(f"not valid YAML ({where}{line}): {problem}") from None
+    return data
+
+
+_MOST_YAML = 2**20  # characters
+_MOST_VALUES = 100_000
+
+
+class _TooMany(Exception):
+    """More values than any recipe has."""
+
+
+def _count_values(data: object, known: dict[int, int]) -> int:
+    """Values in `data` as one would meet them: an alias counts each time, and one of itself without end."""
+    if not isinstance(data, dict | list):
+        return 1
+    if id(data) not in known:
+        known[id(data)] = _MOST_VALUES + 1
+        inner = [*data, *data.values()] if isinstance(data, dict) else data
+        known[id(data)] = 1 + sum(_count_values(item, known) for item in inner)
+    if known[id(data)] > _MOST_VALUES:
+        raise _TooMany
+    return known[id(data)]
 
 
 def write_yaml(value: object) -> str:
@@ -71,6 +106,18 @@ def _overridden(inner: object, dotted: str, value: object) -> object:
         items[int(head)] = _overridden(items[int(head)], rest, value) if rest else value
         return items
     return override(inner if isinstance(inner, Mapping) else {}, dotted, value)
+
+
+def differences(old: object, new: object, where: str = "") -> list[tuple[str, Any, Any]]:
+    """Each field, by its dotted path, in which two plain values differ, with the old and the new value."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        names = [*old, *(name for name in new if name not in old)]
+        inner = [(f"{where}.{name}" if where else str(name), old.get(name), new.get(name)) for name in names]
+    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        inner = [(f"{where}[{n}]", *pair) for n, pair in enumerate(zip(old, new, strict=True))]
+    else:
+        return [] if old == new else [(where, old, new)]
+    return [difference for path, a, b in inner for difference in differences(a, b, path)]
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -13,10 +13,11 @@ from resfit.errors import RunFailed
 
 
 @contextmanager
-def atomic_file(path: Path) -> Iterator[BinaryIO]:
+def atomic_file(path: Path, keep: Path | None = None) -> Iterator[BinaryIO]:
     """A file that becomes `path` when the block ends well, and vanishes when it does not.
 
-    A reader, or a crash at any moment, sees the old content or the new one.
+    A reader, or a crash at any moment, sees the old content or the new one. With `keep` the old file becomes that one;
+    a crash may then leave `keep` alone.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -25,6 +26,8 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
+        if keep is not None and path.exists():
+            path.replace(keep)
         partial.replace(path)
         _sync_folder(path.parent)
     finally:
@@ -32,17 +35,48 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
             partial.unlink(missing_ok=True)
 
 
-def write_atomic(path: Path, content: bytes | str) -> Path:
+def write_atomic(path: Path, content: bytes | str, keep: Path | None = None) -> Path:
     """Replace `path` in one step and return it; raises RunFailed, the old one intact, where that fails."""
     data = content.encode() if isinstance(content, str) else content
     try:
-        with atomic_file(path) as file:
+        with atomic_file(path, keep) as file:
             file.write(data)
     except OSError as error:
-        raise RunFailed(
-            f"cannot write {path} ({error.strerror}): make room, or name another place; earlier files are as they were"
-        ) from None
+        raise _cannot_write(path, error) from None
     return path
+
+
+def append_line(path: Path, line: str) -> None:
+    """Add a line to a text file; raises RunFailed where that fails."""
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+    except OSError as error:
+        raise _cannot_write(path, error) from None
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what processes that were killed within a write have left in `folder`."""
+    for path in folder.glob(".*.part"):
+        process = path.name.split(".")[-2]
+        if process.isdecimal() and not _is_alive(int(process)):
+            path.unlink(missing_ok=True)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # another user's
+        return True
+    return True
+
+
+def _cannot_write(path: Path, error: OSError) -> RunFailed:
+    return RunFailed(
+        f"cannot write {path} ({error.strerror}): make room, or name another place; earlier files are as they were"
+    )
 
 
 def _sync_folder(folder: Path) -> None:

@@ -5,55 +5,69 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import safetensors
 import safetensors.torch
 import torch
 from torch import nn
 
+from resfit.cost import cost
 from resfit.errors import BadInput
 from resfit.fields import from_plain, to_plain
 from resfit.files import write_atomic
+from resfit.modelheader import read_header, with_digest
 from resfit.net import Network, build
 from resfit.spec import NetSpec
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelInfo:
-    """What a network's user has to know: class names, and the mean and deviation of its inputs on the 0 to 1 scale."""
+    """What a network's user has to know: class names, and the mean and deviation of its inputs on the 0 to 1 scale.
+
+    Logits are divided by `temperature` for calibrated probabilities; None where no validation split fitted one.
+    """
 
     classes: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    temperature: float | None = None
 
 
 def save_model(path: Path, net: nn.Module, spec: NetSpec, info: ModelInfo) -> None:
-    """Write weights, buffers, spec and `info`, atomically."""
+    """Write weights, buffers, spec and `info`, with a digest of it all, atomically."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
     metadata = {"format": "pt", "resfit.spec": json.dumps(spec.to_dict()), "resfit.info": json.dumps(to_plain(info))}
-    write_atomic(path, safetensors.torch.save(tensors, metadata))
+    write_atomic(path, with_digest(safetensors.torch.save(tensors, metadata)))
+
+
+def model_file(path: str | Path) -> Path:
+    """The model file at `path`: itself, or the one of the run folder."""
+    return Path(path) / "model.safetensors" if Path(path).is_dir() else Path(path)
 
 
 def load(path: str | Path) -> Network:
     """The network of a model.safetensors, or of the run folder that holds one, in evaluation mode.
 
-    Its `info` holds class names and normalization. Raises BadInput where the file is not whole.
+    Its `info` holds class names and normalization. Raises BadInput where the file is not whole, or not what its digest
+    says; a file without one is taken as it is.
     """
-    file = Path(path)
-    file = file / "model.safetensors" if file.is_dir() else file
+    file = model_file(path)
     try:
-        with safetensors.safe_open(file, framework="pt") as opened:
-            metadata = opened.metadata() or {}
-            tensors: dict[str, Any] = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+        content = file.read_bytes()
+        metadata, tensors = read_header(content).get("__metadata__", {}), safetensors.torch.load(content)
+        spec = NetSpec.from_dict(json.loads(metadata["resfit.spec"]))
+        if cost(spec).params > sum(tensor.numel() for tensor in tensors.values()):
+            raise ValueError("it holds fewer weights than its spec has parameters")
         with torch.random.fork_rng(devices=[]):  # the weights that it begins with are replaced
-            net = build(NetSpec.from_dict(json.loads(metadata["resfit.spec"])))
+            net = build(spec)
         net.load_state_dict(tensors)
         net.info = from_plain(ModelInfo, json.loads(metadata["resfit.info"]))
     except FileNotFoundError:
         raise BadInput(f"no model ({file}): give a run folder or a model.safetensors") from None
     except KeyError as error:
         raise BadInput(f"not a resfit model ({file}): its metadata lacks {error}") from None
-    except (OSError, RuntimeError, ValueError, safetensors.SafetensorError) as error:
-        raise BadInput(f"damaged model ({file}): {str(error).splitlines()[0][:120]}") from None
+    except (OSError, RuntimeError, ValueError, TypeError, RecursionError, safetensors.SafetensorError) as error:
+        raise BadInput(
+            f"damaged model ({file}): {(str(error).splitlines() or [type(error).__name__])[0][:120]}"
+        ) from None
     return net.eval()

@@ -1,4 +1,4 @@
-"""Parameter groups, optimizers, learning-rate schedules and weight averaging."""
+"""Parameter groups, optimizers and learning-rate schedules."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from resfit.recipe import AverageConfig, OptimConfig, ScheduleConfig
+from resfit.recipe import OptimConfig, ScheduleConfig
 
 Group = dict[str, Any]
 
@@ -151,11 +150,9 @@ def set_learning_rates(optimizers: list[torch.optim.Optimizer], factor: float) -
             group["lr"] = factor * group.setdefault("initial_lr", group["lr"])
 
 
-def make_average(net: nn.Module, config: AverageConfig) -> AveragedModel | None:
-    """The moving average of weights and buffers that `config` asks for; call update_parameters once a step."""
-    if config.name == "none":
-        return None
-    return AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(config.decay), use_buffers=True)
+def load_buffers(optimizer: torch.optim.Optimizer, buffers: dict[int, Any]) -> None:
+    """Take over what an optimizer keeps for each parameter, as in its state_dict; its rates and the like stay."""
+    optimizer.load_state_dict({"state": buffers, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def check_gradients(net: nn.Module) -> None:

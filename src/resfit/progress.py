@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 class Progress(Observer):
     """Lines on standard error, with a bar under them where that is a terminal."""
 
-    def __init__(self, epochs: int) -> None:
+    def __init__(self, epochs: int = 0) -> None:
         self.epochs = epochs
         self.console = Console(stderr=True, highlight=False)
         self.bar: Bar | None = None
@@ -37,6 +37,7 @@ class Progress(Observer):
 
     def started(self, recipe: Recipe, data: Dataset, folder: Path, note: str) -> None:
         """Say what is trained on, and begin the bar."""
+        self.epochs = recipe.train.epochs
         sizes = f"{len(data.train):,} train, {len(data.val):,} val, {len(data.test):,} test images"
         self.message(f"{data.name}: {sizes}; {note}")
         for remark in data.notes:

@@ -22,13 +22,18 @@ def _check(field: str, value: object, good: object, allowed: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """The images. `val` is a count, or a fraction below 1, of the training images; 0 trains on all of them."""
+    """The images. `val` is a count, or a fraction below 1, of the training images; 0 trains on all of them.
+
+    `fraction` of the images that are left to train on is kept, stratified: less work, for trying things out.
+    """
 
     name: Literal["digits", "cifar10", "cifar100", "svhn", "folder"] = "cifar10"
     val: int | float = 5000
     split_seed: int = 0
+    fraction: float = 1.0
 
     def __post_init__(self) -> None:
+        _check("fraction", self.fraction, 0 < self.fraction <= 1, "a fraction above 0, at most 1")
         _check(
             "val", self.val, self.val >= 0 and (self.val < 1 or float(self.val).is_integer()), "a count or a fraction"
         )
@@ -40,10 +45,10 @@ class AugmentConfig:
 
     policy, crop (pixels of padding), flip, rotate (degrees), translate (fraction of the side), brightness, contrast,
     saturation (factors drawn from 1 ± value), blur (largest sigma in pixels), cutout (side in pixels), and then mixup
-    or cutmix (the alpha of their Beta distribution; with both on, each batch takes one of them).
+    or cutmix (the alpha of their Beta distribution; with both on, each batch takes one of them), or ricap (likewise).
     """
 
-    policy: Literal["none", "trivial", "rand"] = "none"
+    policy: Literal["none", "trivial", "rand", "autoaugment"] = "none"
     crop: int = 0
     crop_mode: Literal["zero", "reflect"] = "zero"
     flip: Literal["none", "random", "alternating"] = "none"
@@ -56,14 +61,22 @@ class AugmentConfig:
     cutout: int = 0
     mixup: float = 0.0
     cutmix: float = 0.0
+    ricap: float = 0.0
 
     def __post_init__(self) -> None:
         _check("rotate", self.rotate, 0 <= self.rotate <= 180, "degrees from 0 to 180")
         _check("translate", self.translate, 0 <= self.translate <= 1, "a fraction from 0 to 1")
         for name in ("brightness", "contrast", "saturation"):
             _check(name, getattr(self, name), 0 <= getattr(self, name) <= 1, "a number from 0 to 1")
-        for name in ("crop", "cutout", "blur", "mixup", "cutmix"):
+        for name in ("crop", "cutout", "blur", "mixup", "cutmix", "ricap"):
             _check(name, getattr(self, name), 0 <= getattr(self, name) < 1000, "0 or a number above it")
+        alone = not (self.ricap and (self.mixup or self.cutmix))
+        _check("ricap", self.ricap, alone, "0, or leave mixup and cutmix out")
+
+    @property
+    def mixes(self) -> bool:
+        """Whether images and their targets are mixed within a batch."""
+        return bool(self.mixup or self.cutmix or self.ricap)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,13 +92,29 @@ class InitConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SamConfig:
+    """Sharpness-aware minimization, at about twice the time a step.
+
+    The step's gradient is taken at weights that are `rho` away, where the loss is highest: in the weights' own space
+    (Foret et al. 2021; 0.05 is usual), or `adaptive`, in units of each weight's size (Kwon et al. 2021; 0.5 is usual).
+    The batches of one step (train.accumulate) are perturbed together; train.clip bounds the gradient that is followed.
+    """
+
+    rho: float = 0.05
+    adaptive: bool = False
+
+    def __post_init__(self) -> None:
+        _check("rho", self.rho, 0 < self.rho < float("inf"), "a number above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
 class OptimConfig:
     """The optimizer and its peak rates.
 
     `bias_lr` (norms, biases) and `head_lr` (the classifier's weight) replace `lr` for their group. A group with its own
     rate decays as fast per step as `lr x weight_decay` says. `decay_norm_and_bias: false` spares norms and biases.
     muon orthogonalizes the update of filters (Jordan et al. 2024) and leaves the rest to Nesterov SGD with
-    `sgd_momentum`.
+    `sgd_momentum`. `sam` goes with all of them.
     """
 
     name: Literal["sgd", "adam", "adamw", "adadelta", "muon"] = "sgd"
@@ -100,6 +129,7 @@ class OptimConfig:
     betas: tuple[float, float] = (0.9, 0.999)
     rho: float = 0.9
     eps: float | None = None
+    sam: SamConfig | None = None
 
     def __post_init__(self) -> None:
         for name in ("lr", "bias_lr", "head_lr", "eps"):
@@ -144,13 +174,45 @@ class ScheduleConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class AverageConfig:
-    """ema: an exponential moving average of the weights with `decay` per step replaces them at evaluation."""
+    """Averaged weights that replace the last ones at evaluation.
 
-    name: Literal["none", "ema"] = "none"
+    ema: an exponential moving average with `decay` per step. swa: the mean of the weights at each epoch's end, or after
+    each step (`every`), from the fraction `start` of training on (Izmailov et al. 2018). Before it is evaluated, one
+    pass over the training images gives its batch norms their statistics; evaluate.every spares such passes. It wants a
+    schedule that does not end at zero (schedule.final).
+    """
+
+    name: Literal["none", "ema", "swa"] = "none"
     decay: float = 0.999
+    start: float = 0.75
+    every: Literal["epoch", "step"] = "epoch"
 
     def __post_init__(self) -> None:
         _check("decay", self.decay, 0 <= self.decay < 1, "a number from 0 to below 1")
+        _check("start", self.start, 0 <= self.start < 1, "a fraction from 0 to below 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillConfig:
+    """What is learned from trained networks: run folders or model.safetensors of the same classes and training data.
+
+    The loss is (1 - `weight`) x the labels' + `weight` x T² KL from the teachers' mean probabilities, both softened by
+    the `temperature` T (Hinton et al. 2015). Teachers see the images that the student sees, augmented and mixed.
+    """
+
+    teacher: str | tuple[str, ...]
+    weight: float = 0.5
+    temperature: float = 4.0
+
+    def __post_init__(self) -> None:
+        _check("teacher", self.teacher, self.teachers and all(self.teachers), "a run folder or a model.safetensors")
+        _check("weight", self.weight, 0 < self.weight <= 1, "a number above 0, at most 1")
+        _check("temperature", self.temperature, 0 < self.temperature < 1000, "a number above 0")
+
+    @property
+    def teachers(self) -> tuple[str, ...]:
+        """Where the teachers lie."""
+        return (self.teacher,) if isinstance(self.teacher, str) else tuple(self.teacher)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,6 +225,9 @@ class TrainConfig:
     out; `skip_easy` leaves this share of the images out of each epoch but the first, those with the lowest loss when
     they were last trained on, up to the fraction `skip_easy_until` of training. precision auto: bf16 where it is
     clearly faster, else fp32.
+
+    The state is saved every `checkpoint_minutes`. Where a loss or weight is not finite, the run goes back to the state
+    up to `rollbacks` times, with learning rates times `rollback_factor` each time.
     """
 
     epochs: int = 200
@@ -178,6 +243,9 @@ class TrainConfig:
     skip_easy_until: float = 1.0
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     compile: bool = False
+    checkpoint_minutes: float = 5.0
+    rollbacks: int = 0
+    rollback_factor: float = 0.5
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "accumulate"):
@@ -185,6 +253,9 @@ class TrainConfig:
         _check("label_smoothing", self.label_smoothing, 0 <= self.label_smoothing < 1, "a number from 0 to below 1")
         _check("clip", self.clip, self.clip is None or 0 < self.clip < float("inf"), "a number above 0")
         _check("patience", self.patience, self.patience is None or self.patience >= 1, "a whole number from 1 on")
+        _check("checkpoint_minutes", self.checkpoint_minutes, self.checkpoint_minutes > 0, "a number above 0")
+        _check("rollbacks", self.rollbacks, 0 <= self.rollbacks <= 100, "a whole number from 0 to 100")
+        _check("rollback_factor", self.rollback_factor, 0 < self.rollback_factor < 1, "a number between 0 and 1")
         limit = self.freeze_stem_after
         _check("freeze_stem_after", limit, limit is None or limit >= 0, "0 or a number of epochs")
         _check("skip_easy", self.skip_easy, 0 <= self.skip_easy < 1, "a share from 0 to below 1")
@@ -232,6 +303,7 @@ class Recipe:
     optim: OptimConfig = OptimConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     average: AverageConfig = AverageConfig()
+    distill: DistillConfig | None = None
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     deviations: tuple[str, ...] = ()

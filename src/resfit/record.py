@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from resfit.errors import BadInput
-from resfit.fields import from_plain, to_plain
+from resfit.fields import from_plain, to_plain, unwritten
+
+EXPORTS = "export.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,13 +88,142 @@ class LayerRow:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Latency:
+    """Median seconds of a forward pass of `batch` images on so many threads, over `passes`."""
+
+    batch: int
+    threads: int
+    seconds: float
+    passes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrunedNetwork:
+    """A network at one step of its pruning: plain test accuracy (a fraction), price and speed."""
+
+    name: str
+    accuracy: float
+    params: int
+    macs: int
+    latency: tuple[Latency, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParentRun:
+    """The run that a pruned network comes from, and the SHA-256 of its model.safetensors."""
+
+    recipe: str
+    seed: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pruning:
+    """How a network was pruned: its steps in order, and the channels of each part before and after."""
+
+    parent: ParentRun
+    criterion: str
+    networks: tuple[PrunedNetwork, ...]
+    widths: tuple[tuple[str, int, int], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorruptionScore:
+    """One kind of corruption: its group, and the accuracy at severities 1 to 5, fractions."""
+
+    kind: str
+    group: str
+    accuracy: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Robustness:
+    """Accuracy on corrupted test images, as in robustness.json: `set` names the corruptions and their version.
+
+    `clean` is the accuracy without corruption, `mean` that over all kinds and severities.
+    """
+
+    set: str
+    seed: int
+    images: int
+    clean: float
+    mean: float
+    kinds: tuple[CorruptionScore, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class HumanAgreement:
+    """The network beside people who labelled the same test images, as in human.json.
+
+    `agreement` is the share of images whose most likely class is also the people's most frequent one, `human_accuracy`
+    the share on which that is the label. `cross_entropy` is the network's against the people's distribution and
+    `human_entropy` that distribution's own, the least that is possible: means over images, in nats.
+    """
+
+    images: int
+    agreement: float
+    human_accuracy: float
+    cross_entropy: float
+    human_entropy: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Agreement:
+    """An export held against its network: largest difference of logits, share of equal predictions."""
+
+    batch_size: int
+    images: int
+    largest_difference: float
+    equal: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class CallTimes:
+    """Times of single calls on one thread, in milliseconds."""
+
+    runtime: str
+    batch_size: int
+    calls: int
+    median_ms: float
+    p99_ms: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportRecord:
+    """An export in numbers. "Before" is the network that it came from; accuracies are fractions of the test images.
+
+    `smallest_equal` and `largest_allowed` (of logits, None: not judged) are what the agreement was held to.
+    """
+
+    resfit: str
+    file: str
+    format: str
+    input: str | None
+    runtime: str
+    bytes: int
+    bytes_before: int
+    norms_folded: int
+    data: str
+    agreement: tuple[Agreement, ...]
+    smallest_equal: float
+    largest_allowed: float | None
+    accuracy_before: float
+    accuracy_after: float
+    latency: tuple[CallTimes, ...]
+    env: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunRecord:
     """Everything that a run leaves in numbers.
 
     `data`: name, digest, n_train, n_val, n_test, classes, mean, std, duplicates. `protocol`: selection, tta,
     test_scored, peeking. `env`: python, torch, cpu, cpu_features, gpu, threads, commit, command. `seconds_to_result`
     runs from data in memory to the last test score, compile warm-up apart; `images_per_second` is over the training
-    steps.
+    steps. `robustness` and `human` come from files of their own beside record.json, where they were measured.
+    `temperature` is what logits are divided by for calibrated probabilities, fitted on the validation split. `exports`
+    are those that export.json beside the record lists. `events` are one-line remarks on what befell the run: changed
+    fields, rollbacks, lack of memory.
     """
 
     resfit: str
@@ -114,9 +246,15 @@ class RunRecord:
     images_per_second: float
     val: Metrics | None = None
     test: Metrics
+    temperature: float | None = None
     curve: tuple[EpochPoint, ...]
     augmented: str = ""
     samples: tuple[Sample, ...] = ()
+    pruning: Pruning | None = None
+    events: tuple[str, ...] = ()
+    robustness: Robustness | None = unwritten(None)
+    human: HumanAgreement | None = unwritten(None)
+    exports: tuple[ExportRecord, ...] = ()
 
     @property
     def accuracy(self) -> float:
@@ -135,15 +273,51 @@ class RunRecord:
 
 
 def read_record(path: str | Path) -> RunRecord:
-    """The record at `path`: a record.json, or the run folder that holds one."""
+    """The record at `path`: a record.json, or the run folder that holds one. A digest in it has to agree."""
     file = Path(path)
     file = file / "record.json" if file.is_dir() else file
+    if not file.exists():
+        raise BadInput(f"no finished run ({file}): give a run folder that holds a record.json")
+    plain = _read_json(file)
+    if isinstance(plain, dict) and plain.pop("digest", None) not in (None, _digest(plain)):
+        raise BadInput(f"damaged record ({file}): its checksum is wrong")
+    for name in ("robustness", "human"):
+        if (beside := file.with_name(f"{name}.json")).exists():
+            plain[name] = _read_json(beside)
     try:
-        return RunRecord.from_dict(json.loads(file.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        raise BadInput(f"no finished run ({file}): give a run folder that holds a record.json") from None
+        record = RunRecord.from_dict(plain)
+    except BadInput as error:
+        raise BadInput(f"damaged record ({file}): {error}") from None
+    exports = read_exports(file.parent) if file.name == "record.json" else ()
+    return replace(record, exports=exports) if exports else record
+
+
+def _read_json(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise BadInput(f"damaged record ({file}): {error}") from None
+
+
+def read_exports(folder: Path) -> tuple[ExportRecord, ...]:
+    """What export.json in `folder` lists; nothing where there is none."""
+    file = folder / EXPORTS
+    try:
+        return tuple(from_plain(ExportRecord, one) for one in json.loads(file.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return ()
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise BadInput(f"damaged record ({file}): {error}") from None
+
+
+def record_text(record: RunRecord) -> str:
+    """The content of a record.json: the record and a digest of it."""
+    plain = json.loads(json.dumps(record.to_dict()))
+    return json.dumps({**plain, "digest": _digest(plain)}, indent=1)
+
+
+def _digest(plain: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
 def find_records(paths: Sequence[str | Path]) -> list[RunRecord]:

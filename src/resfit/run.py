@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,26 +16,28 @@ from torch import Tensor
 
 from resfit.augment import augment
 from resfit.budget import require_fit
-from resfit.checkpoint import load_state, save_state
+from resfit.checkpoint import STATE, newest_state, save_state
 from resfit.cost import cost
 from resfit.data import Dataset, Images, load_dataset
 from resfit.data.normalize import normalizer
 from resfit.environment import environment, pick_device
-from resfit.errors import BadInput
-from resfit.evaluate import predict_logits, score
+from resfit.errors import BadInput, Diverged, RunFailed
+from resfit.evaluate import TTA, fit_temperature, predict_logits, score
 from resfit.fields import from_plain, to_plain
-from resfit.files import write_atomic
-from resfit.memory import keep_pages
+from resfit.files import append_line, remove_leftovers, write_atomic
+from resfit.interrupt import Interrupts
+from resfit.memory import keep_pages, require_room
 from resfit.modelfile import ModelInfo, load, save_model
 from resfit.net import FrozenConv, Network, build
 from resfit.pictures import png, png_grid
 from resfit.recipe import DataConfig, Recipe, get_recipe
-from resfit.record import EpochPoint, LayerRow, Metrics, RunRecord, Sample, summarize
+from resfit.record import EpochPoint, LayerRow, Metrics, RunRecord, Sample, record_text, summarize
 from resfit.report import write_report
+from resfit.resume import STATE_FORMAT, begun_run, require_unused
 from resfit.train import EpochResult, Trainer, usable_precision
 from resfit.version import __version__
 
-_SECONDS_BETWEEN_CHECKPOINTS = 60.0
+_SAVES_SHARE = 0.01  # of the time, at the most
 _WHITENING_IMAGES = 5000
 
 
@@ -49,6 +52,9 @@ class Observer:
 
     def epoch_ended(self, point: EpochPoint) -> None:
         """An epoch was trained, and validated where its recipe says so."""
+
+    def finished(self, record: RunRecord) -> None:
+        """The run is over and its folder complete."""
 
     def message(self, text: str) -> None:
         """A line for the user."""
@@ -79,19 +85,71 @@ def train(
     device: str = "auto",
     offline: bool = False,
     resume: bool = False,
+    init: str | Path | None = None,
+    override: bool = False,
     observer: Observer | None = None,
 ) -> RunRecord:
     """Train one recipe with one seed into the folder out/<recipe>/<seed>, and return its record.
 
-    Raises BadInput ahead of any work for a recipe over its budget, data that cannot be used, or a folder that holds a
-    run already; RunFailed when training stops early. `resume` goes on from the folder's state.
+    `resume` goes on from the folder's state, with the data folder and device that the run began with unless others are
+    given, and `override` with a recipe whose fields have changed since. `init`, a model file or run folder of the same
+    spec, gives the weights to begin with. Raises BadInput ahead of any work for a recipe over its budget, data that
+    cannot be used, or a folder that holds a run already; RunFailed when training stops early; Interrupted, with the
+    state saved, after SIGINT or SIGTERM.
     """
     recipe = get_recipe(recipe) if isinstance(recipe, str) else recipe
     require_fit(recipe.spec, recipe.budget)
-    folder, where = run_folder(out, recipe, seed), pick_device(device)
-    _check_folder(folder, recipe, resume)
-    observer = observer or Observer()
-    data = load_dataset(
+    folder, observer = run_folder(out, recipe, seed), observer or Observer()
+    begun = begun_run(folder, recipe, override=override, tell=observer.message) if resume else None
+    if begun is None:
+        require_unused(folder)
+    else:
+        recipe, data_dir = begun.recipe, data_dir or begun.state["data_dir"]
+        device = begun.state["device"] if device == "auto" else device
+    where = pick_device(device)
+    data = _load(recipe, data_dir, offline, observer)
+    recipe = fit_classes(recipe, data)
+    run = _Run(recipe=recipe, seed=seed, data=data, folder=folder, device=where, observer=observer, init=init)
+    run.options = {"data_dir": None if data_dir is None else str(Path(data_dir).resolve()), "device": device}
+    if begun is not None:
+        remove_leftovers(folder)
+        run.restore(begun.state)
+        if begun.changes:
+            run.note(f"{run.place}: resumed with another recipe, {begun.changes}")
+    write_atomic(folder / "recipe.yaml", recipe.to_yaml())
+    with Interrupts() as run.interrupts:
+        return run.execute()
+
+
+@fast_process()
+def fit(
+    recipe: Recipe,
+    *,
+    seed: int = 0,
+    data_dir: str | Path | None = None,
+    device: str = "auto",
+    offline: bool = False,
+    observer: Observer | None = None,
+) -> tuple[EpochPoint, ...]:
+    """Train one recipe with one seed for its validation curve alone: no folder, and no test score.
+
+    The test images are taken out of the data before training begins. Raises BadInput as `train` does, and for a recipe
+    without a validation split or one that selects on the test set; RunFailed when training stops early.
+    """
+    require_fit(recipe.spec, recipe.budget)
+    if recipe.evaluate.selection == "best-test":
+        raise BadInput("nothing may look at the test set here (evaluate.selection): give last or best-val")
+    observer, where = observer or Observer(), pick_device(device)
+    data = _load(recipe, data_dir, offline, observer)
+    if not len(data.val):
+        raise BadInput("no validation split (data.val): give a count or a fraction of the training images")
+    data, recipe = replace(data, test=data.test.take(torch.arange(0))), fit_classes(recipe, data)
+    run = _Run(recipe=recipe, seed=seed, data=data, folder=Path(), device=where, observer=observer)
+    return run.fit()
+
+
+def _load(recipe: Recipe, data_dir: str | Path | None, offline: bool, observer: Observer) -> Dataset:
+    return load_dataset(
         recipe.data,
         size=recipe.spec.input.size,
         channels=recipe.spec.input.channels,
@@ -99,12 +157,6 @@ def train(
         offline=offline,
         progress=observer.message,
     )
-    recipe = fit_classes(recipe, data)
-    run = _Run(recipe=recipe, seed=seed, data=data, folder=folder, device=where, observer=observer)
-    write_atomic(folder / "recipe.yaml", recipe.to_yaml())
-    if resume:
-        run.restore(load_state(folder / "state.pt"))
-    return run.execute()
 
 
 def run_folder(out: str | Path, recipe: Recipe, seed: int) -> Path:
@@ -124,23 +176,6 @@ def fit_classes(recipe: Recipe, data: Dataset) -> Recipe:
     return recipe
 
 
-def _check_folder(folder: Path, recipe: Recipe, resume: bool) -> None:
-    if (folder / "record.json").exists():
-        raise BadInput(f"a finished run lies there ({folder}): give another --out or --seed, or move it away")
-    if not resume:
-        if (folder / "state.pt").exists():
-            raise BadInput(
-                f"an unfinished run lies there ({folder}): go on with --resume {folder}, or give another --out"
-            )
-        return
-    began = Recipe.from_yaml(folder / "recipe.yaml")
-    if began.data.name == "folder":  # the run took its number of classes from the images
-        recipe = replace(recipe, spec=replace(recipe.spec, num_classes=began.spec.num_classes))
-    now, then = recipe.to_dict(), began.to_dict()
-    if changed := [name for name in now if now[name] != then[name]]:
-        raise BadInput(f"the recipe changed since the run began ({', '.join(changed)}): resume it without overrides")
-
-
 @dataclass(kw_only=True)
 class _Run:
     """One run under way."""
@@ -151,19 +186,29 @@ class _Run:
     folder: Path
     device: torch.device
     observer: Observer
+    init: str | Path | None = None
     curve: list[EpochPoint] = field(default_factory=list)
     best: tuple[float, int, dict[str, Tensor]] | None = None
     test_scored: int = 0
     seconds_before: float = 0.0
+    options: dict[str, Any] = field(default_factory=dict)  # data folder and device as they were given
+    events: list[str] = field(default_factory=list)
+    rollbacks: int = 0
+    interrupts: Interrupts = field(default_factory=Interrupts)
 
     def __post_init__(self) -> None:
         torch.manual_seed(self.seed)
         self.normalize = normalizer(self.data.mean, self.data.std, self.device)
         self.precision = usable_precision(self.recipe.train.precision, self.device)
+        if self.device.type == "cuda":
+            needed = self.data.train.images.nbytes
+            require_room("the training images on the GPU", needed, torch.cuda.mem_get_info(self.device)[0])
         images, labels = self.data.train.images.to(self.device), self.data.train.labels.to(self.device)
         self.clock = time.perf_counter()
         self.net = build(self.recipe.spec, self.recipe.init).to(self.device)
         whiten_stem(self.net, self.normalize(images[:_WHITENING_IMAGES]))
+        if self.init is not None:
+            take_weights(self.net, self.init)
         self.trainer = Trainer(
             net=self.net,
             recipe=self.recipe,
@@ -173,34 +218,101 @@ class _Run:
             seed=self.seed,
             precision=self.precision,
             fill=(255 * torch.tensor(self.data.mean, device=self.device)).round().to(torch.uint8),
-            on_step=self.observer.stepped,
+            on_step=self._stepped,
+            on_note=self.note,
         )
         self.clock += self.trainer.warm_up()
+        self.saved: tuple[int, ...] | None = None  # the progress that lies in the state's file
+        self.save_due = 0.0  # by time.perf_counter()
 
     @property
     def selection(self) -> str:
         return self.recipe.evaluate.selection
 
+    def fit(self) -> tuple[EpochPoint, ...]:
+        """Train and validate; nothing is written and the test set is not scored."""
+        self.save_due = math.inf
+        self.observer.started(self.recipe, self.data, self.folder, self._note())
+        for result in self.trainer.epochs():
+            self.curve.append(self._validated(result))
+            self.observer.epoch_ended(self.curve[-1])
+            if self._out_of_patience():
+                break
+        return tuple(self.curve)
+
+    def _note(self) -> str:
+        return f"{self.device.type}, {self.precision}, {torch.get_num_threads()} threads"
+
     def execute(self) -> RunRecord:
         """Train what is left, score the test set, and leave the folder complete."""
-        note = f"{self.device.type}, {self.precision}, {torch.get_num_threads()} threads"
-        self.observer.started(self.recipe, self.data, self.folder, note)
+        began = time.perf_counter()
+        self.observer.started(self.recipe, self.data, self.folder, self._note())
+        self.clock += time.perf_counter() - began  # a log that is slow to open is no part of the run
         self._write_metrics()
         self._save_state()
-        saved = time.perf_counter()
-        for result in () if self._out_of_patience() else self.trainer.epochs():
-            point = self._validated(result)
-            self.curve.append(point)
-            self._append_metrics(point)
-            self.observer.epoch_ended(point)
-            if time.perf_counter() - saved > _SECONDS_BETWEEN_CHECKPOINTS:
-                self._save_state()
-                saved = time.perf_counter()
-            if self._out_of_patience():
-                self.observer.message(f"stopped early: no better validation in {self.recipe.train.patience} epochs")
-                break
+        while not self._trained():
+            self._roll_back()
+        self._stop_if_asked()
+        record = self._finish()
+        self.observer.finished(record)
+        self.interrupts.check(f"the run is finished ({self.folder})")
+        return record
+
+    def _trained(self) -> bool:
+        """Train the epochs that are left; False where that diverged and the recipe allows to go back once more."""
+        try:
+            for result in () if self._out_of_patience() else self.trainer.epochs():
+                point = self._validated(result)
+                self.curve.append(point)
+                self._append_metrics(point)
+                self.observer.epoch_ended(point)
+                self._between_steps()
+                if self._out_of_patience():
+                    self.observer.message(f"stopped early: no better validation in {self.recipe.train.patience} epochs")
+                    break
+            self._save_state()
+        except Diverged as error:
+            if self.rollbacks >= self.recipe.train.rollbacks:
+                raise
+            self.observer.message(str(error))
+            return False
+        return True
+
+    def _roll_back(self) -> None:
+        """Go back to the last state, which is finite, and on from it with lower rates."""
+        diverged, factor = self.place, self.recipe.train.rollback_factor
+        self._go_back_to(newest_state(self.folder, self.observer.message))
+        self.rollbacks += 1
+        self.trainer.slow_down(factor)
+        self.note(f"{diverged}: not finite; back to {self.place}, with learning rates x {factor:g}")
+        self._write_metrics()
         self._save_state()
-        return self._finish()
+
+    def note(self, line: str) -> None:
+        """Tell the user, and the record, of something that befell the run."""
+        self.events.append(line)
+        self.observer.message(line)
+
+    @property
+    def place(self) -> str:
+        """Where the training stands, in words."""
+        now = self.trainer.under_way
+        return f"epoch {self.trainer.epoch + 1}, image {now.seen:,}" if now else f"epoch {self.trainer.epoch + 1}"
+
+    def _stepped(self, epoch: int, done: float) -> None:
+        self.observer.stepped(epoch, done)
+        self._between_steps()
+
+    def _between_steps(self) -> None:
+        """Save the state where it is time for it, and stop where a signal asked."""
+        if time.perf_counter() > self.save_due:
+            self._save_state()
+        self._stop_if_asked()
+
+    def _stop_if_asked(self) -> None:
+        if self.interrupts.asked:
+            self._save_state()
+            self.interrupts.check(f"go on with resfit train --resume {self.folder}")
 
     def _validated(self, result: EpochResult) -> EpochPoint:
         """The epoch's point on the curve; validates, and keeps the weights that are the best so far."""
@@ -256,14 +368,17 @@ class _Run:
         test = score(logits, self.data.test.labels, self.data.classes, logits_tta=logits_tta)
         seconds = self.seconds_before + time.perf_counter() - self.clock
         record = self._record(test, seconds, samples(logits, self.data))
-        info = ModelInfo(classes=self.data.classes, mean=self.data.mean, std=self.data.std)
+        info = ModelInfo(
+            classes=self.data.classes, mean=self.data.mean, std=self.data.std, temperature=record.temperature
+        )
         save_model(self.folder / "model.safetensors", self.trainer.evaluated, self.recipe.spec, info)
         write_report([record], self.folder / "report.html")
-        write_atomic(self.folder / "record.json", json.dumps(record.to_dict(), indent=1))
+        write_atomic(self.folder / "record.json", record_text(record))
         return record
 
     def _record(self, test: Metrics, seconds: float, pictures: tuple[Sample, ...]) -> RunRecord:
         recipe, data, price = self.recipe, self.data, cost(self.recipe.spec)
+        val = self._logits(data.val)[0] if len(data.val) else None
         trained = sum(point.seconds for point in self.curve)
         return RunRecord(
             resfit=__version__,
@@ -293,11 +408,13 @@ class _Run:
             },
             seconds_to_result=seconds,
             images_per_second=sum(point.images or 0 for point in self.curve) / max(trained, 1e-9),
-            val=self._score(data.val) if len(data.val) else None,
+            val=score(val, data.val.labels, data.classes) if val is not None else None,
             test=test,
+            temperature=fit_temperature(val, data.val.labels) if val is not None else None,
             curve=tuple(self.curve),
             augmented=self._augmented_grid(),
             samples=pictures,
+            events=tuple(self.events),
         )
 
     def _augmented_grid(self) -> str:
@@ -318,17 +435,36 @@ class _Run:
         return png_grid(seen, columns)
 
     def _save_state(self) -> None:
-        best = self.best and {"accuracy": self.best[0], "epoch": self.best[1], "weights": self.best[2]}
-        state = {
+        """Write the state, unless it lies there already; raises Diverged rather than save what is not finite."""
+        if self.saved == self._progress():
+            return
+        self.trainer.check_finite()
+        if self.saved and not self.folder.is_dir():
+            raise RunFailed(f"the run folder is gone ({self.folder}): start the run anew")
+        began = time.perf_counter()
+        save_state(self.folder / STATE, self._state())
+        self.saved, ended = self._progress(), time.perf_counter()
+        self.save_due = ended + max(60 * self.recipe.train.checkpoint_minutes, (ended - began) / _SAVES_SHARE)
+
+    def _progress(self) -> tuple[int, ...]:
+        now = self.trainer.under_way
+        return self.trainer.epoch, now.seen if now else 0, len(self.curve), len(self.events)
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "format": STATE_FORMAT,
+            "recipe": self.recipe.to_dict(),
+            **self.options,
             "trainer": self.trainer.state_dict(),
             "curve": [to_plain(point) for point in self.curve],
-            "best": best,
+            "best": self.best and {"accuracy": self.best[0], "epoch": self.best[1], "weights": self.best[2]},
             "test_scored": self.test_scored,
             "seconds": self.seconds_before + time.perf_counter() - self.clock,
             "precision": self.precision,
             "data": self.data.digest,
+            "events": self.events,
+            "rollbacks": self.rollbacks,
         }
-        save_state(self.folder / "state.pt", state)
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from a saved state; raises BadInput where the data is not what it was."""
@@ -339,20 +475,26 @@ class _Run:
                 f"the run began in {state['precision']} and this machine would take {self.precision} ({self.folder}): "
                 "resume it on a machine of the same kind"
             )
+        self._go_back_to(state)
+        self.test_scored, self.seconds_before = state["test_scored"], state["seconds"]
+        self.events, self.rollbacks = list(state["events"]), state["rollbacks"]
+        self.saved = self._progress()
+        self.clock = time.perf_counter()
+        self.save_due = self.clock + 60 * self.recipe.train.checkpoint_minutes
+
+    def _go_back_to(self, state: dict[str, Any]) -> None:
+        """Take over what training changes; what the run spent on the way stays counted."""
         self.trainer.load_state_dict(state["trainer"])
         self.curve = [EpochPoint(**point) for point in state["curve"]]
         best = state["best"]
         self.best = (best["accuracy"], best["epoch"], best["weights"]) if best else None
-        self.test_scored, self.seconds_before = state["test_scored"], state["seconds"]
-        self.clock = time.perf_counter()
 
     def _write_metrics(self) -> None:
         lines = [json.dumps(to_plain(point)) + "\n" for point in self.curve]
         write_atomic(self.folder / "metrics.jsonl", "".join(lines))
 
     def _append_metrics(self, point: EpochPoint) -> None:
-        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(to_plain(point)) + "\n")
+        append_line(self.folder / "metrics.jsonl", json.dumps(to_plain(point)))
 
 
 def whiten_stem(net: Network, images: Tensor) -> None:
@@ -360,6 +502,14 @@ def whiten_stem(net: Network, images: Tensor) -> None:
     for module in net.modules():
         if isinstance(module, FrozenConv):
             module.whiten(images)
+
+
+def take_weights(net: Network, target: str | Path) -> None:
+    """Give `net` the weights of a model file or run folder; raises BadInput where that is of another spec."""
+    other = load(target)
+    if other.spec != net.spec:
+        raise BadInput(f"the weights are of another network ({target}): give those of a network of the same spec")
+    net.load_state_dict(other.state_dict())
 
 
 def layer_rows(recipe: Recipe) -> list[LayerRow]:
@@ -426,13 +576,31 @@ def evaluate(
     `data` names another data set for a model file that lies outside its run folder. A network beside its recipe is
     scored in the recipe's precision, a lone one in fp32.
     """
-    net, folder = load(target), Path(target) if Path(target).is_dir() else Path(target).parent
-    recipe_file = folder / "recipe.yaml"
-    trained = Recipe.from_yaml(recipe_file) if recipe_file.exists() else None
+    net = load(target)
+    loaded = data_of(net, target, data_dir=data_dir, offline=offline, data=data)
+    logits, logits_tta = scorer(net, target, pick_device(device))(loaded.test.images, tta)
+    return score(logits, loaded.test.labels, net.info.classes, logits_tta=logits_tta)
+
+
+def data_of(
+    net: Network,
+    target: str | Path,
+    *,
+    data: str | None = None,
+    data_dir: str | Path | None = None,
+    offline: bool = False,
+    progress: Callable[[str], None] | None = None,
+) -> Dataset:
+    """The data that the network of a run folder or model file was trained on, or `data`, at the network's size.
+
+    Raises BadInput where the model lies outside its run folder and `data` is not given, or where classes differ.
+    """
+    trained = _recipe_beside(target)
     config = trained.data if trained else None
     if data is not None:
         config = from_plain(DataConfig, {"name": data, "val": 0}, "data")
     if config is None:
+        folder = run_folder_of(target)
         raise BadInput(f"no recipe.yaml beside the model ({folder}): say with --data which data set to score")
     loaded = load_dataset(
         config,
@@ -440,22 +608,40 @@ def evaluate(
         channels=net.spec.input.channels,
         data_dir=None if data_dir is None else Path(data_dir),
         offline=offline,
+        progress=progress,
     )
-    info, where = net.info, pick_device(device)
-    if tuple(loaded.classes) != tuple(info.classes):
+    if tuple(loaded.classes) != tuple(net.info.classes):
         raise BadInput(
             f"the model knows other classes than {loaded.name} has ({target}): give the data of its training"
         )
+    return loaded
+
+
+def scorer(net: Network, target: str | Path, where: torch.device) -> Callable[..., tuple[Tensor, Tensor | None]]:
+    """A function from uint8 images [N, C, H, W], and a TTA, to the logits of a loaded network, plain and with TTA.
+
+    Computes on the device, in the precision of the recipe beside the model, or else in fp32.
+    """
+    trained, normalize = _recipe_beside(target), normalizer(net.info.mean, net.info.std, where)
     precision = usable_precision(trained.train.precision if trained else "fp32", where)
-    with torch.autocast(where.type, torch.bfloat16, enabled=precision == "bf16"):
-        logits, logits_tta = predict_logits(
-            net.to(where),
-            loaded.test.images.to(where),
-            normalizer(info.mean, info.std, where),
-            tta=tta,  # type: ignore[arg-type]
-            tta_share=trained.evaluate.tta_share if trained else 1.0,
-        )
-    return score(logits, loaded.test.labels, info.classes, logits_tta=logits_tta)
+    share = trained.evaluate.tta_share if trained else 1.0
+    net.to(where)
+
+    def logits(images: Tensor, tta: TTA = "none") -> tuple[Tensor, Tensor | None]:
+        with torch.autocast(where.type, torch.bfloat16, enabled=precision == "bf16"):
+            return predict_logits(net, images.to(where), normalize, tta=tta, tta_share=share)
+
+    return logits
+
+
+def run_folder_of(target: str | Path) -> Path:
+    """The folder of a target that is a run folder or the model file in it."""
+    return Path(target) if Path(target).is_dir() else Path(target).parent
+
+
+def _recipe_beside(target: str | Path) -> Recipe | None:
+    file = run_folder_of(target) / "recipe.yaml"
+    return Recipe.from_yaml(file) if file.exists() else None
 
 
 def write_summary(records: Sequence[RunRecord], folder: Path) -> None:

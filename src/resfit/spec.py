@@ -135,7 +135,7 @@ class StageSpec:
     """`blocks` (B_i) residual blocks of `channels` (C_i, before expansion) with convolutions of `kernel` (F_i).
 
     The first block carries the stride: 1 in the first stage and 2 in the others unless said. `block`, `shortcut` and
-    `downsample` override the network's own.
+    `downsample` override the network's own. `inner` is the width between a block's convolutions, if not `channels`.
     """
 
     blocks: int
@@ -145,6 +145,7 @@ class StageSpec:
     block: BlockKind | None = None
     shortcut: ShortcutSpec | None = None
     downsample: Downsample | None = None
+    inner: int | None = unwritten(None)
 
     def __post_init__(self) -> None:
         _check_range("blocks", self.blocks, 1, 1000)
@@ -152,6 +153,8 @@ class StageSpec:
         _check_kernel("kernel", self.kernel)
         if self.stride is not None:
             _check_range("stride", self.stride, 1, 8)
+        if self.inner is not None:
+            _check_range("inner", self.inner, 1, 65_536)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -297,6 +300,7 @@ class BlockPlan:
     in_channels: int
     channels: int
     out_channels: int  # after expansion
+    inner: int  # between the convolutions of a branch
     kernel: int
     stride: int
     groups: int
@@ -328,7 +332,7 @@ class BlockPlan:
     @cached_property
     def convs(self) -> tuple[ConvPlan, ...]:
         """The convolutions of each residual branch, in order."""
-        c_in, narrow, wide, kernel = self.in_channels, self.channels, self.out_channels, self.kernel
+        c_in, narrow, wide, kernel = self.in_channels, self.inner, self.out_channels, self.kernel
         stride, pool, blur = self.conv_stride, self.pool, self.blur
         if not self.layout.bottleneck:
             return (
@@ -463,6 +467,7 @@ class NetSpec:
             in_channels=in_channels,
             channels=channels,
             out_channels=int(channels * self._expansion(kind)),
+            inner=stage.inner or channels,
             kernel=stage.kernel,
             stride=stage_stride if j == 0 else 1,
             groups=self.groups,
@@ -521,7 +526,7 @@ class NetSpec:
         blocks = [block for _, _, block in self.plan()]
         if any(block.out_channels != block.channels * self._expansion(block.kind) for block in blocks):
             raise BadField(f"no whole number of channels x {self.expansion}", "expansion", "give one that makes it so")
-        grouped = [block.channels for block in blocks if block.layout.bottleneck]
+        grouped = [block.inner for block in blocks if block.layout.bottleneck]
         if self.groups > 1 and not grouped:
             raise BadField(f"{self.groups} groups", "groups", "give 1, or a bottleneck block")
         if uneven := [channels for channels in grouped if channels % self.groups]:

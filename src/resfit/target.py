@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from resfit.errors import BadInput
 from resfit.fields import nearest, read_yaml
+from resfit.modelheader import read_header
 from resfit.recipe import DEFAULT_BUDGET, Recipe, get_recipe, recipe_names
 from resfit.spec import NetSpec
-
-_LARGEST_HEADER = 100 * 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,20 +54,11 @@ def _of_yaml(path: Path) -> Target:
 
 def _spec_in_model(path: Path) -> NetSpec:
     try:
-        metadata = _safetensors_header(path).get("__metadata__", {})
+        metadata = read_header(path.read_bytes()).get("__metadata__", {})
         return NetSpec.from_dict(json.loads(metadata["resfit.spec"]))
     except FileNotFoundError:
         raise BadInput(f"no such file ({path}): give a model.safetensors") from None
     except KeyError:
         raise BadInput(f"not a resfit model ({path}): its metadata holds no spec") from None
-    except (OSError, ValueError, TypeError, struct.error, RecursionError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise BadInput(f"damaged model ({path}): {error}") from None
-
-
-def _safetensors_header(path: Path) -> Any:
-    """The JSON ahead of the tensors: its length as 8 bytes, little-endian, and then the text."""
-    with path.open("rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        if length > _LARGEST_HEADER:
-            raise ValueError("its header is too long")
-        return json.loads(file.read(length))

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -16,9 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from resfit.augment import augment, mix
-from resfit.errors import RunFailed
-from resfit.optim import check_gradients, lr_factor, make_average, make_optimizers, set_learning_rates
+from resfit.averaging import WeightAverage
+from resfit.distill import distillation_loss, soft_targets
+from resfit.errors import Diverged, RunFailed
+from resfit.optim import check_gradients, load_buffers, lr_factor, make_optimizers, set_learning_rates
 from resfit.recipe import Recipe
+from resfit.sharpness import perturbed
 from resfit.skipping import EasyImages
 
 _STEPS_BETWEEN_CHECKS = 50  # reading the loss makes the host wait for the device
@@ -36,12 +39,43 @@ class EpochResult:
     images: int
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Batch:
+    """What one forward pass takes.
+
+    inputs: float [N, C, H, W]; targets: labels [N], or mixed [N, K]; soft: the teachers' probabilities [N, K]; share:
+    its part of the images of its optimizer step.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    soft: Tensor | None
+    share: float
+
+
+@dataclass(kw_only=True, eq=False)
+class EpochUnderWay:
+    """How far an epoch has come: its order of the images, int64 [N], how many of them were trained on, and their sums.
+
+    `began` is when it began by time.perf_counter(), as if it had never been broken off.
+    """
+
+    order: Tensor
+    loss_sum: Tensor
+    hits: Tensor
+    began: float
+    seen: int = 0
+
+
 @dataclass(kw_only=True)
 class Trainer:
     """Everything that training changes: what has to be saved for an exact resume is `state_dict`.
 
     `images` uint8 [N, C, H, W] and `labels` int64 [N] lie on the device of `net`; `normalize` takes a uint8 batch to
-    the network's input; `on_step` hears the epoch under way and the part of it that is done.
+    the network's input; `teachers` take that input to logits, as `net` does. `on_step` hears after each optimizer step
+    the epoch under way and the part of it that is done: it may save the state, and it may raise. `on_note` hears of
+    what the user has to know, in a line. `rate` is a factor of all learning rates; each batch goes through the network
+    in so many `pieces`.
     """
 
     net: nn.Module
@@ -52,70 +86,159 @@ class Trainer:
     seed: int
     precision: str = "fp32"
     fill: Tensor | None = None
+    teachers: Sequence[nn.Module] = ()
     on_step: Callable[[int, float], None] = lambda epoch, done: None
+    on_note: Callable[[str], None] = lambda line: None
     epoch: int = 0
+    under_way: EpochUnderWay | None = None
+    rate: float = 1.0
+    pieces: int = 1
     forward: Callable[[Tensor], Tensor] = field(init=False)
 
     def __post_init__(self) -> None:
         config = self.recipe.train
         self.device = self.images.device
         self.optimizers = make_optimizers(self.net, self.recipe.optim)
-        self.average = make_average(self.net, self.recipe.average)
+        average = self.recipe.average
+        self.average = None if average.name == "none" else WeightAverage(self.net, average)
+        self.easy = EasyImages(len(self.images), config.skip_easy, self.device) if config.skip_easy else None
+        self._in_step: list[Batch] = []  # what sharpness-aware minimization goes over once more
+        for teacher in self.teachers:
+            teacher.eval().requires_grad_(False)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
         self.generator = torch.Generator().manual_seed(self.seed)
         self.forward = torch.compile(self.net) if config.compile else self.net
-        self.easy = EasyImages(len(self.images), config.skip_easy, self.device) if config.skip_easy else None
 
     @property
     def evaluated(self) -> nn.Module:
-        """The network whose weights count: the average where there is one."""
-        return self.net if self.average is None else self.average.module
+        """The network whose weights count: the average, where there is one yet, ready to be evaluated."""
+        if self.average is None or not self.average.begun:
+            return self.net
+        if self.average.needs_statistics:
+            with self._autocast():
+                self.average.estimate_statistics(self._batches_apart())
+        return self.average.module
 
     def epochs(self) -> Iterator[EpochResult]:
-        """Train from the current epoch to the last, yielding after each; RunFailed when the loss is not finite."""
+        """Train from where it stands to the last epoch, yielding after each; Diverged when the loss is not finite."""
         while self.epoch < self.recipe.train.epochs:
             yield self.train_epoch()
 
     def train_epoch(self) -> EpochResult:
-        """One pass over the training images."""
-        started = time.perf_counter()
+        """One pass over the training images, or what is left of the one under way."""
         self.net.train()
         self._freeze_stem()
-        groups = self._step_groups()
-        loss_sum, right, seen = torch.zeros((), device=self.device), torch.zeros((), device=self.device), 0
-        for n, group in enumerate(groups):
-            images_in_step, progress = sum(map(len, group)), self._progress(n / len(groups))
+        now = self.under_way = self.under_way or self._begin_epoch()
+        groups = self._step_groups(now.order)
+        for n in range(self._steps_done(), len(groups)):
+            progress = self._progress(n / len(groups))
             self._set_rates(progress)
-            for index in group:
-                loss, hits = self._backward(index, len(index) / images_in_step, progress)
-                loss_sum += loss * len(index)
-                right += hits
+            loss_sum, hits = self._gradients(groups[n], progress)
             self._step()
-            seen += images_in_step
-            self.on_step(self.epoch + 1, (n + 1) / len(groups))
+            self._average((n + 1) / len(groups))
+            now.loss_sum += loss_sum
+            now.hits += hits
+            now.seen += sum(map(len, groups[n]))
             if n % _STEPS_BETWEEN_CHECKS == 0:
-                self._check_finite(loss_sum)
-        self._check_finite(loss_sum)
-        self.epoch += 1
+                self._check_loss()
+            self.on_step(self.epoch + 1, (n + 1) / len(groups))
+        self._check_loss()
+        self.epoch, self.under_way = self.epoch + 1, None
         return EpochResult(
             epoch=self.epoch,
-            loss=loss_sum.item() / seen,
-            accuracy=right.item() / seen,
+            loss=now.loss_sum.item() / now.seen,
+            accuracy=now.hits.item() / now.seen,
             lr=self.optimizers[0].param_groups[0]["lr"],
-            seconds=time.perf_counter() - started,
-            images=seen,
+            seconds=time.perf_counter() - now.began,
+            images=now.seen,
         )
 
+    def _begin_epoch(self) -> EpochUnderWay:
+        began, zero = time.perf_counter(), torch.zeros((), device=self.device)
+        order = self._trained_on(self._shuffled(self.generator))
+        return EpochUnderWay(order=order, loss_sum=zero, hits=zero.clone(), began=began)
+
+    def _steps_done(self) -> int:
+        """Optimizer steps of the epoch under way that are done; the last one may have had fewer images."""
+        seen = self.under_way.seen if self.under_way else 0
+        return -(-seen // (self.recipe.train.batch_size * self.recipe.train.accumulate))
+
+    def _gradients(self, group: list[Tensor], progress: float) -> tuple[Tensor, Tensor]:
+        """Add up a step's gradients, in smaller pieces where memory runs out; the loss summed over its images, hits."""
+        while True:
+            try:
+                images = sum(map(len, group))
+                sums = [self._backward(index, len(index) / images, progress) for index in group]
+                self._sharpen()
+                return sum(loss for loss, _ in sums), sum(hits for _, hits in sums)  # type: ignore[return-value]
+            except torch.OutOfMemoryError:
+                pass  # the handler's end lets go of the tensors that the failed attempt still held
+            self._halve_pieces()
+
     def _backward(self, index: Tensor, share: float, progress: float) -> tuple[Tensor, Tensor]:
-        """Add the gradient of the batch at `index`, weighted by its share of the step; its mean loss and its hits."""
-        inputs, targets = self.batch(index, progress=progress)
-        with torch.autocast(self.device.type, _DTYPES[self.precision], enabled=self.precision != "fp32"):
-            logits = self.forward(inputs)
-            loss = F.cross_entropy(logits, targets, label_smoothing=self.recipe.train.label_smoothing)
-        self.scaler.scale(loss * share).backward()
+        """Add the gradient of the batch at `index`, weighted by its share of the step; its summed loss and its hits."""
+        inputs, targets = self.batch(index, self.generator, progress=progress)
+        losses, logits = [], []
+        for piece, wanted in zip(inputs.chunk(self.pieces), targets.chunk(self.pieces), strict=True):
+            part = share * (len(piece) / len(inputs))
+            batch = Batch(inputs=piece, targets=wanted, soft=self._soft_targets(piece), share=part)
+            if self.recipe.optim.sam:
+                self._in_step.append(batch)
+            loss, of_piece = self._add_gradient(batch)
+            losses.append(loss * len(piece))
+            logits.append(of_piece)
+        whole, labels = torch.cat(logits), self.labels[index]
         if self.easy is not None:
-            self.easy.remember(index, logits, self.labels[index])
-        return loss.detach(), (logits.detach().argmax(1) == self.labels[index]).sum()
+            self.easy.remember(index, whole, labels)
+        return torch.stack(losses).sum(), (whole.argmax(1) == labels).sum()
+
+    def _soft_targets(self, inputs: Tensor) -> Tensor | None:
+        distill = self.recipe.distill
+        if distill is None:
+            return None
+        with self._autocast():
+            return soft_targets(self.teachers, inputs, distill.temperature)
+
+    def _halve_pieces(self) -> None:
+        """Begin the step anew with each batch in twice as many pieces: batch norms see fewer images at a time."""
+        self.net.zero_grad(set_to_none=True)
+        self._in_step.clear()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        batch_size, self.pieces = self.recipe.train.batch_size, 2 * self.pieces
+        if self.pieces > batch_size:
+            raise RunFailed("out of memory with a single image (train.batch_size): give a smaller network or image")
+        self.on_note(
+            f"epoch {self.epoch + 1}: out of memory; batches of {batch_size} go through in {self.pieces} pieces from "
+            "here on, with one optimizer step as before"
+        )
+
+    def _add_gradient(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Add the batch's gradient, weighted by its share of the step; its mean loss and its logits."""
+        with self._autocast():
+            logits = self.forward(batch.inputs)
+            loss = self._loss(logits, batch)
+        self.scaler.scale(loss * batch.share).backward()
+        return loss.detach(), logits.detach()
+
+    def _loss(self, logits: Tensor, batch: Batch) -> Tensor:
+        of_labels = F.cross_entropy(logits, batch.targets, label_smoothing=self.recipe.train.label_smoothing)
+        distill = self.recipe.distill
+        if distill is None or batch.soft is None:
+            return of_labels
+        of_teachers = distillation_loss(logits, batch.soft, distill.temperature)
+        return (1 - distill.weight) * of_labels + distill.weight * of_teachers
+
+    def _sharpen(self) -> None:
+        """Replace the step's gradient by the one at the worst weights nearby, from the same batches."""
+        if self.recipe.optim.sam:
+            with perturbed(self.net, self.recipe.optim.sam):
+                for batch in self._in_step:
+                    self._add_gradient(batch)
+            self._in_step.clear()
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, _DTYPES[self.precision], enabled=self.precision != "fp32")
 
     def warm_up(self) -> float:
         """Seconds that it took to compile the network for every image size of the recipe; leaves no trace of it."""
@@ -125,51 +248,60 @@ class Trainer:
         index = torch.arange(min(self.recipe.train.batch_size, len(self.images)), device=self.device)
         self.net.train()
         for progress in {0.0, *(start for start, _ in self.recipe.train.resize)}:
-            self._backward(index, 1.0, progress)
+            self._gradients([index], progress)
         self.net.zero_grad(set_to_none=True)
-        self.load_state_dict(saved)
+        self.load_state_dict({**saved, "pieces": self.pieces})
         return time.perf_counter() - started
 
-    def _step_groups(self) -> list[list[Tensor]]:
-        """This epoch's order of images as batches, those that share an optimizer step together.
+    def _step_groups(self, order: Tensor) -> list[list[Tensor]]:
+        """An epoch's order of images as batches, those that share an optimizer step together."""
+        together, batches = self.recipe.train.accumulate, self._batches(order)
+        return [batches[n : n + together] for n in range(0, len(batches), together)]
 
-        With `drop_last` the partial batch is left out, unless it is all there is.
-        """
-        config = self.recipe.train
-        order = self._trained_on(torch.randperm(len(self.images), generator=self.generator).to(self.device))
-        whole, rest = divmod(len(order), config.batch_size)
-        batches = order.split(config.batch_size)[: whole + (rest > 0 and not (config.drop_last and whole > 0))]
-        return [list(batches[n : n + config.accumulate]) for n in range(0, len(batches), config.accumulate)]
+    def _shuffled(self, generator: torch.Generator) -> Tensor:
+        return torch.randperm(len(self.images), generator=generator).to(self.device)
 
     def _trained_on(self, order: Tensor) -> Tensor:
         """The images of `order` that this epoch trains on."""
         skipping = self.epoch > 0 and self._progress(0.0) < self.recipe.train.skip_easy_until
         return self.easy.leave_out(order) if self.easy is not None and skipping else order
 
+    def _batches(self, order: Tensor) -> list[Tensor]:
+        """`order` in batches; with `drop_last` the partial one is left out, unless it is all there is."""
+        config = self.recipe.train
+        whole, rest = divmod(len(order), config.batch_size)
+        return list(order.split(config.batch_size)[: whole + (rest > 0 and not (config.drop_last and whole > 0))])
+
     def _set_rates(self, progress: float) -> None:
         epochs = self.recipe.train.epochs
-        set_learning_rates(self.optimizers, lr_factor(self.recipe.schedule, progress * epochs, epochs))
+        set_learning_rates(self.optimizers, self.rate * lr_factor(self.recipe.schedule, progress * epochs, epochs))
 
     def _progress(self, done: float) -> float:
         """The part of the whole training that is over when `done` of this epoch is."""
         return (self.epoch + done) / self.recipe.train.epochs
 
-    def batch(self, index: Tensor, *, progress: float) -> tuple[Tensor, Tensor]:
+    def _batches_apart(self) -> Iterator[Tensor]:
+        """Augmented, normalized images of an epoch at their last size, drawn apart from those of training."""
+        generator = torch.Generator().manual_seed(self.seed)
+        for index in self._batches(self._shuffled(generator)):
+            yield self.batch(index, generator, progress=1.0)[0]
+
+    def batch(self, index: Tensor, generator: torch.Generator, *, progress: float) -> tuple[Tensor, Tensor]:
         """The augmented, normalized images [N, C, H, W] at `index`, and their targets: labels [N], or mixed [N, K]."""
         config, labels = self.recipe.augment, self.labels[index]
         images = augment(
             self.images[index],
             config,
-            self.generator,
+            generator,
             index=index,
             epoch=self.epoch,
             seed=self.seed,
             fill=self.fill,
         )
         inputs = _resized(self.normalize(images), self.recipe.train.resize, progress)
-        if not (config.mixup or config.cutmix):
+        if not config.mixes:
             return inputs, labels
-        return mix(inputs, F.one_hot(labels, self.recipe.spec.num_classes).float(), config, self.generator)
+        return mix(inputs, F.one_hot(labels, self.recipe.spec.num_classes).float(), config, generator)
 
     def _step(self) -> None:
         if self.epoch == 0 and not self.optimizers[0].state:
@@ -182,27 +314,47 @@ class Trainer:
             self.scaler.step(optimizer)
             optimizer.zero_grad(set_to_none=True)
         self.scaler.update()
+
+    def _average(self, done: float) -> None:
         if self.average is not None:
-            self.average.update_parameters(self.net)
+            self.average.step_ended(self.net, self._progress(done), epoch_ended=done == 1.0)
 
     def _freeze_stem(self) -> None:
         limit = self.recipe.train.freeze_stem_after
-        if limit is not None and self.epoch >= limit:
-            self.net.get_submodule("stem").requires_grad_(False)
+        if limit is not None:
+            self.net.get_submodule("stem").requires_grad_(self.epoch < limit)
 
-    def _check_finite(self, loss_sum: Tensor) -> None:
-        if not torch.isfinite(loss_sum):
-            raise RunFailed(
-                f"the training loss is not finite (epoch {self.epoch + 1}): lower optim.lr or give train.clip; "
-                "the last finite weights are kept"
-            )
+    def check_finite(self) -> None:
+        """Raise Diverged where a weight, a buffer or the loss so far is not finite. The host waits for the device."""
+        self._check_loss()
+        nets = [self.net] if self.average is None else [self.net, self.average.module]
+        finite = torch.stack([torch.isfinite(value).all() for net in nets for value in net.state_dict().values()])
+        if not finite.all():
+            raise self._diverged("a weight")
+
+    def _check_loss(self) -> None:
+        if self.under_way is not None and not torch.isfinite(self.under_way.loss_sum):
+            raise self._diverged("the training loss")
+
+    def _diverged(self, what: str) -> Diverged:
+        return Diverged(
+            f"{what} is not finite (epoch {self.epoch + 1}): lower optim.lr or give train.clip; "
+            "the last finite weights are kept"
+        )
+
+    def slow_down(self, factor: float) -> None:
+        """Go on with all learning rates times `factor`."""
+        self.rate *= factor
 
     def state_dict(self) -> dict[str, Any]:
-        """All that an exact resume needs, at an epoch's end."""
+        """All that an exact resume needs, after any optimizer step. Rates and the like come from the recipe."""
         return {
             "epoch": self.epoch,
+            "under_way": _saved(self.under_way) if self.under_way else None,
+            "rate": self.rate,
+            "pieces": self.pieces,
             "net": self.net.state_dict(),
-            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "optimizers": [optimizer.state_dict()["state"] for optimizer in self.optimizers],
             "scaler": self.scaler.state_dict(),
             "average": self.average.state_dict() if self.average is not None else None,
             "losses": self.easy.losses if self.easy is not None else None,
@@ -213,10 +365,11 @@ class Trainer:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what `state_dict` gave."""
-        self.epoch = state["epoch"]
+        self.epoch, self.rate, self.pieces = state["epoch"], state["rate"], state["pieces"]
+        self.under_way = _restored(state["under_way"], self.device) if state["under_way"] else None
         self.net.load_state_dict(state["net"])
-        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
+        for optimizer, buffers in zip(self.optimizers, state["optimizers"], strict=True):
+            load_buffers(optimizer, buffers)
         self.scaler.load_state_dict(state["scaler"])
         if self.average is not None:
             self.average.load_state_dict(state["average"])
@@ -226,6 +379,16 @@ class Trainer:
         torch.set_rng_state(state["torch_rng"])
         if state["cuda_rng"] is not None:
             torch.cuda.set_rng_state(state["cuda_rng"], self.device)
+
+
+def _saved(now: EpochUnderWay) -> dict[str, Any]:
+    plain = {field.name: getattr(now, field.name) for field in fields(now)}
+    return {**plain, "began": time.perf_counter() - now.began}
+
+
+def _restored(saved: dict[str, Any], device: torch.device) -> EpochUnderWay:
+    moved = {name: saved[name].to(device, copy=True) for name in ("order", "loss_sum", "hits")}
+    return EpochUnderWay(**moved, seen=saved["seen"], began=time.perf_counter() - saved["began"])
 
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -44,6 +44,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "no gain": {"norm": {"gain": False}},
     "whiten": {"stem": {"kind": "whiten", "kernel": 2, "channels": 24}},
     "window": {"pool": {"kind": "max", "size": 3}, "activation": "silu"},
+    "inner": {"stages": [{"blocks": 2, "channels": 8, "inner": 4}, {"blocks": 2, "channels": 16, "inner": 24}]},
     "dropout": {"dropout": {"block": 0.2, "head": 0.2}, "activation": "gelu"},
     "path": {"dropout": {"path": 0.5}},
     "shakedrop": {"dropout": {"shakedrop": 0.5}},

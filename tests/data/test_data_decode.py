@@ -33,7 +33,7 @@ def assert_colour(pixels: np.ndarray, colour: tuple[int, ...], tolerance: int = 
     assert np.abs(pixels - np.array(colour)).max() <= tolerance
 
 
-@pytest.mark.parametrize("name", ["a.png", "a.bmp", "a.webp", "a.jpg", "a.JPEG"])
+@pytest.mark.parametrize("name", ["a.png", "a.bmp", "a.webp", "a.jpg", "a.JPEG", "a.gif", "a.tif"])
 def test_formats(tmp_path: Path, name: str) -> None:
     path = save(Image.new("RGB", (20, 20), (200, 100, 50)), tmp_path / name)
     assert_colour(colours(path), (200, 100, 50), tolerance=3)

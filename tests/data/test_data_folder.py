@@ -121,7 +121,7 @@ def test_hidden_and_other_files_are_left_out(flat: Path) -> None:
         (flat / name).write_bytes(image)
     data = load(flat)
     assert data.digest == plain.digest and data.notes == ()
-    for name in ("ant/notes.txt", "ant/a.gif", "README.md", "stray.png"):
+    for name in ("ant/notes.txt", "ant/a.svg", "README.md", "stray.png"):
         (flat / name).write_bytes(image)
     data = load(flat)
     assert data.digest == plain.digest and data.notes == ("4 other files ignored",)

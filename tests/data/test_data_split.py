@@ -5,8 +5,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from resfit.data.split import stratified_split, val_count
+from resfit.data import load_dataset
+from resfit.data.split import stratified_part, stratified_split, val_count
 from resfit.errors import BadInput
+from resfit.recipe import DataConfig
 
 
 @settings(max_examples=60, deadline=None)
@@ -59,3 +61,23 @@ def test_val_is_a_count_or_a_fraction(val: float, n: int, count: int) -> None:
 def test_val_that_takes_all_or_none_is_refused(val: float) -> None:
     with pytest.raises(BadInput, match=r"of 10 training images \(data.val\)"):
         val_count(val, 10)
+
+
+def test_a_part_is_stratified_and_a_seed_means_the_same_one() -> None:
+    labels = torch.arange(100) % 4
+    part = stratified_part(labels, 0.2, seed=0)
+    assert labels[part].bincount().tolist() == [5, 5, 5, 5]
+    assert torch.equal(part, stratified_part(labels, 0.2, seed=0))
+    assert not torch.equal(part, stratified_part(labels, 0.2, seed=1))
+    with pytest.raises(BadInput, match=r"0.02 of 100 images has none of class 2 \(data.fraction\)"):
+        stratified_part(labels, 0.02, seed=0)
+
+
+def test_a_fraction_is_taken_of_the_training_images_alone() -> None:
+    whole = load_dataset(DataConfig(name="digits", val=200), size=8, channels=1)
+    part = load_dataset(DataConfig(name="digits", val=200, fraction=0.25), size=8, channels=1)
+    assert (len(whole.train), len(part.train)) == (1237, 309)
+    assert torch.equal(part.val.images, whole.val.images) and torch.equal(part.test.images, whole.test.images)
+    rows = {bytes(image.numpy()) for image in whole.train.images}
+    assert all(bytes(image.numpy()) in rows for image in part.train.images)
+    assert part.digest != whole.digest

@@ -21,7 +21,18 @@ import pytest
 from PIL import Image
 
 from resfit.errors import BadInput
-from resfit.record import ClassScore, ConfidenceBin, EpochPoint, LayerRow, Metrics, RunRecord, Sample
+from resfit.record import (
+    Agreement,
+    ClassScore,
+    ConfidenceBin,
+    EpochPoint,
+    ExportRecord,
+    Latency,
+    LayerRow,
+    Metrics,
+    RunRecord,
+    Sample,
+)
 from resfit.report import figures, render, svg, words, write_report
 from resfit.report.groups import group, unique
 
@@ -227,6 +238,7 @@ def peeking() -> RunRecord:
 
 def hostile() -> RunRecord:
     names = (EVIL, '" onmouseover="alert(2)', *CIFAR10[2:])
+    (export, *_) = exported().exports
     config = {**CONFIG, "name": EVIL, "optim": {"name": EVIL, "--x": "</pre><b>"}}
     return record(
         recipe=EVIL,
@@ -241,7 +253,36 @@ def hostile() -> RunRecord:
             Sample(image='" onerror="alert(3)', label="cat", prediction="dog", confidence=0.9),
         ),
         layers=(replace(LAYERS[0], name=EVIL, kind=EVIL),),
+        exports=(replace(export, file=EVIL, format=EVIL, env={"cpu": EVIL}),),
     )
+
+
+def exported(**changes: object) -> RunRecord:
+    """A run with an export to ONNX and one to int8."""
+    times = [
+        Latency(runtime=runtime, batch_size=size, calls=100, median_ms=ms * size, p99_ms=1.5 * ms * size)
+        for runtime, ms in (("network, PyTorch", 2.0), ("export, ONNX Runtime", 1.0))
+        for size in (1, 7, 64)
+    ]
+    onnx = ExportRecord(
+        resfit="0.1.0",
+        file="model.onnx",
+        format="onnx",
+        input="uint8",
+        runtime="ONNX Runtime",
+        bytes=7_900_000,
+        bytes_before=8_000_000,
+        norms_folded=9,
+        data="cifar10",
+        agreement=tuple(Agreement(batch_size=n, images=1000, largest_difference=2e-6, equal=1.0) for n in (1, 7, 64)),
+        smallest_equal=0.999,
+        largest_allowed=0.02,
+        accuracy_before=0.9345,
+        accuracy_after=0.9346,
+        latency=tuple(times),
+        env={"cpu": "A processor"},
+    )
+    return record(exports=(onnx, replace(onnx, file="model.int8.onnx", format="int8", bytes=2_000_000)), **changes)
 
 
 def sweep() -> list[RunRecord]:
@@ -298,6 +339,7 @@ class Page(HTMLParser):
 
 PAGES = {
     "single": lambda: [record()],
+    "exported": lambda: [exported()],
     "bare": lambda: [bare()],
     "hundred": lambda: [hundred()],
     "peeking": lambda: [peeking()],
@@ -645,6 +687,14 @@ def test_write_report_replaces_the_file_whole(tmp_path: Path, pages: dict[str, s
     with pytest.raises(BadInput):
         write_report([], path)
     assert path.read_text(encoding="utf-8") == pages["bare"]
+
+
+def test_exports_are_a_section(pages: dict[str, str]) -> None:
+    page = Page(pages["exported"])
+    assert "run-exports" in page.sections
+    for part in ("model.onnx", "model.int8.onnx", "7.900", "100.00", "2e-06", "93.46", "64.00, 96.00", "A processor"):
+        assert part in page.text, part
+    assert "run-exports" not in Page(pages["single"]).sections
 
 
 def test_importing_the_report_is_light() -> None:

@@ -19,7 +19,7 @@ from resfit.augment.geometry import (
     random_translate,
 )
 from resfit.augment.mixing import mix
-from resfit.augment.policy import rand_augment, trivial_augment
+from resfit.augment.policy import auto_augment, rand_augment, trivial_augment
 from resfit.recipe import AugmentConfig
 
 __all__ = ["augment", "mix"]
@@ -44,6 +44,8 @@ def augment(
         images = trivial_augment(images, generator)
     elif config.policy == "rand":
         images = rand_augment(images, generator)
+    elif config.policy == "autoaugment":
+        images = auto_augment(images, generator)
     if config.crop:
         images = random_crop(images, generator, config.crop, config.crop_mode)
     if config.flip == "random":

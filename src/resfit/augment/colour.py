@@ -110,6 +110,11 @@ def solarize(images: Tensor, threshold: Tensor) -> Tensor:
     return images ^ (inverted.to(torch.uint8) * 255)
 
 
+def invert(images: Tensor) -> Tensor:
+    """Turn light into dark."""
+    return 255 - images
+
+
 def autocontrast(images: Tensor) -> Tensor:
     """Stretch each channel to the full range; a channel of one value stays."""
     values = images.float()

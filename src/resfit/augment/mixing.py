@@ -1,4 +1,4 @@
-"""Mixing of two images and their targets, within a batch."""
+"""Mixing of images and their targets, within a batch."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ from resfit.recipe import AugmentConfig
 
 
 def mix(images: Tensor, targets: Tensor, config: AugmentConfig, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Mix the batch with a permutation of itself by mixup or CutMix; with both on, one of them at an equal chance.
+    """Mix the batch with permutations of itself by RICAP, mixup or CutMix; of the last two one, at an equal chance.
 
-    images: float [N, C, H, W]; targets: float [N, K], rows that sum to 1. Unchanged where both alphas are 0.
-    One share for the batch, as in the originals (Zhang et al. 2018; Yun et al. 2019).
+    images: float [N, C, H, W]; targets: float [N, K], rows that sum to 1. Unchanged where nothing is on.
+    One draw of shares for the batch, as in the originals (Zhang et al. 2018; Yun et al. 2019; Takahashi et al. 2018).
     """
-    if not (config.mixup or config.cutmix):
+    if not config.mixes:
         return images, targets
+    if config.ricap:
+        return ricap(images, targets, config.ricap, generator)
     partner = torch.randperm(len(images), generator=generator, device=generator.device).to(images.device)
     weight, share = _drawn_weight(images, config, generator)
     mixed = torch.lerp(images[partner], images, weight.to(images.dtype))
@@ -62,6 +64,49 @@ def _within(size: int, centre: Tensor, cut: Tensor) -> Tensor:
     half = (size * cut).floor() // 2
     place = torch.arange(size, device=centre.device)
     return (centre - half <= place) & (place < centre + half)
+
+
+def ricap(images: Tensor, targets: Tensor, alpha: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Patches of four images about a point, whose place along each side is Beta(alpha, alpha): Takahashi et al. 2018.
+
+    Each patch has a permutation of its own, and is cut from anywhere in its image. Targets are weighted by the patches'
+    exact areas.
+    """
+    n, c, h, w = images.shape
+    partners = torch.stack([torch.randperm(n, generator=generator, device=generator.device) for _ in range(4)])
+    patch, source, area = patch_map(h, w, alpha, generator)
+    rows = (partners[patch.flatten()].T * (h * w) + source.flatten()).flatten().to(images.device, non_blocking=True)
+    pixels = images.permute(0, 2, 3, 1).reshape(-1, c).index_select(0, rows)
+    weighted = targets[partners.to(targets.device)] * area.to(targets).view(4, 1, 1)
+    return pixels.view(n, h, w, c).permute(0, 3, 1, 2), weighted.sum(0)
+
+
+def patch_map(height: int, width: int, alpha: float, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """Which of four patches each pixel lies in, and which pixel of that patch's image it shows: int64 [H, W].
+
+    The third are the patches' shares of the area: float64 [4]. The patches in order: upper left, upper right, lower
+    left, lower right.
+    """
+    patches = torch.arange(4, device=generator.device)
+    lower, from_y, tall = _cuts(height, patches // 2, alpha, generator)
+    right, from_x, wide = _cuts(width, patches % 2, alpha, generator)
+    patch = 2 * lower[:, None] + right
+    y = torch.arange(height, device=patch.device)[:, None] + from_y[patch]
+    x = torch.arange(width, device=patch.device) + from_x[patch]
+    return patch, y * width + x, tall * wide / (height * width)
+
+
+def _cuts(size: int, half: Tensor, alpha: float, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """A point along an axis, and the patches that lie before it (half 0) or past it (half 1), int64 [4].
+
+    Which places lie past the point, int64 [size]; from how far each patch is taken to its place, int64 [4]; and how
+    long it is, float64 [4].
+    """
+    point = (size * draw_beta(alpha, generator)).round()
+    past = (torch.arange(size, device=half.device) >= point).long()
+    length = torch.stack((point, size - point))[half]
+    cut = torch.rand(4, generator=generator, device=half.device, dtype=torch.float64) * (size - length + 1)
+    return past, (cut.floor() - half * point).long(), length
 
 
 def draw_beta(alpha: float, generator: torch.Generator) -> Tensor:

@@ -1,6 +1,6 @@
 """Random policies: each image takes its own operation at its own strength.
 
-Operations and strengths are those of torchvision's v2 TrivialAugmentWide and RandAugment.
+Operations and strengths are those of torchvision's v2 TrivialAugmentWide, RandAugment and AutoAugment.
 """
 
 from __future__ import annotations
@@ -31,7 +31,39 @@ OPERATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "solarize": lambda images, fraction: colour.solarize(images, 255 * fraction),
     "autocontrast": lambda images, strength: colour.autocontrast(images),
     "equalize": lambda images, strength: colour.equalize(images),
+    "invert": lambda images, strength: colour.invert(images),
 }
+
+# Pairs of (operation, chance, level of 0 to 9), the level 0 where an operation has no strength: Cubuk et al. 2019,
+# table 7.
+CIFAR10_POLICY = (
+    (("invert", 0.1, 0), ("contrast", 0.2, 6)),
+    (("rotate", 0.7, 2), ("translate_x", 0.3, 9)),
+    (("sharpness", 0.8, 1), ("sharpness", 0.9, 3)),
+    (("shear_y", 0.5, 8), ("translate_y", 0.7, 9)),
+    (("autocontrast", 0.5, 0), ("equalize", 0.9, 0)),
+    (("shear_y", 0.2, 7), ("posterize", 0.3, 7)),
+    (("color", 0.4, 3), ("brightness", 0.6, 7)),
+    (("sharpness", 0.3, 9), ("brightness", 0.7, 9)),
+    (("equalize", 0.6, 0), ("equalize", 0.5, 0)),
+    (("contrast", 0.6, 7), ("sharpness", 0.6, 5)),
+    (("color", 0.7, 7), ("translate_x", 0.5, 8)),
+    (("equalize", 0.3, 0), ("autocontrast", 0.4, 0)),
+    (("translate_y", 0.4, 3), ("sharpness", 0.2, 6)),
+    (("brightness", 0.9, 6), ("color", 0.2, 8)),
+    (("solarize", 0.5, 2), ("invert", 0.0, 0)),
+    (("equalize", 0.2, 0), ("autocontrast", 0.6, 0)),
+    (("equalize", 0.2, 0), ("equalize", 0.6, 0)),
+    (("color", 0.9, 9), ("equalize", 0.6, 0)),
+    (("autocontrast", 0.8, 0), ("solarize", 0.2, 8)),
+    (("brightness", 0.1, 3), ("color", 0.7, 0)),
+    (("solarize", 0.4, 5), ("autocontrast", 0.9, 0)),
+    (("translate_y", 0.9, 9), ("translate_y", 0.7, 9)),
+    (("autocontrast", 0.9, 0), ("solarize", 0.8, 3)),
+    (("equalize", 0.8, 0), ("invert", 0.1, 0)),
+    (("translate_y", 0.7, 9), ("autocontrast", 0.9, 0)),
+)
+LEVELS = 10  # the grid of that policy's strengths
 
 
 class Span(NamedTuple):
@@ -74,6 +106,11 @@ def rand_spans(height: int, width: int) -> dict[str, Span]:
     }
 
 
+def auto_spans(height: int, width: int) -> dict[str, Span]:
+    """AutoAugment's strengths, for images of this size in pixels."""
+    return {**rand_spans(height, width), "invert": Span()}
+
+
 def trivial_augment(images: Tensor, generator: torch.Generator) -> Tensor:
     """One operation at one strength for each image, both uniform (Müller & Hutter 2021)."""
     spans = trivial_spans()
@@ -92,6 +129,34 @@ def rand_augment(images: Tensor, generator: torch.Generator, operations: int = 2
     return images
 
 
+def auto_augment(images: Tensor, generator: torch.Generator) -> Tensor:
+    """One of the 25 pairs of the policy found for CIFAR-10 for each image, each half at its chance.
+
+    Cubuk et al. 2019.
+    """
+    height, width = images.shape[-2:]
+    spans = auto_spans(height, width)
+    choices, strengths = draw_pairs(len(images), spans, generator)
+    for choice, strength in zip(choices.unbind(1), strengths.unbind(1), strict=True):
+        images = apply(images, list(spans), choice, strength)
+    return images
+
+
+def draw_pairs(count: int, spans: dict[str, Span], generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Which operations, int64 [count, 2], and how strong, float64 [count, 2]: identity where the chance did not come.
+
+    The sign of a strength is a fair coin.
+    """
+    names, device = list(spans), generator.device
+    pair = torch.randint(len(CIFAR10_POLICY), (count,), generator=generator, device=device)
+    coin = torch.rand(count, 2, generator=generator, device=device)
+    sign = 1 - 2 * torch.randint(2, (count, 2), generator=generator, device=device)
+    table = [[(names.index(name), chance, level) for name, chance, level in pair] for pair in CIFAR10_POLICY]
+    operation, chance, level = torch.tensor(table, device=device)[pair].unbind(2)
+    strength = _strength(spans, operation.long(), level.long(), sign, LEVELS)
+    return torch.where(coin < chance, operation.long(), names.index("identity")), strength
+
+
 def draw(
     count: int, spans: dict[str, Span], generator: torch.Generator, level: int | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -100,15 +165,20 @@ def draw(
     choice = torch.randint(len(spans), (count,), generator=generator, device=device)
     bins = torch.randint(BINS, (count,), generator=generator, device=device)
     sign = 1 - 2 * torch.randint(2, (count,), generator=generator, device=device)
-    strengths = torch.stack([strengths_of(span) for span in spans.values()]).to(device)
-    signed = torch.tensor([span.signed for span in spans.values()], device=device)
-    strength = strengths[choice, bins if level is None else torch.full_like(bins, level)]
-    return choice, torch.where(signed[choice], strength * sign, strength)
+    return choice, _strength(spans, choice, bins if level is None else torch.full_like(bins, level), sign, BINS)
 
 
-def strengths_of(span: Span) -> Tensor:
-    """The grid of an operation's strengths: float64 [BINS], rounded to float32 as torchvision's is."""
-    strengths = torch.linspace(span.weakest, span.strongest, BINS, dtype=torch.float32)
+def _strength(spans: dict[str, Span], operation: Tensor, level: Tensor, sign: Tensor, bins: int) -> Tensor:
+    """The strengths of operations at levels of a grid of `bins`, with a sign where they are of either sign: float64."""
+    strengths = torch.stack([strengths_of(span, bins) for span in spans.values()]).to(level.device)
+    signed = torch.tensor([span.signed for span in spans.values()], device=level.device)
+    strength = strengths[operation, level]
+    return torch.where(signed[operation], strength * sign, strength)
+
+
+def strengths_of(span: Span, bins: int = BINS) -> Tensor:
+    """The grid of an operation's strengths: float64 [bins], rounded to float32 as torchvision's is."""
+    strengths = torch.linspace(span.weakest, span.strongest, bins, dtype=torch.float32)
     return (strengths.round() if span.whole else strengths).double()
 
 

@@ -12,23 +12,53 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-import yaml
-
-from resfit.cli import compare, design, evaluate, recipes, report, show, train
+from resfit.cli import (
+    card,
+    compare,
+    completion,
+    demo,
+    design,
+    evaluate,
+    export,
+    predict,
+    prune,
+    recipes,
+    report,
+    show,
+    study,
+    train,
+    tune,
+)
 from resfit.errors import BadInput, ResfitError
-from resfit.fields import nearest
+from resfit.fields import nearest, parse_yaml
 
 # Each has `add`, which adds the command's parser; the parser's `run` does the work and returns the exit status.
-_COMMANDS = (recipes, show, design, train, evaluate, compare, report)
+_COMMANDS = (
+    recipes,
+    show,
+    design,
+    train,
+    evaluate,
+    compare,
+    report,
+    study,
+    tune,
+    prune,
+    predict,
+    export,
+    card,
+    demo,
+    completion,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit status: 0, 1 for a failed run, 2 for bad input, 130 when interrupted."""
+    """Run one command and return its exit status: 0, 1 for a failed run, 2 for bad input, 130 or 143 by a signal."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     try:
         words, overrides = _take_overrides([word for word in arguments if word != "--debug"])
-        options = _parser().parse_args(words)
+        options = make_parser().parse_args(words)
         if overrides and not options.takes_fields:
             raise BadInput(f"recipe fields are for training (--{next(iter(overrides))}): leave it out")
         if getattr(options, "offline", False):
@@ -40,7 +70,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
+        from resfit.interrupt import Interrupted
+
+        if isinstance(error, Interrupted):
+            print(error, file=sys.stderr)
+            return error.exit_code
         if debug:
             raise
         print("interrupted: go on from the last checkpoint with resfit train --resume RUN", file=sys.stderr)
@@ -67,13 +102,15 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> Any:
         """Refuse the words, naming the nearest command where that is what is wrong."""
-        if wrong := re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message):
-            hint = nearest(wrong[1], wrong[2].replace("'", "").split(", "))
-            raise BadInput(f"unknown command ({wrong[1]}): {hint}")
+        if wrong := re.search(r"argument (.+?): invalid choice: '(.*?)' \(choose from (.*)\)", message):
+            hint = nearest(wrong[2], wrong[3].replace("'", "").split(", "))
+            what = "unknown command" if wrong[1] == "COMMAND" else f"not a choice of {wrong[1]}"
+            raise BadInput(f"{what} ({wrong[2]}): {hint}")
         raise BadInput(f"{message} ({self.prog}): see {self.prog} --help")
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
     parser = _Parser(
         prog="resfit",
         description="Fit residual networks to a parameter budget and train them.",
@@ -93,7 +130,7 @@ def _no_command(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
 
         print(f"resfit {__version__}")
         return 0
-    _parser().print_help()
+    make_parser().print_help()
     return 2
 
 
@@ -111,7 +148,7 @@ def _take_overrides(words: list[str]) -> tuple[list[str], dict[str, Any]]:
         if value is None:
             raise BadInput(f"no value ({name}): give one")
         try:
-            overrides[name.removeprefix("--").replace("-", "_")] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise BadInput(f"{value!r} is not a value ({name}): give a number, a word or a YAML list") from None
+            overrides[name.removeprefix("--").replace("-", "_")] = parse_yaml(value, name)
+        except BadInput:
+            raise BadInput(f"{value[:60]!r} is no value ({name}): give a number, a word or a YAML list") from None
     return left, overrides

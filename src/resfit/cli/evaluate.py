@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
-from typing import Any
+import sys
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from resfit.cli.words import add_data_options, print_table
+
+if TYPE_CHECKING:
+    from resfit.record import HumanAgreement, Metrics, Robustness
 
 
 def add(commands: Any) -> None:
@@ -20,6 +25,14 @@ def add(commands: Any) -> None:
     parser.add_argument("--tta", action="store_true", help="score with flips and one-pixel shifts as well")
     parser.add_argument("--data", metavar="NAME", help="the data set, for a model outside its run folder")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda ... (auto)")
+    parser.add_argument(
+        "--corruptions", action="store_true", help="score 15 kinds of damaged images as well; kept in the run folder"
+    )
+    parser.add_argument(
+        "--human",
+        metavar="FILE",
+        help="compare with people's label counts, as CIFAR-10H's .npy; kept in the run folder",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     add_data_options(parser)
     parser.set_defaults(run=_evaluate)
@@ -29,22 +42,47 @@ def _evaluate(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
     from resfit.fields import to_plain
     from resfit.run import evaluate
 
-    metrics = evaluate(
-        options.target,
-        tta="flip+shift" if options.tta else "none",
-        data_dir=options.data_dir,
-        device=options.device,
-        offline=options.offline,
-        data=options.data,
-    )
+    where = {
+        "data_dir": options.data_dir,
+        "device": options.device,
+        "offline": options.offline,
+        "data": options.data,
+    }
+    more = _more(options, where)
+    metrics = evaluate(options.target, tta="flip+shift" if options.tta else "none", **where)
     if options.json:
-        print(json.dumps(to_plain(metrics), indent=1))
+        print(json.dumps(to_plain({**to_plain(metrics), **more}), indent=1))
         return 0
+    _print_metrics(options.target, metrics)
+    if "robustness" in more:
+        _print_robustness(more["robustness"])
+    if "human" in more:
+        _print_human(more["human"])
+    return 0
+
+
+def _more(options: argparse.Namespace, where: dict[str, Any]) -> dict[str, Any]:
+    """What was asked for beside the plain scores, measured and kept."""
+    from resfit.robustness import refuse_second, score_corruptions, score_humans
+
+    asked = {"robustness": options.corruptions, "human": options.human}
+    for name in (name for name, wanted in asked.items() if wanted):
+        refuse_second(options.target, name)
+    more: dict[str, Any] = {}
+    if options.human:
+        more["human"] = score_humans(options.target, options.human, **where)
+    if options.corruptions:
+        tell = None if options.json else partial(print, file=sys.stderr, flush=True)
+        more["robustness"] = score_corruptions(options.target, progress=tell, **where)
+    return more
+
+
+def _print_metrics(target: str, metrics: Metrics) -> None:
     rows = [["accuracy", f"{100 * metrics.accuracy:.2f} %"]]
     if metrics.accuracy_tta is not None:
         rows.append(["with test-time augmentation", f"{100 * metrics.accuracy_tta:.2f} %"])
     rows += [["loss", f"{metrics.loss:.4f}"], ["calibration error (ECE)", f"{metrics.ece:.4f}"]]
-    print_table(["test set", options.target], rows)
+    print_table(["test set", target], rows)
     print_table(
         ["class", "precision", "recall", "F1", "images"],
         [
@@ -53,4 +91,23 @@ def _evaluate(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
         ],
         right=(1, 2, 3, 4),
     )
-    return 0
+
+
+def _print_robustness(found: Robustness) -> None:
+    severities = [f"severity {n}" for n in range(1, len(found.kinds[0].accuracy) + 1)]
+    rows = [[kind.group, kind.kind, *(f"{100 * a:.2f} %" for a in kind.accuracy)] for kind in found.kinds]
+    print_table(["group", "corruption", *severities], rows, right=tuple(range(2, 2 + len(severities))))
+    print(
+        f"{found.set}, seed {found.seed}: {100 * found.mean:.2f} % on average, {100 * found.clean:.2f} % without "
+        "corruption; not comparable with other sets"
+    )
+
+
+def _print_human(found: HumanAgreement) -> None:
+    rows = [
+        ["network's class is people's", f"{100 * found.agreement:.2f} %"],
+        ["people's class is the label", f"{100 * found.human_accuracy:.2f} %"],
+        ["cross-entropy against people", f"{found.cross_entropy:.4f}"],
+        ["people's own entropy, the least possible", f"{found.human_entropy:.4f}"],
+    ]
+    print_table(["people's labels", f"{found.images:,} images"], rows)

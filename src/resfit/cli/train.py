@@ -32,7 +32,15 @@ def add(commands: Any) -> None:
     parser.add_argument("--budget", metavar="N", help="refuse a network of more parameters (the recipe's, mostly 5M)")
     parser.add_argument("--out", type=Path, default=Path("runs"), metavar="DIR", help="where run folders go (runs)")
     parser.add_argument("--resume", type=Path, metavar="RUN", help="go on with an unfinished run folder")
+    parser.add_argument("--override", action="store_true", help="resume although fields of the recipe have changed")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (auto)")
+    parser.add_argument(
+        "--log",
+        action="append",
+        default=[],
+        metavar="LOG",
+        help="log to tensorboard, mlflow or mlflow=URI as well, in the run folder unless said; may be repeated",
+    )
     add_data_options(parser)
     parser.set_defaults(run=_train, takes_fields=True)
 
@@ -52,9 +60,11 @@ def _train(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
     from resfit.budget import parse_count, require_fit
     from resfit.recipe import get_recipe
 
+    if options.override and options.resume is None:
+        raise BadInput("nothing to override (--override): it goes with --resume RUN")
     if options.budget:
         overrides = {**overrides, "budget": parse_count(options.budget)}
-    recipe_target, seed, out = _what_to_train(options, overrides)
+    recipe_target, seed, out = _what_to_train(options)
 
     recipe = get_recipe(recipe_target, overrides)
     if options.runs < 1:
@@ -62,6 +72,7 @@ def _train(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
     if seed < 0:
         raise BadInput(f"seed is {seed} (--seed): give 0 or more")
     print(f"{recipe.name}: {require_fit(recipe.spec, recipe.budget)}", flush=True)
+    from resfit.logs import Observers, make_loggers
     from resfit.progress import Progress
     from resfit.run import run_folder, train, write_summary
 
@@ -70,7 +81,8 @@ def _train(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
         raise BadInput(f"a finished run lies there ({taken[0]}): give another --out or --seed, or move it away")
     records = []
     for n, folder in enumerate(folders):
-        with Progress(recipe.train.epochs) as progress:
+        loggers = make_loggers(options.log)
+        with Progress() as progress:
             record = train(
                 recipe,
                 seed=seed + n,
@@ -79,7 +91,8 @@ def _train(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
                 device=options.device,
                 offline=options.offline,
                 resume=options.resume is not None,
-                observer=progress,
+                override=options.override,
+                observer=Observers([progress, *loggers]),
             )
         records.append(record)
         _print_result(record, folder)
@@ -89,7 +102,7 @@ def _train(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
     return 0
 
 
-def _what_to_train(options: argparse.Namespace, overrides: dict[str, Any]) -> tuple[str, int, Path]:
+def _what_to_train(options: argparse.Namespace) -> tuple[str, int, Path]:
     """Recipe, first seed and parent folder: of a new run, or of the folder to resume."""
     if options.resume is None:
         if options.recipe is None:
@@ -98,7 +111,7 @@ def _what_to_train(options: argparse.Namespace, overrides: dict[str, Any]) -> tu
     folder = options.resume.resolve()
     if not (folder / "recipe.yaml").exists() or not folder.name.isdecimal():
         raise BadInput(f"not a run folder ({options.resume}): give one that resfit train began")
-    if options.recipe is not None or overrides or options.runs != 1:
+    if options.recipe is not None or options.runs != 1:
         raise BadInput("a resumed run has its recipe and its seed (--resume): give the run folder alone")
     return str(folder / "recipe.yaml"), int(folder.name), folder.parent.parent
 

@@ -11,12 +11,16 @@ from resfit.data.digits import load_digits
 from resfit.data.folder import load_folder
 from resfit.data.images import Images, Source, channel_statistics, count_duplicates, digest, image_hashes, resized
 from resfit.data.places import Places
-from resfit.data.split import stratified_split, val_count
+from resfit.data.split import stratified_part, stratified_split, val_count
 from resfit.data.svhn import load_svhn
 from resfit.errors import BadInput
+from resfit.memory import free_bytes, require_room
 from resfit.recipe import DataConfig
 
 __all__ = ["Dataset", "Images", "load_dataset", "stratified_split"]
+
+
+_IMAGES = {"cifar10": 60_000, "cifar100": 60_000, "svhn": 99_289}  # of 3 x 32 x 32 bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,8 +57,9 @@ def load_dataset(
 
     Looks in `data_dir`, RESFIT_DATA_DIR and the user's cache folder, and then downloads, unless `offline` or
     RESFIT_OFFLINE=1 forbids it. `progress` takes one-line messages. Raises BadInput for data that cannot be had or
-    used.
+    used, or that would not fit into the memory that is free.
     """
+    require_room(config.name, _needed_bytes(config.name, size), free_bytes())
     places = Places(data_dir=data_dir, offline=offline, tell=progress or (lambda line: None))
     try:
         source = _source(config, places, size=size, channels=channels)
@@ -62,6 +67,12 @@ def load_dataset(
         reason, where = error.strerror or error, error.filename or config.name
         raise BadInput(f"{reason} ({where}): check the path, its permissions and the free space") from None
     return _described(config.name, source, _parts(source, config, size))
+
+
+def _needed_bytes(name: str, size: int) -> int:
+    """Memory for a set of known size: as it comes, in its splits, resized. Folders are mapped from the disk."""
+    resized_pixels = 0 if size == 32 else size * size
+    return _IMAGES.get(name, 0) * 3 * (2 * 32 * 32 + resized_pixels)
 
 
 def _source(config: DataConfig, places: Places, *, size: int, channels: int) -> Source:
@@ -80,6 +91,8 @@ def _parts(source: Source, config: DataConfig, size: int) -> dict[str, Images]:
     if val is None:
         train_index, val_index = stratified_split(train.labels, val_count(config.val, len(train)), config.split_seed)
         train, val = train.take(train_index), train.take(val_index)
+    if config.fraction < 1:
+        train = train.take(stratified_part(train.labels, config.fraction, config.split_seed))
     return {"train": resized(train, size), "val": resized(val, size), "test": resized(source.test, size)}
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -21,20 +21,29 @@ from resfit.errors import BadInput
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
+S = TypeVar("S", bound="Path | Image")
+
+EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 
 # What such a file may contain whatever its extension says; Pillow's other decoders are kept away from unknown files.
-_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 _BLOCK = 256  # images that are decoded at a time
 _NAMED = 10  # unreadable images that an error names
 
 
 def decode(path: Path, *, size: int, channels: int) -> np.ndarray:
     """The pixels of an image file, uint8 [channels, size, size]; raises what Pillow raises where it is damaged."""
-    from PIL import Image, ImageOps
+    from PIL import Image
 
     with Image.open(path, formats=_FORMATS) as file:
-        image = _opaque(_eight_bit(ImageOps.exif_transpose(file))).convert("L" if channels == 1 else "RGB")
+        return pixels_of(file, size=size, channels=channels)
+
+
+def pixels_of(image: Image, *, size: int, channels: int) -> np.ndarray:
+    """The pixels of an image that Pillow opened, uint8 [channels, size, size]."""
+    from PIL import Image, ImageOps
+
+    image = _opaque(_eight_bit(ImageOps.exif_transpose(image))).convert("L" if channels == 1 else "RGB")
     square = ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
     return np.asarray(square).reshape(size, size, channels).transpose(2, 0, 1)
 
@@ -45,30 +54,41 @@ def decode_all(files: Sequence[Path], *, root: Path, size: int, channels: int) -
     Every file is tried before BadInput is raised, which counts the unreadable ones and names the first by their place
     under `root`.
     """
-    from PIL import Image
-
     unreadable: list[Path] = []
-    attempt = partial(_attempt, size=size, channels=channels)
-    with bar("decoding", len(files)) as advance, ThreadPoolExecutor() as pool, warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        for start in range(0, len(files), _BLOCK):
-            block = files[start : start + _BLOCK]
-            pixels = list(pool.map(attempt, block))
-            unreadable += [path for path, found in zip(block, pixels, strict=True) if found is None]
-            if not unreadable:
-                yield np.stack([found for found in pixels if found is not None])
-            advance(len(block))
+    for block in decode_each(files, size=size, channels=channels):
+        pixels = [found for _, found in block if not isinstance(found, Exception)]
+        unreadable += [path for path, found in block if isinstance(found, Exception)]
+        if not unreadable:
+            yield np.stack(pixels)
     if unreadable:
         names = ", ".join(path.relative_to(root).as_posix() for path in unreadable[:_NAMED])
         more = f" and {len(unreadable) - _NAMED} more" if len(unreadable) > _NAMED else ""
         raise BadInput(f"{len(unreadable)} unreadable of {len(files)} images ({names}{more}): repair or remove them")
 
 
-def _attempt(path: Path, *, size: int, channels: int) -> np.ndarray | None:
+def decode_each(sources: Sequence[S], *, size: int, channels: int) -> Iterator[list[tuple[S, np.ndarray | Exception]]]:
+    """Blocks of files or pictures, each with its pixels, uint8 [channels, size, size], or with what is wrong with it.
+
+    A bomb, an image too large to be safe, is wrong as well.
+    """
+    from PIL import Image
+
+    attempt = partial(_attempt, size=size, channels=channels)
+    with bar("decoding", len(sources)) as advance, ThreadPoolExecutor() as pool, warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        for start in range(0, len(sources), _BLOCK):
+            block = sources[start : start + _BLOCK]
+            yield list(zip(block, pool.map(attempt, block), strict=True))
+            advance(len(block))
+
+
+def _attempt(source: Path | Image, *, size: int, channels: int) -> np.ndarray | Exception:
     try:
-        return decode(path, size=size, channels=channels)
-    except Exception:  # decoders of damaged files may raise anything
-        return None
+        if isinstance(source, Path):
+            return decode(source, size=size, channels=channels)
+        return pixels_of(source, size=size, channels=channels)
+    except Exception as error:  # decoders of damaged files may raise anything
+        return error
 
 
 def _eight_bit(image: Image) -> Image:

@@ -9,7 +9,6 @@ import shutil
 import tarfile
 import tempfile
 import urllib.request
-import zlib
 from pathlib import Path, PurePosixPath
 
 from resfit.data.bar import bar
@@ -71,8 +70,10 @@ def extract(archive: Path, folder: str, md5: str) -> Path:
             tar.extractall(partial, filter="data")
         if not (place / folder).exists():
             (partial / folder).rename(place / folder)
-    except (tarfile.TarError, EOFError, zlib.error, FileNotFoundError) as error:
-        raise BadInput(f"damaged archive ({archive}: {_one_line(error)}): delete it and download it again") from None
+    except BadInput:
+        raise
+    except Exception as error:  # a damaged archive may raise anything
+        raise BadInput(f"damaged archive, or no room ({archive}: {_one_line(error)}): download it again") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return place / folder

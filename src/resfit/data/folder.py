@@ -8,6 +8,7 @@ a thousand photographs takes a minute.
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ from resfit.data.images import Images, Source
 from resfit.data.places import Places, cache_dir
 from resfit.data.split import stratified_split, val_count
 from resfit.errors import BadInput
+from resfit.memory import free_bytes
 from resfit.recipe import DataConfig
 
 _SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
@@ -90,23 +92,24 @@ def _folders(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_dir() and _visible(path))
 
 
-def _files(folder: Path) -> list[Path]:
+def visible_files(folder: Path) -> list[Path]:
     """The visible files in `folder` and the folders in it, in the order of their names."""
     found: list[Path] = []
     for path in sorted(filter(_visible, folder.iterdir())):
         if path.is_file():
             found.append(path)
         elif path.is_dir() and not path.is_symlink():  # links may lead round in a circle
-            found += _files(path)
+            found += visible_files(path)
     return found
 
 
-def _is_image(path: Path) -> bool:
+def is_image(path: Path) -> bool:
+    """Whether the name is that of an image that can be read."""
     return path.suffix.lower() in EXTENSIONS
 
 
 def _classes(folder: Path) -> Classes:
-    return {path.name: list(filter(_is_image, _files(path))) for path in _folders(folder)}
+    return {path.name: list(filter(is_image, visible_files(path))) for path in _folders(folder)}
 
 
 def _check(parts: Mapping[str, Classes], folders: Mapping[str, Path]) -> None:
@@ -130,7 +133,7 @@ def _check(parts: Mapping[str, Classes], folders: Mapping[str, Path]) -> None:
 def _ignored(folders: Mapping[str, Path], parts: Mapping[str, Classes]) -> list[str]:
     """A note on files that are not taken: of other kinds, or outside the class folders."""
     taken = sum(len(files) for classes in parts.values() for files in classes.values())
-    inside = sum(len(_files(path)) for folder in folders.values() for path in _folders(folder))
+    inside = sum(len(visible_files(path)) for folder in folders.values() for path in _folders(folder))
     stray = sum(path.is_file() and _visible(path) for folder in folders.values() for path in folder.iterdir())
     count = inside + stray - taken
     return [f"{count} other file{'s' if count > 1 else ''} ignored"] if count else []
@@ -166,7 +169,13 @@ def _pixels(files: Sequence[Path], root: Path, places: Places, *, size: int, cha
         name = path.relative_to(root).as_posix()
         key.update(os.fsencode(f"\n{name} {facts.st_size} {facts.st_mtime_ns}"))
     cached = cache_dir() / "folders" / f"{key.hexdigest()[:32]}.npy"
+    shape = (len(files), channels, size, size)
+    needed, free = math.prod(shape), free_bytes()
+    if free is not None and needed > free:
+        places.tell(
+            f"the images take {needed / 1e9:.2f} GB and {free / 1e9:.2f} GB of memory are free: "
+            "they are read from the disk as training goes on, which is slower"
+        )
     if not cached.exists():
         places.tell(f"decoding {len(files):,} images, once, into {cached}")
-    shape = (len(files), channels, size, size)
     return cached_array(cached, shape, decode_all(files, root=root, size=size, channels=channels))

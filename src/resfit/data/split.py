@@ -34,12 +34,28 @@ def stratified_split(labels: Tensor, n_val: int, seed: int) -> tuple[Tensor, Ten
             f"a split of {n_val} from {len(classes)} images leaves class {bare[0]} none to train on (data.val): "
             "give fewer, or add images"
         )
+    in_val = _chosen(classes, counts, quotas, seed)
+    return torch.from_numpy(np.flatnonzero(~in_val)), torch.from_numpy(np.flatnonzero(in_val))
+
+
+def stratified_part(labels: Tensor, fraction: float, seed: int) -> Tensor:
+    """Sorted indices of a stratified `fraction` of `labels`, int64 [N]; raises BadInput where a class gets none."""
+    classes = labels.numpy()
+    counts = np.bincount(classes)
+    quotas = _quotas(counts, round(fraction * len(classes)))
+    if len(bare := np.flatnonzero((counts > 0) & (quotas == 0))):
+        raise BadInput(f"{fraction} of {len(classes)} images has none of class {bare[0]} (data.fraction): give more")
+    return torch.from_numpy(np.flatnonzero(_chosen(classes, counts, quotas, seed)))
+
+
+def _chosen(classes: np.ndarray, counts: np.ndarray, quotas: np.ndarray, seed: int) -> np.ndarray:
+    """Which images are drawn, bool [N], when each class of `counts` images gives as many as `quotas` says."""
     # Raw PCG64 output is the part of numpy's random numbers that is promised never to change.
     order = np.lexsort((np.random.PCG64(seed).random_raw(len(classes)), classes))  # by class, and shuffled within it
     rank = np.arange(len(classes)) - np.repeat(counts.cumsum() - counts, counts)
-    in_val = np.empty(len(classes), dtype=bool)
-    in_val[order] = rank < np.repeat(quotas, counts)
-    return torch.from_numpy(np.flatnonzero(~in_val)), torch.from_numpy(np.flatnonzero(in_val))
+    chosen = np.empty(len(classes), dtype=bool)
+    chosen[order] = rank < np.repeat(quotas, counts)
+    return chosen
 
 
 def _quotas(counts: np.ndarray, total: int) -> np.ndarray:

@@ -12,7 +12,7 @@ import struct
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from resfit.record import EpochPoint, LayerRow, Metrics, RunRecord, Sample
+from resfit.record import EpochPoint, LayerRow, Metrics, Robustness, RunRecord, Sample
 from resfit.report.groups import DataGroup, Pair, RecipeGroup
 
 _TRAIN, _VAL, _TEST, _RATE = 1, 0, 4, 3  # tones of the palette
@@ -187,6 +187,46 @@ def forest(pairs: Sequence[Pair]) -> list[Forest]:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Bar:
+    """One bar: a value, its interval, and the single values that it is the mean of, where there are several."""
+
+    name: str
+    tone: int
+    value: float
+    interval: tuple[float, float] | None = None
+    values: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bars:
+    """Bars on one scale. `level` is a height to compare them with; `percent` says that values are fractions."""
+
+    title: str
+    bars: tuple[Bar, ...]
+    percent: bool = False
+    from_zero: bool = False
+    level: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialMark:
+    """One trial of a search; `complete` says that it was not given up early."""
+
+    number: int
+    accuracy: float
+    complete: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class History:
+    """The trials of a search in their order, and the best accuracy so far as (trial, accuracy)."""
+
+    title: str
+    marks: tuple[TrialMark, ...]
+    best: tuple[tuple[float, float], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Cell:
     """Images of one class taken for one class, and their share of the true class."""
 
@@ -311,6 +351,35 @@ def reliability(metrics: Metrics) -> Reliability | None:
         ece=metrics.ece,
         gap=sum(b.count * (b.confidence - b.accuracy) for b in bins) / total,
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorruptionRow:
+    """A kind of corruption: accuracy and heat by severity, and the mean accuracy."""
+
+    kind: str
+    group: str
+    scores: tuple[tuple[float, float], ...]
+    mean: float
+
+
+def corruption_rows(found: Robustness) -> list[CorruptionRow]:
+    """One row a kind. The palest cell is an accuracy of 0, the strongest that without corruption."""
+    return [
+        CorruptionRow(
+            kind=kind.kind.replace("_", " "),
+            group=kind.group,
+            scores=tuple((a, min(a / max(found.clean, 1e-9), 1.0)) for a in kind.accuracy),
+            mean=sum(kind.accuracy) / len(kind.accuracy),
+        )
+        for kind in found.kinds
+    ]
+
+
+def severity_means(found: Robustness) -> list[float]:
+    """Mean accuracy over all kinds, by severity."""
+    columns = zip(*(kind.accuracy for kind in found.kinds), strict=True)
+    return [sum(column) / len(column) for column in columns]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,12 +35,17 @@ _FILTERS = (
     words.protocol,
     words.recipe_text,
     words.facts,
+    figures.corruption_rows,
+    figures.severity_means,
+    words.plain_value,
     svg.draw_lines,
     svg.draw_scatter,
     svg.draw_plane,
     svg.draw_reliability,
     svg.draw_confusion,
     svg.draw_forest,
+    svg.draw_bars,
+    svg.draw_history,
 )
 
 
@@ -100,18 +105,18 @@ def write_report(records: Sequence[RunRecord], path: Path) -> Path:
 
 @cache
 def environment() -> Any:
-    """The templates, with the words and drawings that they use."""
+    """The templates with their filters."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    environment = Environment(
+    made = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update({function.__name__: function for function in _FILTERS})
-    return environment
+    made.filters.update({function.__name__: function for function in _FILTERS})
+    return made
 
 
 def _run_view(record: RunRecord, name: str) -> _RunView:

@@ -5,10 +5,23 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from markupsafe import Markup
 
-from resfit.report.figures import Confusion, Forest, LineChart, Mark, Plane, Reliability, Scatter, Series
+from resfit.report.figures import (
+    Bar,
+    Bars,
+    Confusion,
+    Forest,
+    History,
+    LineChart,
+    Mark,
+    Plane,
+    Reliability,
+    Scatter,
+    Series,
+)
 from resfit.report.words import bare_percent, count, percent, scaled
 
 _WIDTH, _HEIGHT = 340.0, 220.0  # user units; about the pixels that a chart gets on a phone and in three columns
@@ -215,6 +228,71 @@ def draw_forest(row: Forest) -> Markup:
     ]
     low, high = (bare_percent(end) for end in row.interval)
     return _svg(f"{bare_percent(row.difference)} points, {low} to {high}", parts, width=160, height=20, kind="forest")
+
+
+def draw_history(figure: History) -> Markup:
+    """A dot a trial, hollow where it was given up, and a line at the best so far."""
+    x = _epoch_axis([float(mark.number) for mark in figure.marks], _LEFT, _WIDTH - _RIGHT)
+    y = nice_axis([mark.accuracy for mark in figure.marks], _HEIGHT - _BOTTOM, _TOP)
+    parts = [*_frame(x, y, "trial", percent_y=True)]
+    corners = [point for (a, b), (c, _) in pairwise(figure.best) for point in ((a, b), (c, b))] + [*figure.best[-1:]]
+    path = " ".join(f"{x(number):.1f},{y(best):.1f}" for number, best in corners)
+    parts.append(Markup('<polyline class="line t2" points="{}"><title>best so far</title></polyline>').format(path))
+    for mark in figure.marks:
+        name = f"trial {mark.number}: {percent(mark.accuracy)}{'' if mark.complete else ', given up'}"
+        kind = "dot t1" if mark.complete else "dot t8 again"
+        parts.append(
+            Markup('<circle class="{}" cx="{:.1f}" cy="{:.1f}" r="3"><title>{}</title></circle>').format(
+                kind, x(mark.number), y(mark.accuracy), name
+            )
+        )
+    best = max(mark.accuracy for mark in figure.marks)
+    return _svg(f"{figure.title} of {len(figure.marks)} trials, at best {percent(best)}", parts)
+
+
+def draw_bars(figure: Bars) -> Markup:
+    """Horizontal bars with their intervals and single values; a dotted line stands at the level."""
+    row, width = 22.0, 640.0
+    left = min(12 + 6.8 * max(len(bar.name) for bar in figure.bars), 0.45 * width)
+    bottom = _TOP + row * len(figure.bars)
+    x = nice_axis(_bar_ends(figure), left, width - 24, most=7)
+    parts: list[Markup] = []
+    for tick in x.ticks:
+        parts.append(_line(x(tick), _TOP, x(tick), bottom, "grid"))
+        parts.append(_text(x(tick), bottom + 14, f"{round(100 * tick if figure.percent else tick, 9):g}", "middle"))
+    for n, bar in enumerate(figure.bars):
+        parts += _bar(bar, x, _TOP + row * (n + 0.5), figure.percent)
+    if figure.level is not None:
+        parts.append(_line(x(figure.level), _TOP, x(figure.level), bottom, "budget"))
+    parts.append(_line(x.start, _TOP, x.start, bottom, "axis"))
+    told = "; ".join(_bar_name(bar, figure.percent) for bar in figure.bars)
+    return _svg(f"{figure.title}: {told}", parts, width=width, height=bottom + 20)
+
+
+def _bar_ends(figure: Bars) -> list[float]:
+    ends = [end for bar in figure.bars for end in (bar.value, *(bar.interval or ()), *bar.values)]
+    if figure.percent:
+        ends = [min(max(end, 0.0), 1.0) for end in ends]
+    return [*ends, 0.0] if figure.from_zero else ends
+
+
+def _bar(bar: Bar, x: Axis, y: float, percent_x: bool) -> Iterator[Markup]:
+    tone = _tone(bar.tone)
+    yield _text(x.start - 6, y + 3.5, bar.name, "end")
+    yield Markup(
+        '<rect class="column {}" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="13"><title>{}</title></rect>'
+    ).format(tone, x.start, y - 6.5, max(x(bar.value) - x.start, 0.0), _bar_name(bar, percent_x))
+    for value in bar.values:
+        yield Markup('<circle class="dot {}" cx="{:.1f}" cy="{:.1f}" r="1.8"/>').format(tone, x(value), y)
+    if bar.interval:
+        low, high = (x(min(max(end, x.lo), x.hi)) for end in bar.interval)
+        yield _line(low, y, high, y, f"bar {tone}")
+        yield _line(low, y - 3.5, low, y + 3.5, f"bar {tone}")
+        yield _line(high, y - 3.5, high, y + 3.5, f"bar {tone}")
+
+
+def _bar_name(bar: Bar, percent_x: bool) -> str:
+    return f"{bar.name} {percent(bar.value) if percent_x else f'{bar.value:.3g}'}"
 
 
 def _frame(x: Axis, y: Axis, label: str, *, percent_y: bool) -> Iterator[Markup]:

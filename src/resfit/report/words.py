@@ -233,6 +233,11 @@ def _block(value: Mapping[str, Any], indent: str = "", width: int = 56) -> Itera
             yield line
 
 
+def plain_value(value: object, digits: int | None = None) -> str:
+    """A recipe's value on one line, as YAML writes it; numbers with so many digits that count, where told."""
+    return f"{value:.{digits}g}" if digits and isinstance(value, float) else _flow(value)
+
+
 def _flow(value: object) -> str:
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{key}: {_flow(item)}" for key, item in value.items() if item is not None) + "}"

@@ -1,0 +1,183 @@
+"""What the benchmarks share: a process for each measurement, rounds of them in turn, medians, and records.
+
+A measurement is a function of a benchmark's module that returns numbers by name. It runs in a process of its own, as
+memory settings, threads and peak memory are a process's. The machine's speed drifts, so the measurements take turns,
+A, B, A, B, and ratios are taken within a round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import resource
+import shlex
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from resfit.environment import environment, pick_device
+from resfit.errors import ResfitError, RunFailed
+from resfit.files import write_atomic
+
+RECORDS = Path(__file__).parent / "records"
+
+Numbers = dict[str, float]
+Round = dict[str, Numbers]  # the numbers of each measurement; those of "ratios" are between them
+Record = dict[str, Any]
+
+
+def in_process(function: Callable[..., Mapping[str, Any]], **arguments: Any) -> dict[str, Any]:
+    """What `function` of a benchmark's module returns in a process of its own, with its peak memory in bytes.
+
+    Raises RunFailed, with the last line of its output, where the process fails.
+    """
+    where, name = Path(sys.modules[function.__module__].__file__ or ""), function.__name__
+    command = [sys.executable, __file__, str(where), name, json.dumps(arguments, default=str)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+        raise RunFailed(f"{reason} ({where.name}, {name})")
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def _answer(where: str, name: str, arguments: str) -> None:
+    """The other end of `in_process`."""
+    sys.path.insert(0, str(Path(where).parent))
+    found = getattr(importlib.import_module(Path(where).stem), name)(**json.loads(arguments))
+    print(json.dumps({**found, **_peak_memory()}))
+
+
+def _peak_memory() -> Numbers:
+    """Peak memory of this process in bytes: on the host, and what torch held on the GPU where it used one."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    peak = {"peak_host_bytes": float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)}
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        peak["peak_device_bytes"] = float(torch.cuda.max_memory_allocated())
+    return peak
+
+
+def machine(env: Mapping[str, Any]) -> str:
+    """A short name of the processor that counts, for a file's name: "h200", "amx", "avx512-bf16"."""
+    if env["gpu"]:
+        return str(env["gpu"]).removeprefix("NVIDIA ").lower().replace(" ", "-")
+    for feature, name in (("amx_bf16", "amx"), ("avx512_bf16", "avx512-bf16"), ("avx512f", "avx512")):
+        if feature in env["cpu_features"]:
+            return name
+    return "cpu"
+
+
+def here(device: str) -> dict[str, Any]:
+    """This machine's facts for a record. Of an absolute path in the command, the last part."""
+    env = environment(pick_device(device))
+    words = (Path(word).name if word.startswith("/") else word for word in shlex.split(env["command"]))
+    return {**env, "command": shlex.join(words)}
+
+
+def medians(rounds: Sequence[Round]) -> Round:
+    """The median of every number over the rounds that have it."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for measurements in rounds:
+        for what, numbers in measurements.items():
+            for name, value in numbers.items():
+                found.setdefault(what, {}).setdefault(name, []).append(value)
+    return {what: {name: statistics.median(v) for name, v in names.items()} for what, names in found.items()}
+
+
+@dataclass(kw_only=True)
+class Recorder:
+    """A record that grows by a round at a time, and is written after each, so that little is lost on the way.
+
+    `subject` is what is measured, `settings` how; both are plain values. The file gets a new name in the folder `out`:
+    no earlier record is ever overwritten.
+    """
+
+    benchmark: str
+    subject: str
+    settings: Mapping[str, Any]
+    device: str
+    out: Path
+    rounds: list[Round] = field(default_factory=list)
+    path: Path | None = None
+
+    def __post_init__(self) -> None:
+        self.env = here(self.device)
+
+    def add(self, measurements: Round) -> None:
+        """Append a round, print it and write the record."""
+        self.rounds.append(measurements)
+        print(f"{self.subject}, round {len(self.rounds)}: {_short(measurements)}", flush=True)
+        self.path = self.path or self._new_file()
+        write_atomic(self.path, json.dumps(self.record, indent=1) + "\n")
+
+    @property
+    def record(self) -> Record:
+        """What is written: plain data."""
+        return {
+            "benchmark": self.benchmark,
+            "subject": self.subject,
+            "settings": dict(self.settings),
+            "medians": medians(self.rounds),
+            "rounds": self.rounds,
+            "env": self.env,
+        }
+
+    def _new_file(self) -> Path:
+        self.out.mkdir(parents=True, exist_ok=True)
+        stem, number = f"{self.benchmark}-{self.subject}-{machine(self.env)}", 1
+        while True:
+            path = self.out / (f"{stem}.json" if number == 1 else f"{stem}-{number}.json")
+            try:
+                path.touch(exist_ok=False)
+                return path
+            except FileExistsError:
+                number += 1
+
+
+def take_turns(
+    recorder: Recorder, measure: Mapping[str, Callable[[], Numbers]], compare: Callable[[Round], Numbers], count: int
+) -> None:
+    """Take every measurement in turn, `count` times over, and record the rounds with the ratios from `compare`."""
+    for _ in range(count):
+        found = {what: take() for what, take in measure.items()}
+        recorder.add({**found, "ratios": compare(found)})
+    if count > 1:
+        print(f"{recorder.subject}, medians: {_short(medians(recorder.rounds))}")
+    print(recorder.path, flush=True)
+
+
+def _short(measurements: Round) -> str:
+    return json.dumps({what: {k: float(f"{v:.4g}") for k, v in names.items()} for what, names in measurements.items()})
+
+
+def read_records(folder: Path) -> list[Record]:
+    """The records of a folder, in the order of their files' names; files that are still empty are left out."""
+    texts = (path.read_text() for path in sorted(folder.glob("*.json")))
+    return [json.loads(text) for text in texts if text]
+
+
+def parser(text: str | None) -> argparse.ArgumentParser:
+    """A benchmark's parser, with what all of them take."""
+    made = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    made.add_argument("--out", type=Path, default=RECORDS, help="folder of the records")
+    return made
+
+
+def run_main(main: Callable[[], None]) -> None:
+    """Run a benchmark's main with resfit's one-line errors."""
+    try:
+        main()
+    except ResfitError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    _answer(*sys.argv[1:4])

@@ -1,0 +1,197 @@
+"""Time to an accuracy: runs of a recipe and of peers, in turn, on one machine.
+
+    python benchmarks/to_accuracy.py DATA_DIR --recipe cifar10-94 --target 0.94 --runs 5 [--airbench CHECKOUT]
+
+A target counts as reached where the mean over the runs reaches it, test-time augmentation included and its time with
+it. resfit's time runs from the data in memory to the test score; a peer's is what its script prints. Peers come from a
+checkout of yours and are not modified: KellerJordan/cifar10-airbench, and other scripts that print the same table. On a
+CPU they run through peer_shim.py; on a GPU as they are. A turn is one run on a CPU, and all runs on a GPU, where peers
+compile for minutes once a process.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from threading import Timer
+from typing import Any
+
+from common import Numbers, Recorder, Round, in_process, parser, run_main
+
+from resfit.cost import cost
+from resfit.environment import pick_device
+from resfit.errors import BadInput, RunFailed
+from resfit.recipe import DataConfig, get_recipe
+
+SHIM = Path(__file__).parent / "peer_shim.py"
+AIRBENCH = {0.94: "airbench94_muon.py", 0.95: "legacy/airbench95.py", 0.96: "airbench96_faster.py"}
+
+
+def ours(
+    recipe_name: str, overrides: dict[str, Any], seeds: list[int], data_dir: str, device: str, out: str, limit: float
+) -> dict[str, list[Numbers]]:
+    """Runs of resfit, a seed each; none begins after `limit` seconds."""
+    from resfit.run import train
+
+    started, runs = time.perf_counter(), []
+    for seed in seeds:
+        recipe = get_recipe(recipe_name, overrides)
+        record = train(recipe, seed=seed, data_dir=data_dir, device=device, offline=True, out=out)
+        runs.append({"seconds": record.seconds_to_result, "accuracy": record.accuracy, "seed": seed})
+        if time.perf_counter() - started > limit:
+            break
+    return {"runs": runs}
+
+
+def peer(script: Path, folder: Path, count: int, shim: bool, limit: float) -> list[Numbers]:
+    """The first runs of a peer's script, begun in a folder that holds its data; after `limit` seconds it is stopped."""
+    command = [sys.executable, *([str(SHIM)] if shim else []), str(script.resolve())]
+    last: deque[str] = deque(maxlen=1)
+    with _running(command, folder, limit) as lines:
+        runs = list(islice(finished_runs(_remembered(lines, last)), count))
+    if not runs:
+        raise RunFailed(f"no run was finished ({script}; its last line: {last.pop() if last else 'none'})")
+    return runs
+
+
+@contextmanager
+def _running(command: Sequence[str], folder: Path, limit: float) -> Iterator[Iterable[str]]:
+    """The lines that a process prints as it prints them; it is stopped at the block's end, or after `limit` seconds."""
+    process = subprocess.Popen(
+        command,
+        cwd=folder,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    timer = Timer(limit, process.terminate)
+    timer.start()
+    try:
+        assert process.stdout is not None
+        yield process.stdout
+    finally:
+        timer.cancel()
+        process.terminate()
+        process.wait()
+
+
+def _remembered(lines: Iterable[str], last: deque[str]) -> Iterator[str]:
+    for line in lines:
+        if line.strip():
+            last.append(line.strip())
+        yield line
+
+
+def finished_runs(lines: Iterable[str]) -> Iterator[Numbers]:
+    """Seconds and accuracy with TTA of each run in a peer's table, but for a warm-up; a run ends with a row "eval"."""
+    columns: list[str] = []
+    run = ""
+    for line in lines:
+        cells = [cell.strip() for cell in line.strip().strip("|").split("|")]
+        if "tta_val_acc" in cells:
+            columns = cells
+        elif columns and len(cells) == len(columns):
+            row = dict(zip(columns, cells, strict=True))
+            run = row["run"] or run  # named in the run's first row alone
+            if row["epoch"] == "eval" and run != "warmup":
+                seconds = row.get("time_seconds") or row["total_time_seconds"]
+                yield {"seconds": float(seconds), "accuracy": float(row["tta_val_acc"])}
+
+
+def prepare(data_dir: str, folder: str, images: int | None) -> Numbers:
+    """Put CIFAR-10 where peers look for it: cifar10/train.pt and test.pt, uint8 [N, H, W, C].
+
+    `images` cuts the training part, and the test part to a tenth of that.
+    """
+    import torch
+
+    from resfit.data import load_dataset
+
+    data = load_dataset(DataConfig(name="cifar10", val=0), size=32, data_dir=Path(data_dir), offline=True)
+    target = Path(folder) / "cifar10"
+    target.mkdir()
+    for name, part, count in (("train", data.train, images), ("test", data.test, images and images // 10)):
+        pixels = part.images[:count].permute(0, 2, 3, 1).contiguous()
+        content = {"images": pixels, "labels": part.labels[:count].clone(), "classes": list(data.classes)}
+        torch.save(content, target / f"{name}.pt")
+    return {}
+
+
+def scripts(airbench: Path | None, target: float, others: Sequence[Path]) -> dict[str, Path]:
+    """The peers' scripts by name; raises BadInput for one that is not there."""
+    found = list(others)
+    if airbench:
+        if target not in AIRBENCH:
+            raise BadInput(f"airbench has no script for {target} (--target): give {', '.join(map(str, AIRBENCH))}")
+        found.append(airbench / AIRBENCH[target])
+    for script in found:
+        if not script.is_file():
+            raise BadInput(f"no such script ({script}): give a checkout of the peer")
+    return {script.stem: script for script in found}
+
+
+def side_by_side(ours: Sequence[Numbers], peers: Mapping[str, Sequence[Numbers]]) -> Iterator[Round]:
+    """A turn's runs as rounds, the first with the first, with the ratios of their times."""
+    for n in range(max(len(ours), *map(len, peers.values()), 0)):
+        mine = {"resfit": ours[n]} if n < len(ours) else {}
+        others = {name: runs[n] for name, runs in peers.items() if n < len(runs)}
+        ratios = {f"seconds to {name}": ours[n]["seconds"] / run["seconds"] for name, run in others.items() if mine}
+        yield {**mine, **others, "ratios": ratios}
+
+
+def main() -> None:
+    """Run in turn, print and record."""
+    options_parser = parser(__doc__)
+    options_parser.add_argument("data_dir", type=Path, help="the folder that holds CIFAR-10")
+    options_parser.add_argument("--recipe", default="cifar10-94")
+    options_parser.add_argument("--target", type=float, default=0.94, help="test accuracy, a fraction")
+    options_parser.add_argument("--runs", type=int, default=5)
+    options_parser.add_argument("--turn", type=int, help="runs in a turn (1; on a GPU all)")
+    options_parser.add_argument("--epochs", type=int, help="instead of the recipe's")
+    options_parser.add_argument("--airbench", type=Path, help="a checkout of KellerJordan/cifar10-airbench")
+    options_parser.add_argument("--peer", type=Path, nargs="+", default=[], help="scripts of other peers")
+    options_parser.add_argument("--limit", type=float, default=86400.0, help="seconds of a turn, for each side")
+    options_parser.add_argument("--images", type=int, help="training images of the peers, to try whether they run")
+    options_parser.add_argument("--keep", type=Path, help="folder for resfit's runs, which are thrown away otherwise")
+    options = options_parser.parse_args()
+    device, recipe = pick_device(options.device).type, get_recipe(options.recipe)
+    peers = scripts(options.airbench, options.target, options.peer)
+    settings = {
+        "target": options.target,
+        "params": cost(recipe.spec).params,
+        "epochs": options.epochs or recipe.train.epochs,
+        "peers": {name: hashlib.sha256(script.read_bytes()).hexdigest() for name, script in peers.items()},
+        "peer_images": options.images,
+    }
+    recorder = Recorder(benchmark="to_accuracy", subject=recipe.name, settings=settings, device=device, out=options.out)
+    with tempfile.TemporaryDirectory() as place:
+        folder, keep = Path(place), options.keep or Path(place) / "runs"
+        if peers:
+            in_process(prepare, data_dir=options.data_dir, folder=folder, images=options.images)
+        shared = {"recipe_name": options.recipe, "data_dir": options.data_dir, "device": device, "out": keep}
+        overrides = {"train.epochs": options.epochs} if options.epochs else {}
+        turn = options.turn or (options.runs if device == "cuda" else 1)
+        for first in range(0, options.runs, turn):
+            seeds = list(range(first, min(first + turn, options.runs)))
+            mine = in_process(ours, **shared, overrides=overrides, seeds=seeds, limit=options.limit)["runs"]
+            theirs = {
+                name: peer(script, folder, len(seeds), shim=device == "cpu", limit=options.limit)
+                for name, script in peers.items()
+            }
+            for found in side_by_side(mine, theirs):
+                recorder.add(found)
+    print(recorder.path)
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,131 @@
+"""The five reports' systems, as they were reported and as resfit measures them: a table from reports.json and records.
+
+A report's own protocol takes the accuracy of its best epoch, some of them on the test set; such runs are marked as
+peeked. resfit's own scores the test set once, with weights that were chosen without it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from resfit.record import RunRecord, group_runs, summarize
+
+MISSING = "not measured yet"
+_HEAD = (
+    "report",
+    "recipe",
+    "parameters reported",
+    "measured",
+    "accuracy reported",
+    "measured by the report's protocol",
+    "measured by resfit's",
+    "epochs",
+    "device",
+    "command",
+)
+_INTRO = """# The five reports
+
+Made by `python results/index.py` from `reports.json` (what the reports say, each figure with its source) and the
+committed records. Accuracies are without test-time augmentation; means ± deviation over n runs. The report's protocol
+takes its best epoch: "peeked" marks those that were chosen on the test set itself, which reads too high. By resfit's
+the test set is scored once, with weights that were chosen without it. Where runs of both stand behind a row, the first
+line of a cell is of the report's protocol and the last of resfit's.
+"""
+
+
+def reports_page(systems: Sequence[dict[str, Any]], records: Sequence[RunRecord]) -> str:
+    """The page: one row a system, and the source of what is said of it."""
+    rows = ["| " + " | ".join(_HEAD) + " |", "|" + "---|" * len(_HEAD)]
+    rows += ["| " + " | ".join(row(system, records)) + " |" for system in systems]
+    sources = [f"- {system['system']}: {system['source']}" for system in systems]
+    return "\n".join([_INTRO, *rows, "", "Sources:", "", *sources, ""])
+
+
+def read_systems(path: Path) -> list[dict[str, Any]]:
+    """What the reports say."""
+    systems: list[dict[str, Any]] = json.loads(path.read_text())["systems"]
+    return systems
+
+
+def row(system: dict[str, Any], records: Sequence[RunRecord]) -> list[str]:
+    """The cells of one system."""
+    mine = [record for record in records if record.recipe == system["recipe"] and record.data["name"] == "cifar10"]
+    own = chosen(record for record in mine if record.protocol["selection"] == system["selection"])
+    ours = chosen(record for record in mine if not record.protocol["peeking"])
+    runs = own if own == ours else own + ours
+    return [
+        system["system"],
+        f"`{system['recipe']}`",
+        count(system["params"]),
+        lines(count(record.params) for record in runs),
+        lines(map(reported, system["reported"])),
+        by_the_report(system, own),
+        mean([record.test.accuracy for record in ours]),
+        lines(length(record, system["epochs"]) for record in runs),
+        lines(map(device, runs)),
+        lines(f"`{record.env['command']}`" for record in runs),
+    ]
+
+
+def chosen(records: Iterable[RunRecord]) -> list[RunRecord]:
+    """Of several settings the one that was trained longest, and then most often."""
+    groups = group_runs(list(records)).values()
+    return max(groups, key=lambda runs: (runs[0].config["train"]["epochs"], len(runs)), default=[])
+
+
+def by_the_report(system: dict[str, Any], own: Sequence[RunRecord]) -> str:
+    """The same measures that the report gives, over runs by its protocol."""
+    if system["selection"] is None:
+        return "the report does not say how"
+    measures = {measure["on"]: None for measure in system["reported"]}
+    mark = ", peeked" if system["selection"] == "best-test" else ""
+    values = {
+        "test": [record.test.accuracy for record in own],
+        "val": [record.val.accuracy for record in own if record.val is not None],
+    }
+    return lines(mean(values[on], f"{on}{mark}") for on in measures) if own else MISSING
+
+
+def reported(measure: dict[str, Any]) -> str:
+    """An accuracy as a report gives it."""
+    facts = ", ".join(filter(None, (measure["on"], measure.get("note"))))
+    return f"{measure['accuracy']} %" + (f" ({facts})" if facts else "")
+
+
+def mean(values: Sequence[float], what: str = "") -> str:
+    """Mean ± deviation in percent, over how many, of what."""
+    if not values:
+        return MISSING
+    s = summarize(values)
+    spread = "" if s.std is None else f" ± {100 * s.std:.2f}"
+    return f"{100 * s.mean:.2f}{spread} % ({what + ', ' if what else ''}n={s.n})"
+
+
+def length(record: RunRecord, reported_epochs: int) -> str:
+    """Epochs trained of those reported, and whether that is the whole length."""
+    told = f"{record.epochs} of {reported_epochs}"
+    if record.epochs >= reported_epochs:
+        return f"{told}, full length"
+    stopped = record.config["train"]["epochs"] >= reported_epochs
+    return f"{told}, {'stopped early by its own rule' if stopped else 'shortened'}"
+
+
+def device(record: RunRecord) -> str:
+    """The processor that counts, with a CPU's features."""
+    env = record.env
+    if env["gpu"]:
+        return str(env["gpu"])
+    return f"{env['threads']} threads, {', '.join(env['cpu_features'][1:])}, {record.precision}"
+
+
+def count(value: int | None) -> str:
+    """A number of parameters."""
+    return "not reported" if value is None else f"{value:,}"
+
+
+def lines(cells: Iterable[str]) -> str:
+    """Several values in one cell, each once."""
+    return "<br>".join(dict.fromkeys(cells)) or MISSING

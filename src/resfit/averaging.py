@@ -1,0 +1,76 @@
+"""Averages of the weights over training, which are evaluated in place of the last ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, get_swa_multi_avg_fn
+
+from resfit.recipe import AverageConfig
+
+
+class WeightAverage(AveragedModel):
+    """An average of a network's weights, in `module`; call `step_ended` after each optimizer step.
+
+    ema follows the running statistics of batch norms as it does the weights. The mean that swa takes has none of its
+    own (Izmailov et al. 2018): they have to be estimated where `needs_statistics` says so.
+    """
+
+    def __init__(self, net: nn.Module, config: AverageConfig) -> None:
+        if config.name == "ema":
+            super().__init__(net, multi_avg_fn=get_ema_multi_avg_fn(config.decay), use_buffers=True)
+        else:
+            super().__init__(net, multi_avg_fn=get_swa_multi_avg_fn())
+        self.config, self._estimated_at = config, 0
+
+    @property
+    def begun(self) -> bool:
+        """Whether there is anything in the average yet."""
+        return bool(self.n_averaged)
+
+    @property
+    def needs_statistics(self) -> bool:
+        """Whether the average changed since its batch norms' statistics were estimated."""
+        return self.config.name == "swa" and self._estimated_at != int(self.n_averaged)
+
+    def step_ended(self, net: nn.Module, progress: float, *, epoch_ended: bool) -> None:
+        """Take the weights in where the recipe wants them; `progress` is the part of all training that is over."""
+        complete = self.config.every == "step" or epoch_ended
+        if self.config.name == "ema" or (complete and progress >= self.config.start):
+            self.update_parameters(net)
+
+    def estimate_statistics(self, batches: Iterable[Tensor]) -> None:
+        """Estimate the statistics of batch norms over `batches` of the network's input."""
+        estimate_statistics(self.module, batches)
+        self._estimated_at = int(self.n_averaged)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Go on from a saved average; its statistics are estimated anew."""
+        self._estimated_at = 0
+        return super().load_state_dict(state_dict, strict, assign)
+
+
+@torch.no_grad()
+def estimate_statistics(net: nn.Module, batches: Iterable[Tensor]) -> None:
+    """Set the running statistics of all batch norms to their means over batches [N, C, H, W], weighted by N.
+
+    All else is as in evaluation: nothing is dropped, and torch's random numbers stay where they are.
+    """
+    norms = [module for module in net.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
+    momenta, training, seen = [norm.momentum for norm in norms], net.training, 0
+    net.eval()
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.train()
+    for inputs in batches if norms else ():
+        seen += len(inputs)
+        for norm in norms:
+            norm.momentum = len(inputs) / seen
+        net(inputs)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    net.train(training)

@@ -1,0 +1,126 @@
+"""A model card: the README.md that makes a run folder one that can be published on the Hugging Face hub as it is."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from resfit.errors import BadInput
+from resfit.files import write_atomic
+from resfit.record import RunRecord, read_record, summarize
+from resfit.report import words
+from resfit.report.figures import wilson
+
+# The names of the data sets on the hub; what is not there is not linked.
+_HUB_NAMES = {"cifar10": "uoft-cs/cifar10", "cifar100": "uoft-cs/cifar100", "svhn": "ufldl-stanford/svhn"}
+
+
+def write_card(run: str | Path) -> Path:
+    """Write README.md into a finished run's folder and return its path.
+
+    Raises BadInput where there is one already, or no record or model to describe.
+    """
+    folder = Path(run)
+    card = folder / "README.md"
+    if card.exists():
+        raise BadInput(f"a README.md lies there ({card}): move it away for a new one")
+    record = read_record(folder)
+    if not (folder / "model.safetensors").is_file():
+        raise BadInput(f"no model.safetensors ({folder}): give the folder of a finished run")
+    return write_atomic(card, render_card(record, runs_like(record, folder)))
+
+
+def runs_like(record: RunRecord, folder: Path) -> list[RunRecord]:
+    """The finished runs beside `folder` that differ from its run in seed and machine alone, by seed; it is among them.
+
+    A folder that lies by itself has none beside it.
+    """
+    found = {record.seed: record}
+    for beside in sorted(folder.resolve().parent.glob("*/record.json")):
+        other = read_record(beside)
+        if (other.recipe, other.config, other.data) == (record.recipe, record.config, record.data):
+            found.setdefault(other.seed, other)
+    return [found[seed] for seed in sorted(found)]
+
+
+def render_card(record: RunRecord, runs: list[RunRecord]) -> str:
+    """The card of one run; `runs` are those of its recipe, which give the mean."""
+    template = _environment().get_template("card.md.j2")
+    return str(
+        template.render(
+            header=yaml.safe_dump(_header(record), sort_keys=False, allow_unicode=True, width=100),
+            record=record,
+            runs=runs,
+            summary=summarize([run.accuracy for run in runs]),
+            interval=wilson(record.accuracy, sum(map(sum, record.test.confusion))),
+            recipe=yaml.safe_dump(record.config, sort_keys=False, allow_unicode=True, width=100),
+            duplicates={pair: count for pair, count in (record.data.get("duplicates") or {}).items() if count},
+        )
+    )
+
+
+def _header(record: RunRecord) -> dict[str, Any]:
+    """The metadata that the hub reads; its licence stands in the template."""
+    name = record.data["name"]
+    on_hub = _HUB_NAMES.get(name)
+    return {
+        "library_name": "resfit",
+        "pipeline_tag": "image-classification",
+        "tags": ["image-classification", "resfit", "residual-network", "pytorch"],
+        **({"datasets": [on_hub]} if on_hub else {}),
+        "metrics": ["accuracy"],
+        "model-index": [
+            {
+                "name": record.recipe,
+                "results": [
+                    {
+                        "task": {"type": "image-classification", "name": "Image classification"},
+                        "dataset": {"name": words.data_name(record), "type": on_hub or name, "split": "test"},
+                        "metrics": _metrics(record),
+                    }
+                ],
+            }
+        ],
+    }
+
+
+def _metrics(record: RunRecord) -> list[dict[str, Any]]:
+    test, peeked = record.test, " (chosen on the test set)" if words.peeked(record) else ""
+    found = [{"type": "accuracy", "name": f"Test accuracy{peeked}", "value": test.accuracy}]
+    if test.accuracy_tta is not None:
+        found.append(
+            {
+                "type": "accuracy",
+                "name": f"Test accuracy with test-time augmentation{peeked}",
+                "value": test.accuracy_tta,
+            }
+        )
+    return found
+
+
+@cache
+def _environment() -> Any:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters.update(
+        {f.__name__: f for f in (words.percent, words.count, words.data_name, words.processor, words.protocol)}
+    )
+    environment.filters["cell"] = _cell
+    return environment
+
+
+def _cell(text: str) -> str:
+    """Text that may stand in a Markdown table."""
+    return (
+        " ".join(str(text).split()).replace("\\", "\\\\").replace("|", "\\|").replace("`", "\\`").replace("<", "&lt;")
+    )

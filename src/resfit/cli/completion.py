@@ -1,0 +1,50 @@
+"""resfit completion: what a shell needs to complete resfit's commands."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+_SHELLS = ("bash", "zsh", "fish")
+_FILES = ("TARGET", "RUN", "IMAGE", "FILE")  # metavars of arguments that may be a file or a folder
+_FOLDERS = ("D", "DIR", "FOLDER")
+
+
+def add(commands: Any) -> None:
+    """Add the command."""
+    parser = commands.add_parser(
+        "completion",
+        help="print what a shell needs to complete resfit's commands",
+        description="Print a completion script. bash: resfit completion bash > "
+        "~/.local/share/bash-completion/completions/resfit; zsh: into a file _resfit of a folder in $fpath; fish: "
+        "into ~/.config/fish/completions/resfit.fish.",
+    )
+    parser.add_argument("shell", metavar="SHELL", choices=_SHELLS, help="bash, zsh or fish")
+    parser.set_defaults(run=_completion)
+
+
+def _completion(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
+    import shtab
+
+    from resfit.cli import make_parser
+
+    parser = make_parser()
+    _name_arguments(parser)
+    print(shtab.complete(parser, options.shell))
+    return 0
+
+
+def _name_arguments(parser: argparse.ArgumentParser) -> None:
+    """Tell the completion which arguments are recipes, files and folders, in all commands."""
+    import shtab
+
+    from resfit.recipe import recipe_names
+
+    for action in parser._actions:  # argparse has no public way to them
+        if isinstance(action, argparse._SubParsersAction):
+            for command in action.choices.values():
+                _name_arguments(command)
+        elif action.metavar == "RECIPE":
+            action.choices = recipe_names()
+        elif action.metavar in _FILES or action.metavar in _FOLDERS:
+            action.complete = shtab.FILE if action.metavar in _FILES else shtab.DIRECTORY  # type: ignore[attr-defined]

@@ -1,0 +1,36 @@
+"""resfit demo: a web page on this machine to try a network."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from resfit.errors import BadInput
+
+
+def add(commands: Any) -> None:
+    """Add the command."""
+    parser = commands.add_parser(
+        "demo",
+        help="a web page on this machine to try a network with images",
+        description="Serve a web page on this machine: drop an image in, see what the network says of it and where it "
+        "looked. Nothing leaves the machine. Needs resfit[demo].",
+    )
+    parser.add_argument("target", metavar="TARGET", help="a run folder or a model.safetensors")
+    parser.add_argument("--port", type=int, metavar="N", help="the page's port (the first free one from 7860 on)")
+    parser.add_argument("--host", default="127.0.0.1", help="the address to serve at (127.0.0.1: this machine alone)")
+    parser.add_argument("--data-dir", type=Path, metavar="D", help="where test images to choose from lie")
+    parser.set_defaults(run=_demo)
+
+
+def _demo(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
+    if options.port is not None and not 1 <= options.port <= 65535:
+        raise BadInput(f"port is {options.port} (--port): give a number from 1 to 65535")
+    from resfit.demo import serve
+
+    def ready(address: str) -> None:
+        print(f"{options.target}: {address} (stop with Ctrl+C)", flush=True)
+
+    serve(options.target, host=options.host, port=options.port, data_dir=options.data_dir, ready=ready)
+    return 0

@@ -1,0 +1,87 @@
+"""resfit export: a trained network in a format for others to run."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from resfit.cli.words import add_data_options, print_table
+
+if TYPE_CHECKING:
+    from resfit.record import ExportRecord
+
+_FORMATS = ("onnx", "torch", "int8", "safetensors", "safetensors-fp32")
+
+
+def add(commands: Any) -> None:
+    """Add the command."""
+    parser = commands.add_parser(
+        "export",
+        help="write a trained network as ONNX, a PyTorch program, int8 or plain weights",
+        description="Write a trained network in another format and hold it at once against the network on the test "
+        "images of its data. A file that disagrees is not kept. The numbers join export.json beside it.",
+    )
+    parser.add_argument("target", metavar="TARGET", help="a run folder or a model.safetensors")
+    parser.add_argument(
+        "--format",
+        required=True,
+        choices=_FORMATS,
+        help="onnx; torch (a torch.export program); int8 (ONNX, quantized on training images); safetensors (weights "
+        "in bf16 for publishing); safetensors-fp32",
+    )
+    parser.add_argument("--out", type=Path, metavar="FILE", help="the file (the model's name with another ending)")
+    parser.add_argument(
+        "--input",
+        choices=("uint8", "float"),
+        default="uint8",
+        help="what the graph takes: uint8 from 0 to 255 (this), or float from 0 to 1; it normalizes them itself",
+    )
+    parser.add_argument("--data", metavar="NAME", help="the data set, for a model outside its run folder")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    add_data_options(parser)
+    parser.set_defaults(run=_export)
+
+
+def _export(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
+    from resfit.export import export
+    from resfit.fields import to_plain
+
+    record = export(
+        options.target,
+        format=options.format,
+        out=options.out,
+        input=options.input,
+        data=options.data,
+        data_dir=options.data_dir,
+        offline=options.offline,
+        progress=lambda line: print(line, file=sys.stderr),
+    )
+    if options.json:
+        print(json.dumps(to_plain(record), indent=1))
+    else:
+        _print_record(record)
+    return 0
+
+
+def _print_record(record: ExportRecord) -> None:
+    print_table(
+        ["export", record.file],
+        [
+            ["size", f"{record.bytes:,} bytes; the model has {record.bytes_before:,}"],
+            ["accuracy", f"{record.accuracy_after:.2%}; the network has {record.accuracy_before:.2%}"],
+            ["norms folded", record.norms_folded],
+        ],
+    )
+    print_table(
+        ["batch", "images", "equal predictions", "largest difference of logits"],
+        [[a.batch_size, f"{a.images:,}", f"{a.equal:.2%}", f"{a.largest_difference:.3g}"] for a in record.agreement],
+        right=(0, 1, 2, 3),
+    )
+    print_table(
+        ["one thread", "batch", "calls", "median, ms", "99th percentile, ms"],
+        [[t.runtime, t.batch_size, t.calls, f"{t.median_ms:.3f}", f"{t.p99_ms:.3f}"] for t in record.latency],
+        right=(1, 2, 3, 4),
+    )

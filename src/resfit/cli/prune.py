@@ -1,0 +1,63 @@
+"""resfit prune: a trained network made smaller, and fine-tuned."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from resfit.cli.words import RECIPE, add_data_options, print_table
+
+
+def add(commands: Any) -> None:
+    """Add the command."""
+    parser = commands.add_parser(
+        "prune",
+        help="narrow a trained network to a smaller budget and fine-tune it",
+        description="Drop the channels that matter least until the network fits the budget, then fine-tune it as a run "
+        "of its own, OUT/<recipe>-<budget>/<seed>. Its report compares the network before, after and fine-tuned.",
+        usage="resfit prune RUN --budget N [options] [--section.field VALUE ...]",
+        epilog="The run's own recipe fine-tunes unless another is named; --train.epochs 20 shortens it.",
+    )
+    parser.add_argument("run_folder", metavar="RUN", help="the folder of a finished run")
+    parser.add_argument("--budget", metavar="N", required=True, help="parameters that may be left (500k, 2M)")
+    parser.add_argument("--recipe", metavar="RECIPE", help=f"how to fine-tune: {RECIPE} (the run's own)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs"), metavar="DIR", help="where the run folder goes (runs)"
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (auto)")
+    add_data_options(parser)
+    parser.set_defaults(run=_prune, takes_fields=True)
+
+
+def _prune(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
+    from resfit.budget import parse_count
+    from resfit.progress import Progress
+    from resfit.prune import prune
+
+    with Progress() as progress:
+        record = prune(
+            options.run_folder,
+            budget=parse_count(options.budget),
+            recipe=options.recipe,
+            overrides=overrides,
+            out=options.out,
+            data_dir=options.data_dir,
+            device=options.device,
+            offline=options.offline,
+            observer=progress,
+        )
+    assert record.pruning is not None
+    networks = record.pruning.networks
+    heads = [f"batch {t.batch}, {t.threads} thread{'s' if t.threads > 1 else ''}, ms" for t in networks[0].latency]
+    print_table(
+        ["network", "test accuracy", "parameters", "MACs", *heads],
+        [
+            [n.name, f"{100 * n.accuracy:.2f} %", f"{n.params:,}", f"{n.macs:,}"]
+            + [f"{1000 * t.seconds:.2f}" for t in n.latency]
+            for n in networks
+        ],
+        right=tuple(range(1, 4 + len(heads))),
+    )
+    print(f"run folder: {options.out / record.recipe / str(record.seed)}")
+    return 0

@@ -1,0 +1,140 @@
+"""resfit study: settings compared, every one with several seeds."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from resfit.cli.words import add_data_options, print_table
+from resfit.errors import BadInput
+
+if TYPE_CHECKING:
+    from resfit.studyrecord import PointRecord, StudyRecord
+
+
+def add(commands: Any) -> None:
+    """Add the command."""
+    parser = commands.add_parser(
+        "study",
+        help="compare settings of a recipe, each with several seeds",
+        description="Run every point of a study with several seeds into OUT/STUDY/POINT/SEED, and compare the points. "
+        "Repeated, it goes on where it stopped: finished runs are not run again.",
+        epilog="Fields given as --section.field VALUE hold for every point, ahead of the point's own.",
+        usage="resfit study STUDY [options] [--section.field VALUE ...]",
+    )
+    parser.add_argument("study", metavar="STUDY", nargs="?", help="a study's name (--list) or a study YAML file")
+    parser.add_argument("--list", action="store_true", help="list the named studies")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--runs", type=int, metavar="N", help="seeds a point: 0 ... N-1 (the study's)")
+    add_scale_options(parser)
+    parser.add_argument("--out", type=Path, default=Path("runs"), metavar="DIR", help="where the study goes (runs)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (auto)")
+    add_data_options(parser)
+    parser.set_defaults(run=_study, takes_fields=True)
+
+
+def add_scale_options(parser: argparse.ArgumentParser) -> None:
+    """Add --epochs, --fraction and --workers."""
+    parser.add_argument(
+        "--epochs", type=int, metavar="E", help="epochs of the base recipe; all schedules go along in proportion"
+    )
+    parser.add_argument(
+        "--fraction", type=float, default=1.0, metavar="F", help="train on this fraction of the training images (1)"
+    )
+    parser.add_argument(
+        "--workers", type=int, metavar="W", help="processes (one a CUDA device; one where there is none)"
+    )
+
+
+def check_scale_options(options: argparse.Namespace) -> None:
+    """Refuse numbers that no training can have."""
+    for name in ("epochs", "workers"):
+        if getattr(options, name) is not None and getattr(options, name) < 1:
+            raise BadInput(f"{name} is {getattr(options, name)} (--{name}): give at least 1")
+    if not 0 < options.fraction <= 1:
+        raise BadInput(f"fraction is {options.fraction} (--fraction): give a number above 0, at most 1")
+
+
+def _study(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
+    from resfit.study.plan import get_study
+
+    if options.list:
+        return _list(options.json)
+    if options.study is None:
+        raise BadInput("no study (STUDY): give a name that resfit study --list shows, or a YAML file")
+    check_scale_options(options)
+    study = get_study(options.study)
+    seeds = study.runs if options.runs is None else options.runs
+    if seeds < 1:
+        raise BadInput(f"runs is {seeds} (--runs): give at least 1")
+    recipes = study.recipes(overrides, epochs=options.epochs, fraction=options.fraction)
+    from resfit.cli.board import Board
+    from resfit.study.execute import execute
+    from resfit.study.executor import Place, make_executor
+
+    out = options.out / study.name
+    place = Place(out=out, data_dir=options.data_dir, offline=options.offline)
+    executor = make_executor(place, workers=options.workers, device=options.device)
+    with Board(list(recipes)) as board:
+        result = execute(study, recipes, executor, out, seeds=seeds, watcher=board)
+    if options.json:
+        print(json.dumps(result.to_dict(), indent=1))
+    else:
+        _print_result(result, out)
+    return 1 if result.failed else 0
+
+
+def _list(as_json: bool) -> int:
+    from resfit.study.plan import get_study, study_names
+
+    studies = [get_study(name) for name in study_names()]
+    rows: list[dict[str, Any]] = [
+        {
+            "name": study.name,
+            "recipe": study.recipe,
+            "points": list(study.settings()),
+            "baseline": study.baseline,
+            "runs": study.runs,
+            "description": study.description,
+        }
+        for study in studies
+    ]
+    if as_json:
+        print(json.dumps(rows, indent=1))
+        return 0
+    print_table(
+        ["study", "recipe", "points", "seeds", "baseline", "what it compares"],
+        [[r["name"], r["recipe"], len(r["points"]), r["runs"], r["baseline"], r["description"]] for r in rows],
+        right=(2, 3),
+    )
+    return 0
+
+
+def _print_result(result: StudyRecord, out: Path) -> None:
+    rows = [_row(point, point.name == result.baseline) for point in result.points]
+    against = f"against {result.baseline}"
+    print_table(
+        [result.study, "n", f"{result.judged_by} accuracy", "95 % interval", against, "p", "p, corrected"],
+        rows,
+        right=(1,),
+    )
+    if result.comparisons > 1:
+        print(f"p-values are corrected for {result.comparisons} comparisons (Holm); below 0.05 a point differs")
+    for run in result.failed:
+        print(f"failed: {run.point}, seed {run.seed}: {run.error}")
+    print(f"{result.finished} of {result.wanted} runs are finished; {out / 'report.html'}, {out / 'study.json'}")
+
+
+def _row(point: PointRecord, baseline: bool) -> list[Any]:
+    if point.accuracy is None:
+        return [point.name, 0, "", "", "", "", ""]
+    accuracy, against = point.accuracy, point.against_baseline
+    spread = f" ± {100 * accuracy.std:.2f}" if accuracy.std is not None else ""
+    interval = f"{100 * accuracy.interval[0]:.2f} to {100 * accuracy.interval[1]:.2f} %" if accuracy.interval else "-"
+    row = [point.name, accuracy.n, f"{100 * accuracy.mean:.2f}{spread} %", interval]
+    if against is None:
+        return [*row, "baseline" if baseline else "-", "", ""]
+    p_values = [f"{p:.3f}" if p is not None else "-" for p in (against.p_value, against.p_corrected)]
+    return [*row, f"{100 * against.difference:+.2f} points", *p_values]

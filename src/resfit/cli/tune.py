@@ -1,0 +1,110 @@
+"""resfit tune: better settings of a recipe, found on its validation split."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from resfit.cli.study import add_scale_options, check_scale_options
+from resfit.cli.words import RECIPE, add_data_options, print_table
+from resfit.errors import BadInput
+
+if TYPE_CHECKING:
+    from resfit.tunerecord import TuneRecord
+
+
+def add(commands: Any) -> None:
+    """Add the command."""
+    parser = commands.add_parser(
+        "tune",
+        help="search for better settings of a recipe on its validation split",
+        description="Search a space of settings with Optuna (TPE). The budget is a constraint that costs nothing; "
+        "hopeless trials are given up; the test set is never scored. Repeated, it goes on where it stopped. Leaves "
+        "best.yaml, tune.json and report.html in OUT/RECIPE-tune.",
+        epilog="Fields given as --section.field VALUE hold for every trial.",
+        usage="resfit tune RECIPE [options] [--section.field VALUE ...]",
+    )
+    parser.add_argument("recipe", metavar="RECIPE", help=RECIPE)
+    parser.add_argument("--trials", type=int, default=20, metavar="N", help="trained trials in all (20)")
+    parser.add_argument(
+        "--space", default="seed002", metavar="SPACE", help="a space's name, or a YAML file of fields (seed002)"
+    )
+    add_scale_options(parser)
+    parser.add_argument("--budget", metavar="N", help="refuse networks of more parameters (the recipe's, mostly 5M)")
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the search, and of every trial (0)")
+    parser.add_argument(
+        "--storage", metavar="FILE|URL", help="a journal file or a database that holds the trials (in the folder)"
+    )
+    parser.add_argument("--out", type=Path, default=Path("runs"), metavar="DIR", help="where the folder goes (runs)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (auto)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    add_data_options(parser)
+    parser.set_defaults(run=_tune, takes_fields=True)
+
+
+def _tune(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
+    from resfit.budget import parse_count
+    from resfit.recipe import get_recipe
+    from resfit.tune.space import get_space
+
+    check_scale_options(options)
+    if options.budget:
+        overrides = {**overrides, "budget": parse_count(options.budget)}
+    if options.trials < 1 or options.seed < 0:
+        raise BadInput("trials (--trials) are 1 or more, and a seed (--seed) is 0 or more: give others")
+    recipe, space = get_recipe(options.recipe, overrides), get_space(options.space)
+    from resfit.tune.search import Search, record, run_search
+
+    folder = options.out / f"{recipe.name}-tune"
+    search = Search(
+        recipe=recipe,
+        space=space,
+        storage=options.storage or str(folder / "journal.log"),
+        epochs=options.epochs,
+        fraction=options.fraction,
+        seed=options.seed,
+        data_dir=options.data_dir,
+        offline=options.offline,
+        device=options.device,
+    )
+    try:
+        result, status = run_search(search, options.trials, workers=options.workers or 1), 0
+    except KeyboardInterrupt:
+        result, status = record(search), 130
+    _write(result, folder)
+    if options.json:
+        print(json.dumps(result.to_dict(), indent=1))
+    else:
+        _print_result(result, folder, options.trials)
+    return status
+
+
+def _write(result: TuneRecord, folder: Path) -> None:
+    from resfit.files import write_atomic
+    from resfit.recipe import Recipe
+    from resfit.report.tune import write_search
+
+    write_atomic(folder / "tune.json", json.dumps(result.to_dict(), indent=1))
+    write_search(result, folder / "report.html")
+    if result.best_recipe is not None:
+        write_atomic(folder / "best.yaml", Recipe.from_dict(result.best_recipe).to_yaml())
+
+
+def _print_result(result: TuneRecord, folder: Path, wanted: int) -> None:
+    outcomes = [trial.outcome for trial in result.trials]
+    refused = outcomes.count("refused")
+    print(
+        f"{result.trained} of {wanted} trials were trained, {outcomes.count('pruned')} of them given up early; "
+        f"{refused} more were refused before anything was built"
+    )
+    best = next((trial for trial in result.trials if trial.number == result.best), None)
+    if best is None or best.accuracy is None:
+        print("no trial is complete: repeat the command to go on")
+        return
+    shares = {path: f"{share:.0%}" for path, share in result.importance.items()}
+    rows = [[path, value, shares.get(path, "-")] for path, value in best.values.items()]
+    print_table([f"best: trial {best.number}", f"{100 * best.accuracy:.2f} % validation", "importance"], rows)
+    print(f"the test set was never scored; train it in full with resfit train {folder / 'best.yaml'}")
+    print(f"report: {folder / 'report.html'}")

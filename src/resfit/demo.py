@@ -1,0 +1,222 @@
+"""A web page on this machine: drop an image in, see what the network says of it and where it looked.
+
+The page is gradio's, without its telemetry, share links and network fonts: nothing leaves the machine.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import threading
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from resfit.data.decode import decode
+from resfit.data.normalize import normalizer
+from resfit.errors import BadInput
+from resfit.explain import grad_cam, overlay
+from resfit.modelfile import load
+from resfit.net import Network
+from resfit.run import data_of
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+_SAMPLES = 8
+_SIDE = 288  # pixels of a shown picture, about
+_FONTS = ("system-ui", "sans-serif")
+_MONO_FONTS = ("ui-monospace", "monospace")
+_LARGEST_FILE = "50mb"
+_CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What the network says of one image: probabilities by class, and the two pictures of the page."""
+
+    probabilities: dict[str, float]
+    seen: Image
+    looked: Image
+
+
+def probabilities(net: Network, pixels: Tensor) -> Tensor:
+    """Class probabilities, float32 [K], of an image at the network's own size, uint8 [C, H, W]."""
+    with torch.no_grad():
+        logits: Tensor = net(normalizer(net.info.mean, net.info.std, _CPU)(pixels[None]))
+    return logits[0].softmax(0)
+
+
+def answer(net: Network, pixels: Tensor) -> Answer:
+    """Everything that the page shows of an image at the network's own size, uint8 [C, H, W]."""
+    found = probabilities(net, pixels)
+    image = normalizer(net.info.mean, net.info.std, _CPU)(pixels[None])
+    cam = grad_cam(net, image, int(found.argmax()))
+    return Answer(
+        probabilities=dict(zip(net.info.classes, found.tolist(), strict=True)),
+        seen=_enlarged(_picture(pixels)),
+        looked=_enlarged(overlay(pixels, cam)),
+    )
+
+
+def read_image(net: Network, file: str | Path) -> Tensor:
+    """The pixels of an image file as the network takes them, uint8 [C, H, W]; raises BadInput where it is damaged."""
+    from PIL.Image import DecompressionBombWarning
+
+    spec = net.spec.input
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", DecompressionBombWarning)
+            return torch.from_numpy(decode(Path(file), size=spec.size, channels=spec.channels).copy())
+    except Exception:  # decoders of damaged files may raise anything
+        raise BadInput(f"cannot be read as an image ({Path(file).name}): give a PNG, JPEG, WebP, BMP or GIF") from None
+
+
+def sample_images(net: Network, target: str | Path, data_dir: Path | None = None) -> list[tuple[Tensor, str]]:
+    """A few test images, uint8 [C, H, W], each with its class: one a class, of the network's own data.
+
+    Where that is not found, digits serve a network of digits; others get none. Nothing is downloaded.
+    """
+    for data in (None, "digits"):
+        try:
+            found = data_of(net, target, data_dir=data_dir, offline=True, data=data)
+        except BadInput:
+            continue
+        firsts = [int((found.test.labels == label).nonzero()[0]) for label in range(len(found.classes))]
+        return [(found.test.images[i], found.classes[int(found.test.labels[i])]) for i in firsts[:_SAMPLES]]
+    return []
+
+
+def serve(
+    target: str | Path,
+    *,
+    host: str = "127.0.0.1",
+    port: int | None = None,
+    data_dir: Path | None = None,
+    ready: Callable[[str], None] = print,
+) -> None:
+    """Serve the page of a run folder's or model file's network until interrupted; `ready` is told its address.
+
+    Raises BadInput where the model or the port cannot be used, or gradio is missing.
+    """
+    net = load(target)
+    if net.spec.input.channels not in (1, 3):
+        raise BadInput(f"the network takes {net.spec.input.channels} channels ({target}): pictures have 1 or 3")
+    with tempfile.TemporaryDirectory() as uploads:
+        gradio = _gradio(uploads)
+        page = make_page(gradio, net, sample_images(net, target, data_dir))
+        try:
+            _, address, _ = page.launch(
+                server_name=host,
+                server_port=port,
+                prevent_thread_lock=True,
+                share=False,
+                quiet=True,
+                ssr_mode=False,
+                max_file_size=_LARGEST_FILE,
+                footer_links=[],
+                theme=gradio.themes.Default(font=_FONTS, font_mono=_MONO_FONTS),
+            )
+        except OSError:
+            raise BadInput(f"no free port ({host}:{port or 'any'}): give another with --port") from None
+        ready(address)
+        try:
+            threading.Event().wait()
+        except KeyboardInterrupt:
+            page.close(verbose=False)
+
+
+def _gradio(uploads: str) -> Any:
+    """gradio, told to stay at home before it is imported. `uploads` takes what people drop, and goes with the page."""
+    os.environ |= {
+        "GRADIO_ANALYTICS_ENABLED": "False",
+        "GRADIO_TEMP_DIR": uploads,
+        "HF_HUB_OFFLINE": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+    }
+    try:
+        import gradio
+    except ImportError:
+        raise BadInput("the page needs gradio (resfit demo): pip install 'resfit[demo]'") from None
+    return gradio
+
+
+def make_page(gradio: Any, net: Network, samples: list[tuple[Tensor, str]]) -> Any:
+    """The page, as gradio's Blocks."""
+
+    def show(pixels: Tensor) -> tuple[Any, ...]:
+        found = answer(net, pixels)
+        return "", found.probabilities, found.seen, found.looked
+
+    def on_file(file: str | None) -> tuple[Any, ...]:
+        if file is None:
+            return "", None, None, None
+        try:
+            return show(read_image(net, file))
+        except BadInput as error:
+            return f"**{str(error)[0].upper()}{str(error)[1:]}.**", None, None, None
+
+    def on_sample(chosen: Any) -> tuple[Any, ...]:
+        return show(samples[chosen.index][0])
+
+    on_sample.__annotations__["chosen"] = gradio.SelectData  # by which gradio knows what to hand over
+
+    size = net.spec.input.size
+    with gradio.Blocks(title="resfit", analytics_enabled=False) as page:
+        facts = f"{len(net.info.classes)} classes, {_parameters(net):,} parameters, images of {size} x {size} pixels"
+        gradio.Markdown(f"# resfit demo\n{facts}")
+        with gradio.Row():
+            with gradio.Column():
+                file = gradio.File(label="Drop an image, or click to choose one", elem_id="file", height=160)
+                message = gradio.Markdown(elem_id="message")
+                if samples:
+                    gallery = gradio.Gallery(
+                        [(_enlarged(_picture(pixels), 96), name) for pixels, name in samples],
+                        label="Or take one of these test images",
+                        elem_id="samples",
+                        columns=4,
+                        height="auto",
+                        allow_preview=False,
+                        buttons=[],
+                        interactive=False,
+                        format="png",
+                    )
+            with gradio.Column():
+                label = gradio.Label(label="Probabilities", num_top_classes=10, elem_id="answer")
+                with gradio.Row():
+                    seen = _image(gradio, "As the network sees it", "seen")
+                    looked = _image(gradio, "Where it looked (Grad-CAM)", "looked")
+        shown = [message, label, seen, looked]
+        file.change(on_file, file, shown, show_progress="hidden")
+        if samples:
+            gallery.select(on_sample, None, shown, show_progress="hidden")
+    return page
+
+
+def _image(gradio: Any, label: str, name: str) -> Any:
+    with gradio.Column(min_width=160):
+        gradio.Markdown(label)
+        return gradio.Image(label=label, show_label=False, elem_id=name, interactive=False, format="png", buttons=[])
+
+
+def _parameters(net: Network) -> int:
+    return sum(parameter.numel() for parameter in net.parameters())
+
+
+def _picture(pixels: Tensor) -> Image:
+    from PIL import Image
+
+    return Image.fromarray(pixels.permute(1, 2, 0).squeeze(-1).numpy())
+
+
+def _enlarged(picture: Image, side: int = _SIDE) -> Image:
+    """Whole multiples of its pixels, so that each can be seen."""
+    from PIL import Image
+
+    factor = max(1, side // picture.width)
+    return picture.resize((factor * picture.width, factor * picture.height), Image.Resampling.NEAREST)

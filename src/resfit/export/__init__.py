@@ -1,0 +1,144 @@
+"""A trained network in a format for others to run, held at once against the network that it came from."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
+from math import inf
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from resfit.environment import environment
+from resfit.errors import BadInput, RunFailed
+from resfit.export.check import agreement, agreements, latency, logits_of, one_thread
+from resfit.export.deploy import InputKind, fold_norms
+from resfit.export.formats import FORMATS, Format, Job, network_answer
+from resfit.fields import to_plain
+from resfit.files import write_atomic
+from resfit.modelfile import load, model_file
+from resfit.net import Network
+from resfit.record import EXPORTS, Agreement, ExportRecord, read_exports
+from resfit.run import data_of
+from resfit.version import __version__
+
+__all__ = ["FORMATS", "export"]
+
+FOLD_TOLERANCE = 1e-4  # largest change of a logit by folding norms, as a part of the largest logit
+_FOLD_IMAGES, _BATCH = 1000, 250
+
+
+def export(
+    target: str | Path,
+    *,
+    format: str,
+    out: str | Path | None = None,
+    input: InputKind = "uint8",
+    data: str | None = None,
+    data_dir: str | Path | None = None,
+    offline: bool = False,
+    progress: Callable[[str], None] = lambda line: None,
+) -> ExportRecord:
+    """Write the network of a run folder or a model file in a format of FORMATS, check it, and return what was found.
+
+    The check needs the data of the network's training: its test images, and for int8 its training images. The file
+    `out` (the model's name with the format's ending) appears only if it agrees with the network; the numbers join the
+    list in export.json beside it. Raises BadInput where the file exists or something is missing, and RunFailed where
+    the export disagrees.
+    """
+    if format not in FORMATS:
+        raise BadInput(f"no such format ({format}): choose from {', '.join(FORMATS)}")
+    chosen, model = FORMATS[format], model_file(target)
+    if input == "float" and not chosen.is_graph:
+        raise BadInput(f"{format} holds weights alone (--input): leave it out")
+    file = Path(out) if out is not None else model.with_name(model.stem + chosen.suffix)
+    _require_free(file)
+    _require_libraries(chosen, format)
+    net, earlier = load(model), read_exports(file.parent)
+    dataset = data_of(net, model, data=data, data_dir=data_dir, offline=offline, progress=progress)
+    images, labels = dataset.test.images, dataset.test.labels
+    answer = network_answer(net)
+    expected = logits_of(answer, images, _BATCH)
+    folded, norms = _folded(net, images[:_FOLD_IMAGES], expected[:_FOLD_IMAGES])
+    with _draft(file) as draft:
+        progress(f"writing {file}")
+        chosen.write(Job(net=net, folded=folded, kind=input, train=dataset.train.images), draft)
+        progress(f"holding it against its network on {len(images):,} test images")
+        exported = chosen.open(draft, input)
+        found, logits = agreements(exported, images, expected)
+        _require_agreement(found, chosen, expected.abs().max().item())
+        progress("timing both on one thread")
+        with one_thread():
+            times = [*latency(answer, images, "network, PyTorch")]
+            times += latency(chosen.open(draft, input), images, f"export, {chosen.runtime}")
+        record = ExportRecord(
+            resfit=__version__,
+            file=file.name,
+            format=format,
+            input=input if chosen.is_graph else None,
+            runtime=chosen.runtime,
+            bytes=draft.stat().st_size,
+            bytes_before=model.stat().st_size,
+            norms_folded=norms if chosen.is_graph else 0,
+            data=dataset.name,
+            agreement=tuple(found),
+            smallest_equal=chosen.equal,
+            largest_allowed=chosen.logits and chosen.logits * expected.abs().max().item(),
+            accuracy_before=_accuracy(expected, labels),
+            accuracy_after=_accuracy(logits, labels),
+            latency=tuple(times),
+            env=environment(torch.device("cpu")),
+        )
+        _require_free(file)
+        draft.rename(file)
+    write_atomic(file.parent / EXPORTS, json.dumps([to_plain(one) for one in (*earlier, record)], indent=1))
+    return record
+
+
+def _require_free(file: Path) -> None:
+    if file.exists():
+        raise BadInput(f"a file lies there ({file}): give another --out, or move it away")
+
+
+def _require_libraries(chosen: Format, name: str) -> None:
+    missing = [library for library in chosen.libraries if find_spec(library) is None]
+    if missing:
+        raise BadInput(f"{name} needs {', '.join(missing)} (--format): pip install 'resfit[export]'")
+
+
+def _folded(net: Network, images: Tensor, expected: Tensor) -> tuple[Network, int]:
+    """The network with its norms folded and their number; as it is, and 0, where that would change its logits."""
+    folded, count = fold_norms(net)
+    logits = logits_of(network_answer(folded), images, _BATCH)
+    change = agreement(logits, expected, _BATCH).largest_difference
+    return (folded, count) if change <= FOLD_TOLERANCE * expected.abs().max().item() else (net, 0)
+
+
+def _require_agreement(found: Sequence[Agreement], chosen: Format, largest_logit: float) -> None:
+    for one in found:
+        allowed = inf if chosen.logits is None else chosen.logits * largest_logit
+        if one.equal < chosen.equal or one.largest_difference > allowed:
+            raise RunFailed(
+                f"the export disagrees with its network: {one.equal:.2%} equal predictions of at least "
+                f"{chosen.equal:.1%}, logits {one.largest_difference:.3g} apart of at most {allowed:.3g} "
+                f"(batches of {one.batch_size}): nothing was left; take another format"
+            )
+
+
+@contextmanager
+def _draft(file: Path) -> Iterator[Path]:
+    """A place for the file beside where it will lie; what is left there vanishes."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=file.parent, prefix=".export-") as folder:
+            yield Path(folder) / file.name
+    except OSError as error:
+        raise RunFailed(f"cannot write {file} ({error.strerror or error}): make room, or give another --out") from None
+
+
+def _accuracy(logits: Tensor, labels: Tensor) -> float:
+    return int((logits.argmax(1) == labels).sum()) / len(labels)

@@ -1,0 +1,65 @@
+"""A network as it is deployed: normalization inside, norms folded into the convolutions ahead of them.
+
+Shapes: N images, C channels, H x W pixels, K classes.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from resfit.net import Network, Norm
+
+InputKind = Literal["uint8", "float"]
+
+
+class Deployed(nn.Module):
+    """Logits [N, K] of images [N, C, H, W]: uint8 from 0 to 255, or float32 from 0 to 1."""
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, net: Network, kind: InputKind) -> None:
+        super().__init__()
+        self.net = net
+        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (net.info.mean, net.info.std))
+        self.register_buffer("scale", 1 / (std * 255 if kind == "uint8" else std))
+        self.register_buffer("shift", mean / std)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Normalize as in training and classify."""
+        logits: Tensor = self.net(images.float() * self.scale - self.shift)
+        return logits
+
+
+def fold_norms(net: Network) -> tuple[Network, int]:
+    """A copy of `net` in evaluation mode without the norms that its convolutions can take in, and their number.
+
+    A norm behind a max-pool is folded through it where no channel's scale turns the order of values around.
+    """
+    folded = copy.deepcopy(net).eval()
+    count = sum(_fold(layers) for layers in folded.modules() if isinstance(layers, nn.Sequential))
+    return folded, count
+
+
+@torch.no_grad()
+def _fold(layers: nn.Sequential) -> int:
+    """Fold the norms of one chain of layers; how many they were."""
+    count, conv, pooled = 0, None, False
+    for name, layer in list(layers.named_children()):
+        if isinstance(layer, nn.Conv2d):
+            conv, pooled = name, False
+        elif isinstance(layer, nn.MaxPool2d):
+            pooled = True
+        elif isinstance(layer, Norm) and conv is not None and not (pooled and bool((layer.weight < 0).any())):
+            layers.set_submodule(conv, fuse_conv_bn_eval(layers.get_submodule(conv), layer))  # type: ignore[type-var]
+            layers.set_submodule(name, nn.Identity())
+            count += 1
+            conv = None
+        else:
+            conv = None
+    return count

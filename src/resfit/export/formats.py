@@ -1,0 +1,241 @@
+"""The formats: how each is written, opened again and run, and how far it may be from its network.
+
+Shapes: N images, C channels, H x W pixels, K classes.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from resfit.data.normalize import normalizer
+from resfit.export.deploy import Deployed, InputKind
+from resfit.modelfile import load, save_model
+from resfit.net import Network
+from resfit.version import __version__
+
+if TYPE_CHECKING:
+    import onnx
+
+Answer = Callable[[Tensor], Tensor]  # uint8 images [N, C, H, W] to logits float32 [N, K]
+
+_CALIBRATION_IMAGES, _CALIBRATION_BATCH = 512, 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What is exported: the network, and the same with its norms folded; training images uint8 [N, C, H, W]."""
+
+    net: Network
+    folded: Network
+    kind: InputKind
+    train: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Format:
+    """One format. `libraries` are modules of the extra `export`.
+
+    `equal` is the smallest share of equal predictions, `logits` the largest difference of logits as a part of the
+    network's largest logit (None: not judged) at which it agrees with its network. A graph holds the normalization and
+    the network; a file that is none holds weights for resfit.load.
+    """
+
+    suffix: str
+    runtime: str
+    libraries: tuple[str, ...] = ()
+    equal: float
+    logits: float | None
+    is_graph: bool = True
+    write: Callable[[Job, Path], None]
+    open: Callable[[Path, InputKind], Answer]
+
+
+def network_answer(net: Network) -> Answer:
+    """The network itself, in PyTorch."""
+    normalize = normalizer(net.info.mean, net.info.std, torch.device("cpu"))
+    return lambda images: net(normalize(images))
+
+
+def _facts(job: Job) -> dict[str, str]:
+    """What a user of the file has to know, as the metadata of a file holds it."""
+    scale = {"uint8": "uint8 from 0 to 255", "float": "float32 from 0 to 1"}[job.kind]
+    info = job.net.info
+    facts = {
+        "resfit": __version__,
+        "classes": json.dumps(info.classes),
+        "size": str(job.net.spec.input.size),
+        "channels": str(job.net.spec.input.channels),
+        "input": f"images [batch, channels, height, width], {scale}, normalized inside",
+        "output": "logits [batch, classes]; probabilities are softmax(logits / temperature)",
+        "spec": json.dumps(job.net.spec.to_dict()),
+    }
+    return facts if info.temperature is None else {**facts, "temperature": repr(info.temperature)}
+
+
+def _program(job: Job) -> torch.export.ExportedProgram:
+    """The deployed network as a graph with any number of images."""
+    side, channels = job.net.spec.input.size, job.net.spec.input.channels
+    dtype = torch.uint8 if job.kind == "uint8" else torch.float32
+    example = torch.zeros(2, channels, side, side, dtype=dtype)
+    batch = torch.export.Dim("batch", min=1)
+    program = torch.export.export(Deployed(job.folded, job.kind), (example,), dynamic_shapes=({0: batch},))
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # it names folders of this machine
+    return program
+
+
+def _write_program(job: Job, file: Path) -> None:
+    with warnings.catch_warnings(category=UserWarning, action="ignore"):  # of channels_last weights, saved well
+        torch.export.save(_program(job), file, extra_files={"resfit.json": json.dumps(_facts(job))})
+
+
+def _open_program(file: Path, kind: InputKind) -> Answer:
+    module = torch.export.load(file).module()
+    return lambda images: module(_as_input(images, kind))
+
+
+def _as_input(images: Tensor, kind: InputKind) -> Tensor:
+    return images if kind == "uint8" else images.float() / 255
+
+
+def _write_onnx(job: Job, file: Path) -> None:
+    import onnx
+
+    onnx.save(_with_facts(_onnx_model(job), job), file)
+
+
+def _onnx_model(job: Job) -> onnx.ModelProto:
+    program = torch.onnx.export(
+        _program(job), input_names=["images"], output_names=["logits"], dynamo=True, verbose=False
+    )
+    assert program is not None
+    model: onnx.ModelProto = program.model_proto
+    return model
+
+
+def _with_facts(model: onnx.ModelProto, job: Job) -> onnx.ModelProto:
+    """The model with its user's facts in place of its maker's notes on every node."""
+    import onnx
+
+    for part in (model.graph, *model.graph.node, *model.graph.value_info, *model.graph.input, *model.graph.output):
+        part.ClearField("metadata_props")
+    onnx.helper.set_model_props(model, _facts(job))
+    return model
+
+
+def _open_onnx(file: Path, kind: InputKind) -> Answer:
+    """The model in ONNX Runtime, with as many threads as PyTorch has."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+    return lambda images: torch.from_numpy(session.run(None, {"images": _as_input(images, kind).numpy()})[0])
+
+
+def _write_int8(job: Job, file: Path) -> None:
+    """Activations in 8 bits and weights in 8 bits per channel, by ONNX Runtime's static quantization."""
+    import onnx
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self, batches: Iterator[dict[str, np.ndarray]]) -> None:
+            self.batches = batches
+
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            return next(self.batches, None)
+
+    logging.disable(logging.WARNING)  # it asks for a preparation that the graph has had
+    try:
+        quantize_static(
+            _onnx_model(job),
+            file,
+            Reader(_calibration(job)),
+            quant_format=QuantFormat.QDQ,
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+        )
+    finally:
+        logging.disable(logging.NOTSET)
+    onnx.save(_with_facts(onnx.load(file), job), file)
+
+
+def _calibration(job: Job) -> Iterator[dict[str, np.ndarray]]:
+    """Batches of training images, the same for every export of one network."""
+    order = torch.randperm(len(job.train), generator=torch.Generator().manual_seed(0))[:_CALIBRATION_IMAGES]
+    for index in order.split(_CALIBRATION_BATCH):
+        yield {"images": _as_input(job.train[index], job.kind).numpy()}
+
+
+def _write_weights(dtype: torch.dtype) -> Callable[[Job, Path], None]:
+    """A model file whose filters and matrices are in `dtype`; norms and biases, which are small, stay in fp32."""
+
+    def write(job: Job, file: Path) -> None:
+        net = copy.deepcopy(job.net)
+        for tensor in (*net.parameters(), *net.buffers()):
+            if tensor.ndim > 1:
+                tensor.data = tensor.data.to(dtype)
+        save_model(file, net, net.spec, net.info)
+
+    return write
+
+
+def _open_weights(file: Path, kind: InputKind) -> Answer:
+    return network_answer(load(file))
+
+
+_ONNX = ("onnx", "onnxscript", "onnxruntime")
+FORMATS: dict[str, Format] = {
+    "onnx": Format(
+        suffix=".onnx",
+        runtime="ONNX Runtime",
+        libraries=_ONNX,
+        equal=0.999,
+        logits=1e-3,
+        write=_write_onnx,
+        open=_open_onnx,
+    ),
+    "torch": Format(
+        suffix=".pt2", runtime="PyTorch", equal=0.999, logits=1e-3, write=_write_program, open=_open_program
+    ),
+    "int8": Format(
+        suffix=".int8.onnx",
+        runtime="ONNX Runtime",
+        libraries=_ONNX,
+        equal=0.99,
+        logits=None,
+        write=_write_int8,
+        open=_open_onnx,
+    ),
+    "safetensors-fp32": Format(
+        suffix=".fp32.safetensors",
+        runtime="PyTorch",
+        equal=0.999,
+        logits=1e-3,
+        is_graph=False,
+        write=_write_weights(torch.float32),
+        open=_open_weights,
+    ),
+    "safetensors": Format(
+        suffix=".bf16.safetensors",
+        runtime="PyTorch",
+        equal=0.99,
+        logits=None,
+        is_graph=False,
+        write=_write_weights(torch.bfloat16),
+        open=_open_weights,
+    ),
+}

@@ -1,0 +1,49 @@
+"""SIGINT and SIGTERM between two steps of long work: a run, a study, a search."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType
+from typing import Any
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal ended the work between two steps, and what was done is saved. `exit_code` is 130 or 143."""
+
+    def __init__(self, number: int, advice: str) -> None:
+        super().__init__(f"interrupted ({signal.Signals(number).name}): {advice}")
+        self.exit_code = 128 + number
+
+
+class Interrupts:
+    """Within its block the first SIGINT or SIGTERM waits for the work to look; the second ends the process at once.
+
+    The work looks at `asked` between its steps, saves, and then calls `check`. Blocks may lie in each other: the
+    innermost hears the signal. Outside the main thread, where Python handles no signals, nothing is ever asked.
+    """
+
+    def __init__(self) -> None:
+        self.asked: int | None = None  # the signal's number
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Interrupts:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                if signal.getsignal(number) != signal.SIG_IGN:  # as a shell has it for jobs in the background
+                    self._before[number] = signal.signal(number, self._ask) or signal.SIG_DFL
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def check(self, advice: str) -> None:
+        """Raise Interrupted, which tells the user `advice`, where a signal has asked for it."""
+        if self.asked is not None:
+            raise Interrupted(self.asked, advice)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        self.asked = number
+        for each in self._before:  # the system's own handling ends the process even within a long call
+            signal.signal(each, signal.SIG_DFL)

@@ -1,0 +1,163 @@
+"""Training curves for TensorBoard and MLflow, beside metrics.jsonl. They watch a run and change nothing in it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from resfit.errors import BadInput
+from resfit.fields import nearest, to_plain
+from resfit.run import Observer
+
+if TYPE_CHECKING:
+    from resfit.data import Dataset
+    from resfit.recipe import Recipe
+    from resfit.record import EpochPoint, RunRecord
+
+_LONGEST_VALUE = 500  # characters of a parameter that every MLflow server takes
+
+
+def make_loggers(wanted: Sequence[str]) -> list[Observer]:
+    """The loggers of `tensorboard`, `mlflow` or `mlflow=URI`; raises BadInput for others and for missing packages."""
+    return [_make_logger(text) for text in wanted]
+
+
+def _make_logger(text: str) -> Observer:
+    name, _, address = text.partition("=")
+    if name not in _LOGGERS or (address and name != "mlflow"):
+        raise BadInput(f"no such log ({text}): {nearest(name, [*_LOGGERS, 'mlflow=URI'])}")
+    if find_spec(name) is None:
+        raise BadInput(f"{name} is not installed (--log {name}): pip install 'resfit[log]'")
+    return MLflowLogger(address) if name == "mlflow" else TensorBoardLogger()
+
+
+class Observers(Observer):
+    """Several observers of one run, told in their order."""
+
+    def __init__(self, members: Iterable[Observer]) -> None:
+        self.members = list(members)
+
+    def started(self, recipe: Recipe, data: Dataset, folder: Path, note: str) -> None:
+        """Tell all."""
+        for member in self.members:
+            member.started(recipe, data, folder, note)
+
+    def stepped(self, epoch: int, done: float) -> None:
+        """Tell all."""
+        for member in self.members:
+            member.stepped(epoch, done)
+
+    def epoch_ended(self, point: EpochPoint) -> None:
+        """Tell all."""
+        for member in self.members:
+            member.epoch_ended(point)
+
+    def finished(self, record: RunRecord) -> None:
+        """Tell all."""
+        for member in self.members:
+            member.finished(record)
+
+    def message(self, text: str) -> None:
+        """Tell all."""
+        for member in self.members:
+            member.message(text)
+
+
+class TensorBoardLogger(Observer):
+    """Scalars of each epoch and of the test set, in the run folder's tensorboard/."""
+
+    def started(self, recipe: Recipe, data: Dataset, folder: Path, note: str) -> None:
+        """Open the events file."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.writer: Any = SummaryWriter(str(folder / "tensorboard"))
+        self.writer.add_text("recipe", f"```yaml\n{recipe.to_yaml()}```")
+
+    def epoch_ended(self, point: EpochPoint) -> None:
+        """The epoch's curve."""
+        for name, value in _epoch_values(point):
+            self.writer.add_scalar(name, value, point.epoch)
+        self.writer.flush()
+
+    def finished(self, record: RunRecord) -> None:
+        """The test set's scores."""
+        for name, value in _result_values(record):
+            self.writer.add_scalar(name, value, record.epochs)
+        self.writer.close()
+
+
+class MLflowLogger(Observer):
+    """Parameters, metrics and the record of a run, at `address` or in the run folder's mlflow.db.
+
+    The run's id is kept in the run folder, so that a resumed run goes on with its log.
+    """
+
+    def __init__(self, address: str = "") -> None:
+        self.address = address
+
+    def started(self, recipe: Recipe, data: Dataset, folder: Path, note: str) -> None:
+        """Open the run; raises BadInput where the server does not answer."""
+        from mlflow import MlflowClient
+
+        for name in ("mlflow", "alembic"):  # they tell of every table that they make
+            logging.getLogger(name).setLevel(logging.WARNING)
+        address = self.address or f"sqlite:///{(folder / 'mlflow.db').resolve()}"
+        try:
+            self.client: Any = MlflowClient(tracking_uri=address)
+            self.run_id = self._run(folder, recipe)
+            for name, value in _flat(recipe.to_dict()):
+                self.client.log_param(self.run_id, name, str(value)[:_LONGEST_VALUE])
+        except Exception as error:  # the client raises many kinds
+            reason = " ".join(str(error).split())[:120]
+            raise BadInput(f"MLflow cannot be reached ({address}: {reason}): give another --log mlflow=URI") from None
+
+    def _run(self, folder: Path, recipe: Recipe) -> str:
+        kept = folder / "mlflow_run_id.txt"
+        if kept.exists():
+            return kept.read_text().strip()
+        experiment = self.client.get_experiment_by_name("resfit")
+        experiment_id = experiment.experiment_id if experiment else self.client.create_experiment("resfit")
+        run = self.client.create_run(experiment_id, run_name=f"{recipe.name}/{folder.name}")
+        kept.write_text(run.info.run_id + "\n")
+        return str(run.info.run_id)
+
+    def epoch_ended(self, point: EpochPoint) -> None:
+        """The epoch's curve."""
+        for name, value in _epoch_values(point):
+            self.client.log_metric(self.run_id, name, value, step=point.epoch)
+
+    def finished(self, record: RunRecord) -> None:
+        """The test set's scores; the run is over."""
+        for name, value in _result_values(record):
+            self.client.log_metric(self.run_id, name, value, step=record.epochs)
+        self.client.set_terminated(self.run_id)
+
+
+_LOGGERS = {"tensorboard": TensorBoardLogger, "mlflow": MLflowLogger}
+
+
+def _epoch_values(point: EpochPoint) -> Iterator[tuple[str, float]]:
+    for name, value in to_plain(point).items():
+        if name != "epoch" and value is not None:
+            yield name.replace("_", "/", 1), value
+
+
+def _result_values(record: RunRecord) -> Iterator[tuple[str, float]]:
+    yield "result/test_accuracy", record.test.accuracy
+    if record.test.accuracy_tta is not None:
+        yield "result/test_accuracy_tta", record.test.accuracy_tta
+    yield "result/test_loss", record.test.loss
+    yield "result/params", record.params
+    yield "result/seconds", record.seconds_to_result
+
+
+def _flat(value: object, prefix: str = "") -> Iterator[tuple[str, object]]:
+    """The leaves of plain data with their dotted places."""
+    if isinstance(value, Mapping) and value:
+        for key, item in value.items():
+            yield from _flat(item, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, value

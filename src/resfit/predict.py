@@ -1,0 +1,149 @@
+"""A network's answers for images: files, folders of them, or pictures in memory."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from resfit.data.decode import decode_each
+from resfit.data.folder import is_image, visible_files
+from resfit.data.normalize import normalizer
+from resfit.environment import pick_device
+from resfit.errors import BadInput
+from resfit.evaluate import predict_logits
+from resfit.modelfile import load
+from resfit.net import Network
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassProbability:
+    """A class and how likely it is, from 0 to 1."""
+
+    name: str
+    probability: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """An image's likeliest classes, the first one first."""
+
+    image: str
+    classes: tuple[ClassProbability, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unreadable:
+    """An image that could not be read, and why."""
+
+    image: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predictions:
+    """The answers in the order of the images, and the images without one.
+
+    Probabilities are calibrated by `temperature`; None says that they are not, as no validation split fitted one.
+    """
+
+    temperature: float | None
+    images: tuple[Prediction, ...]
+    unreadable: tuple[Unreadable, ...]
+
+
+def predict(
+    target: str | Path | Network,
+    images: str | Path | Image | Sequence[str | Path | Image],
+    *,
+    top: int | None = None,
+    device: str = "auto",
+) -> Predictions:
+    """The `top` likeliest classes of each image, or all of them, by the network of a run folder or a model file.
+
+    `images` are files, folders, which are searched for images all the way down, and images that Pillow opened. They
+    are scaled, cut and normalized as in training. What cannot be read is listed; the rest is still answered. Raises
+    BadInput for a model that cannot be used.
+    """
+    if top is not None and top < 1:
+        raise BadInput(f"top is {top} (--top): give at least 1")
+    net = (target if isinstance(target, Network) else load(target)).to(pick_device(device))
+    if net.info is None:
+        raise BadInput("the network has no class names (target): give one that resfit.load returned")
+    if net.spec.input.channels not in (1, 3):
+        raise BadInput(f"the network takes {net.spec.input.channels} channels (target): pictures have 1 or 3")
+    answers: list[Prediction] = []
+    unreadable: list[Unreadable] = []
+    names, sources = _listed([images] if isinstance(images, str) or not isinstance(images, Sequence) else images)
+    left = iter(names)
+    for block in decode_each(sources, size=net.spec.input.size, channels=net.spec.input.channels):
+        named = [(next(left), found) for _, found in block]
+        unreadable += [Unreadable(image=name, reason=_reason(e)) for name, e in named if isinstance(e, Exception)]
+        read = [(name, pixels) for name, pixels in named if not isinstance(pixels, Exception)]
+        if read:
+            best = _top_classes(net, np.stack([pixels for _, pixels in read]), top)
+            answers += [
+                Prediction(image=name, classes=likeliest) for (name, _), likeliest in zip(read, best, strict=True)
+            ]
+    return Predictions(temperature=net.info.temperature, images=tuple(answers), unreadable=tuple(unreadable))
+
+
+def _top_classes(net: Network, images: np.ndarray, top: int | None) -> list[tuple[ClassProbability, ...]]:
+    """The likeliest classes of each of uint8 images [N, C, H, W]."""
+    info, device = net.info, net.head.weight.device
+    batch = torch.from_numpy(images).to(device)
+    logits, _ = predict_logits(net, batch, normalizer(info.mean, info.std, device))
+    best = (logits / (info.temperature or 1.0)).softmax(1).topk(min(top or len(info.classes), len(info.classes)))
+    return [
+        tuple(ClassProbability(name=info.classes[i], probability=p) for i, p in zip(places, values, strict=True))
+        for places, values in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    ]
+
+
+def _listed(images: Sequence[str | Path | Image]) -> tuple[list[str], list[Path | Image]]:
+    """Every single image, folders searched, and its name."""
+    names: list[str] = []
+    sources: list[Path | Image] = []
+    for image in images:
+        found = _files(Path(image)) if isinstance(image, str | Path) else [image]
+        names += [str(one) if isinstance(one, Path) else f"image {len(names) + 1}" for one in found]
+        sources += found
+    return names, sources
+
+
+def _files(path: Path) -> list[Path]:
+    """The images in a folder, in natural order; a file, or a folder without images, stands for itself."""
+    if not path.is_dir():
+        return [path]
+    try:
+        return sorted(filter(is_image, visible_files(path)), key=_natural) or [path]
+    except OSError as error:
+        raise BadInput(f"cannot list {error.filename} ({error.strerror}): check its permissions") from None
+
+
+def _natural(path: Path) -> list[tuple[list[str | int], str]]:
+    """The order that people expect, folder by folder: 2.png before 10.png."""
+    return [
+        ([int(x) if x.isdecimal() else x.casefold() for x in re.split(r"(\d+)", part)], part) for part in path.parts
+    ]
+
+
+def _reason(error: Exception) -> str:
+    from PIL import UnidentifiedImageError
+
+    match error:
+        case UnidentifiedImageError():
+            return "not an image of a known format"
+        case IsADirectoryError():
+            return "a folder without images"
+        case OSError(strerror=str(reason)):
+            return reason.lower()
+    return (str(error).splitlines() or [""])[0] or type(error).__name__

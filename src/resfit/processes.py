@@ -1,0 +1,55 @@
+"""Child processes that don't outlive their parent, and a fair share of the cores for each."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterable
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+
+def start(work: Callable[..., None], *arguments: Any, share: int = 1) -> BaseProcess:
+    """A new process that calls `work`, with 1/`share` of the cores for torch's threads on the CPU.
+
+    Ctrl-C on the terminal reaches the parent alone; it says what becomes of its children (`interrupt`).
+    """
+    process = multiprocessing.get_context("spawn").Process(
+        target=_child, args=(work, arguments, share), daemon=True, name="resfit"
+    )
+    process.start()
+    return process
+
+
+def interrupt(processes: Iterable[BaseProcess]) -> None:
+    """Ask for an end as Ctrl-C does, and wait for it: a run keeps what it has."""
+    alive = [process for process in processes if process.is_alive() and process.pid]
+    for process in alive:
+        os.kill(process.pid or 0, signal.SIGINT)
+    for process in alive:
+        process.join()
+
+
+def cores() -> int:
+    """The CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _child(work: Callable[..., None], arguments: tuple[Any, ...], share: int) -> None:
+    if hasattr(os, "setsid"):
+        os.setsid()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    import torch
+
+    if share > 1:
+        torch.set_num_threads(max(1, cores() // share))
+    work(*arguments)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os.kill(os.getpid(), signal.SIGINT)

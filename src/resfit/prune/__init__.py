@@ -1,0 +1,156 @@
+"""Structured pruning: a trained network made smaller, with a spec of its own, and fine-tuned as any other run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from resfit.cost import cost
+from resfit.data import Images, load_dataset
+from resfit.data.normalize import normalizer
+from resfit.environment import pick_device
+from resfit.errors import BadInput
+from resfit.files import write_atomic
+from resfit.latency import latencies
+from resfit.modelfile import load, save_model
+from resfit.net import Network
+from resfit.prune.channels import importance, shrink
+from resfit.prune.widths import fit_widths
+from resfit.recipe import Recipe, get_recipe
+from resfit.record import ParentRun, PrunedNetwork, Pruning, RunRecord, read_record
+from resfit.report import write_report
+from resfit.run import Observer, evaluate, fast_process, run_folder, train
+from resfit.spec import NetSpec
+
+_IMAGES, _BATCH = 2000, 100  # training images that the channels are judged by
+_CRITERION = "first-order Taylor (Molchanov et al. 2019) on training images"
+
+
+@fast_process()
+def prune(
+    run: str | Path,
+    *,
+    budget: int,
+    recipe: str | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    out: str | Path = "runs",
+    data_dir: str | Path | None = None,
+    device: str = "auto",
+    offline: bool = False,
+    observer: Observer | None = None,
+) -> RunRecord:
+    """Narrow the network of the finished run folder `run` to at most `budget` parameters, and fine-tune it.
+
+    The fine-tuning is a run of `recipe`, by default of the run's own (learning-rate rewinding: Renda et al. 2020), with
+    `overrides`. Its folder is out/<run's recipe>-<budget>/<run's seed>; it also holds pruned.safetensors, the network
+    ahead of the fine-tuning. The record that is returned has the comparison in its `pruning`.
+
+    Raises BadInput for a run that is not finished, a budget that is met already or out of reach, or a folder in use.
+    """
+    parent, net, where = read_record(run), load(run), pick_device(device)
+    if cost(net.spec).params <= budget:
+        raise BadInput(f"{run} fits already, with {cost(net.spec).params:,} parameters (--budget): give a lower one")
+    own = Recipe.from_yaml(Path(run) / "recipe.yaml")
+    tuning = _tuning(parent, own, recipe, overrides or {}, budget)
+    folder = run_folder(out, tuning, parent.seed)
+    if folder.exists() and any(folder.iterdir()):
+        raise BadInput(f"a run lies there ({folder}): give another --out, or move it away")
+
+    data = load_dataset(
+        own.data,
+        size=net.spec.input.size,
+        channels=net.spec.input.channels,
+        data_dir=None if data_dir is None else Path(data_dir),
+        offline=offline,
+    )
+    if tuple(data.classes) != tuple(net.info.classes):
+        raise BadInput(f"the run knows other classes than {data.name} has ({run}): give the data of its training")
+    worth = importance(net.to(where), _batches(net, data.train, where))
+    spec = fit_widths(net.spec, worth, budget)
+    small = shrink(net.cpu(), spec, worth)
+    tuning = replace(tuning, spec=spec)
+    before = folder / "pruned.safetensors"
+    save_model(before, small, spec, net.info)
+    options: dict[str, Any] = {"data_dir": data_dir, "device": device, "offline": offline}
+    record = train(tuning, seed=parent.seed, out=out, init=before, observer=observer, **options)
+
+    pruning = Pruning(
+        parent=ParentRun(recipe=parent.recipe, seed=parent.seed, sha256=_sha256(Path(run) / "model.safetensors")),
+        criterion=_CRITERION,
+        networks=_networks(
+            {"before": net, "pruned": small, "fine-tuned": load(folder)},
+            [parent.test.accuracy, evaluate(before, **options).accuracy, record.test.accuracy],
+            where,
+        ),
+        widths=_widths(net.spec, spec),
+    )
+    record = replace(record, pruning=pruning)
+    write_report([record], folder / "report.html")
+    write_atomic(folder / "record.json", json.dumps(record.to_dict(), indent=1))
+    return record
+
+
+def short_count(count: int) -> str:
+    """2000000 as "2M": a budget in a folder's name."""
+    for size, unit in ((10**6, "M"), (10**3, "k")):
+        if count % (size // 10) == 0 and count >= size:
+            return f"{count / size:g}{unit}"
+    return str(count)
+
+
+def _tuning(parent: RunRecord, own: Recipe, recipe: str | None, overrides: Mapping[str, Any], budget: int) -> Recipe:
+    """The recipe of the fine-tuning, still with the whole network."""
+    if wrong := [name for name in overrides if name.startswith(("spec.", "data."))]:
+        raise BadInput(f"the pruned run keeps its network and its data (--{wrong[0]}): leave it out")
+    base = get_recipe(recipe) if recipe else own
+    return replace(
+        base.replace(overrides),
+        name=f"{parent.recipe}-{short_count(budget)}",
+        description=f"{parent.recipe}, seed {parent.seed}, pruned to {budget:,} parameters and fine-tuned",
+        spec=own.spec,
+        data=own.data,
+        budget=budget,
+    )
+
+
+def _batches(net: Network, part: Images, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    normalize = normalizer(net.info.mean, net.info.std, device)
+    images, labels = part.images[:_IMAGES], part.labels[:_IMAGES]
+    for batch, target in zip(images.split(_BATCH), labels.split(_BATCH), strict=True):
+        yield normalize(batch.to(device)), target.to(device)
+
+
+def _networks(nets: Mapping[str, Network], accuracies: list[float], device: torch.device) -> tuple[PrunedNetwork, ...]:
+    images = next(iter(nets.values())).spec.input
+    times = latencies(list(nets.values()), (images.channels, images.size, images.size), device)
+    return tuple(
+        PrunedNetwork(
+            name=name,
+            accuracy=accuracy,
+            params=cost(net.spec).params,
+            macs=cost(net.spec).macs,
+            latency=latency,
+        )
+        for (name, net), accuracy, latency in zip(nets.items(), accuracies, times, strict=True)
+    )
+
+
+def _widths(old: NetSpec, new: NetSpec) -> tuple[tuple[str, int, int], ...]:
+    """Every part's name and its channels before and after."""
+    rows = [("stem", old.stem.channels, new.stem.channels)]
+    for i, (a, b) in enumerate(zip(old.stages, new.stages, strict=True), 1):
+        rows.append((f"stage {i}", a.channels, b.channels))
+        rows.append((f"stage {i}, within blocks", a.inner or a.channels, b.inner or b.channels))
+    return tuple(rows)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,130 @@
+"""The page of a study: its points side by side, each held against the baseline."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+from resfit.files import write_atomic
+from resfit.record import EpochPoint, RunRecord
+from resfit.report.figures import Bar, Bars, Forest, LineChart, Series
+from resfit.report.page import environment
+from resfit.studyrecord import PointRecord, StudyRecord
+
+
+def write_study(study: StudyRecord, runs: Sequence[RunRecord], path: Path) -> Path:
+    """Write the page on `study` and its `runs` to `path`, whole or not at all, and return the path."""
+    return write_atomic(Path(path), render_study(study, runs))
+
+
+def render_study(study: StudyRecord, runs: Sequence[RunRecord]) -> str:
+    """The page as HTML. A point's curve is the mean over those of `runs` that are called as the point."""
+    template = environment().get_template("study.html.j2")
+    tones = {point.name: tone for tone, point in enumerate(study.points)}
+    finished = [point for point in study.points if point.accuracy]
+    best = max(finished, key=lambda point: point.accuracy.mean if point.accuracy else 0.0, default=None)
+    return str(
+        template.render(
+            title=f"Study {study.study}",
+            study=study,
+            tones=tones,
+            best=best and best.name,
+            verdict=verdict(study),
+            bars=bars(study),
+            curves=mean_curves(study, runs),
+            differences=differences(study),
+        )
+    )
+
+
+def bars(study: StudyRecord) -> Bars | None:
+    """A bar for every point with a finished run, the baseline's mean as the level; None where there is none."""
+    means = {point.name: point.accuracy.mean for point in study.points if point.accuracy}
+    found = tuple(
+        Bar(
+            name=point.name,
+            tone=tone,
+            value=point.accuracy.mean,
+            interval=point.accuracy.interval,
+            values=point.accuracy.values,
+        )
+        for tone, point in enumerate(study.points)
+        if point.accuracy
+    )
+    if not found:
+        return None
+    return Bars(
+        title=f"{study.judged_by.capitalize()} accuracy, %", bars=found, percent=True, level=means.get(study.baseline)
+    )
+
+
+def mean_curves(study: StudyRecord, runs: Sequence[RunRecord]) -> list[LineChart]:
+    """Validation accuracy, where there is one, and training loss over the epochs: a line a point, of its runs' mean."""
+    charts = [
+        LineChart(
+            title=title,
+            percent=field.endswith("accuracy"),
+            from_zero=not field.endswith("accuracy"),
+            faint=True,
+            series=tuple(
+                Series(name=point.name, tone=tone, points=points)
+                for tone, point in enumerate(study.points)
+                if (points := _mean_curve([run.curve for run in runs if run.recipe == point.name], field))
+            ),
+        )
+        for title, field in (("Validation accuracy, %", "val_accuracy"), ("Training loss", "train_loss"))
+    ]
+    return [chart for chart in charts if chart.series]
+
+
+def _mean_curve(curves: Sequence[Sequence[EpochPoint]], field: str) -> tuple[tuple[float, float], ...]:
+    """The mean over the curves at every epoch that all of them have a value for."""
+    values = [{p.epoch: getattr(p, field) for p in curve if getattr(p, field) is not None} for curve in curves]
+    shared = sorted(set.intersection(*map(set, values))) if values else []
+    return tuple((float(epoch), statistics.mean(value[epoch] for value in values)) for epoch in shared)
+
+
+def differences(study: StudyRecord) -> list[tuple[PointRecord, Forest | None]]:
+    """Every compared point with its difference from the baseline on a common scale; no drawing for single runs."""
+    compared = [(point, point.against_baseline) for point in study.points if point.against_baseline]
+    spans = [against.interval for _, against in compared if against.interval]
+    reach = max((abs(end) for span in spans for end in span), default=0.0) or 1.0
+    return [
+        (
+            point,
+            Forest(
+                difference=against.difference,
+                interval=against.interval,
+                reach=reach,
+                decided=bool(against.differs),
+            )
+            if against.interval
+            else None,
+        )
+        for point, against in compared
+    ]
+
+
+def verdict(study: StudyRecord) -> list[str]:
+    """What the comparisons say, in sentences."""
+    compared = [(point.name, point.against_baseline) for point in study.points if point.against_baseline]
+    groups = {
+        "better than": [name for name, against in compared if against.differs and against.difference > 0],
+        "worse than": [name for name, against in compared if against.differs and against.difference < 0],
+        "not told apart from": [name for name, against in compared if against.differs is False],
+    }
+    said = [
+        f"{_listed(names)} {'is' if len(names) == 1 else 'are'} {words} {study.baseline}."
+        for words, names in groups.items()
+        if names
+    ]
+    if undecided := [name for name, against in compared if against.differs is None]:
+        said.append(
+            f"Nothing is said of {_listed(undecided)}: that takes two finished runs of each and of the baseline."
+        )
+    return said or [f"Nothing was compared yet: that takes finished runs of {study.baseline} and of another point."]
+
+
+def _listed(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

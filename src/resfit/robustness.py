@@ -1,0 +1,149 @@
+"""How far a trained network is to be trusted: on damaged images, and beside people who looked at the same ones."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from resfit.corruptions import CORRUPTIONS, SET, SEVERITIES, corrupt
+from resfit.data import Dataset
+from resfit.environment import pick_device
+from resfit.errors import BadInput
+from resfit.fields import to_plain
+from resfit.files import write_atomic
+from resfit.modelfile import load
+from resfit.record import CorruptionScore, HumanAgreement, Robustness
+from resfit.run import data_of, fast_process, run_folder_of, scorer
+
+_LEAST_HUMAN_ACCURACY = 0.5  # below it, the labels are taken to be of other images, or in another order
+
+
+@fast_process()
+def score_corruptions(
+    target: str | Path,
+    *,
+    seed: int = 0,
+    data_dir: str | Path | None = None,
+    device: str = "auto",
+    offline: bool = False,
+    data: str | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> Robustness:
+    """Accuracy on every kind and severity of `resfit.corruptions`, on the test images of a network's own data.
+
+    Writes robustness.json into a run folder; raises BadInput where it lies there already. `data` names the data set of
+    a model file outside its run folder. `progress` takes a line a kind.
+    """
+    refuse_second(target, "robustness")
+    net = load(target)
+    test = data_of(net, target, data_dir=data_dir, offline=offline, data=data).test
+    logits = scorer(net, target, pick_device(device))
+
+    def accuracy(images: Tensor) -> float:
+        return int((logits(images)[0].argmax(1) == test.labels).sum()) / len(test)
+
+    kinds = []
+    for kind, corruption in CORRUPTIONS.items():
+        damaged = (torch.from_numpy(corrupt(test.images.numpy(), kind, s, seed)) for s in SEVERITIES)
+        kinds.append(CorruptionScore(kind=kind, group=corruption.group, accuracy=tuple(map(accuracy, damaged))))
+        if progress:
+            progress(f"{kind}: {', '.join(f'{100 * value:.2f}' for value in kinds[-1].accuracy)} %")
+    result = Robustness(
+        set=SET,
+        seed=seed,
+        images=len(test),
+        clean=accuracy(test.images),
+        mean=float(np.mean([kind.accuracy for kind in kinds])),
+        kinds=tuple(kinds),
+    )
+    _write_beside(target, "robustness", result)
+    return result
+
+
+@fast_process()
+def score_humans(
+    target: str | Path,
+    labels: str | Path,
+    *,
+    data_dir: str | Path | None = None,
+    device: str = "auto",
+    offline: bool = False,
+    data: str | None = None,
+) -> HumanAgreement:
+    """Hold a network's probabilities against people's labels of its test images (Peterson et al. 2019, CIFAR-10H).
+
+    `labels`: an .npy file of counts or shares, [test images, classes], in the data set's order. Writes human.json into
+    a run folder; raises BadInput where it lies there already, or where the file is not of these images.
+    """
+    refuse_second(target, "human")
+    net = load(target)
+    loaded = data_of(net, target, data_dir=data_dir, offline=offline, data=data)
+    people = _read_people(Path(labels), loaded)
+    logits, _ = scorer(net, target, pick_device(device))(loaded.test.images)
+    result = agreement(logits, people, loaded.test.labels)
+    _write_beside(target, "human", result)
+    return result
+
+
+def agreement(logits: Tensor, people: Tensor, labels: Tensor) -> HumanAgreement:
+    """Scores of logits [N, K] beside people's distributions, float64 [N, K], of images with `labels`, int64 [N].
+
+    Where people are divided evenly, each of their most frequent classes counts as theirs.
+    """
+    favourite = people == people.max(1, keepdim=True).values
+    return HumanAgreement(
+        images=len(labels),
+        agreement=_share(favourite, logits.argmax(1)),
+        human_accuracy=_share(favourite, labels),
+        cross_entropy=-(people * logits.double().log_softmax(1)).sum(1).mean().item(),
+        human_entropy=-torch.special.xlogy(people, people).sum(1).mean().item(),
+    )
+
+
+def _share(favourite: Tensor, classes: Tensor) -> float:
+    return favourite.gather(1, classes[:, None]).double().mean().item()
+
+
+def _read_people(file: Path, data: Dataset) -> Tensor:
+    """People's distributions, float64 [N, K]."""
+    try:
+        counts = np.load(file, allow_pickle=False)
+        values = np.asarray(counts, dtype=np.float64)
+    except FileNotFoundError:
+        raise BadInput(f"no such file ({file}): give an .npy file of label counts") from None
+    except (OSError, ValueError, TypeError, EOFError):
+        raise BadInput(f"not an array of label counts ({file}): give an .npy file of numbers") from None
+    wanted = (len(data.test), len(data.classes))
+    if values.shape != wanted:
+        shape = " x ".join(map(str, values.shape))
+        raise BadInput(f"label counts of {shape} ({file}): {data.name}'s test set wants {wanted[0]} x {wanted[1]}")
+    if not (np.isfinite(values).all() and (values >= 0).all() and (values.sum(1) > 0).all()):
+        raise BadInput(f"not label counts ({file}): give numbers from 0 on, at least one label an image")
+    people = torch.from_numpy(values / values.sum(1, keepdims=True))
+    right = _share(people == people.max(1, keepdim=True).values, data.test.labels)
+    if right < _LEAST_HUMAN_ACCURACY:
+        raise BadInput(
+            f"people chose the label on {100 * right:.1f} % of the images ({file}): "
+            f"give the counts of the {data.name} test images, in their order"
+        )
+    return people
+
+
+def refuse_second(target: str | Path, name: str) -> None:
+    """Raise BadInput where NAME.json lies in the target's run folder already."""
+    file = run_folder_of(target) / f"{name}.json"
+    if file.exists():
+        raise BadInput(f"measured already ({file}): see it with resfit report, or move it away")
+
+
+def _write_beside(target: str | Path, name: str, result: Any) -> None:
+    """Keep the result beside the record; a model file without a record has no run folder to keep it in."""
+    folder = run_folder_of(target)
+    if (folder / "record.json").exists():
+        write_atomic(folder / f"{name}.json", json.dumps(to_plain(result), indent=1))

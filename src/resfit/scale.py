@@ -1,0 +1,46 @@
+"""A recipe made shorter, or longer, in proportion: for comparing settings on a machine that has less time."""
+
+from __future__ import annotations
+
+from resfit.errors import BadInput
+from resfit.recipe import Recipe
+
+
+def scaled(recipe: Recipe, factor: float = 1.0, fraction: float = 1.0) -> Recipe:
+    """`recipe` with `factor` times its epochs, at least 1, on `fraction` of its training images.
+
+    All that is counted in epochs goes with them, so that each part of the training keeps its share: warm-up, period,
+    milestones, the freezing of the stem, patience, and the epochs between validations. A moving average of the weights
+    decays as much over the same share of the steps. What is counted in shares of the training (`resize`) stays, and
+    the validation images are the same. The recipe's `deviations` say what was scaled.
+    """
+    if not (0 < factor < float("inf") and 0 < fraction <= 1):
+        raise BadInput(f"a training of {factor:g} times the epochs on {fraction:g} of the images (scale): give others")
+    epochs = max(1, round(factor * recipe.train.epochs))
+    if (epochs, fraction) == (recipe.train.epochs, 1):
+        return recipe
+    factor = epochs / recipe.train.epochs  # of whole epochs, so that the schedule ends where the training does
+    fields: dict[str, object] = {
+        "train.epochs": epochs,
+        "train.patience": recipe.train.patience and max(1, round(factor * recipe.train.patience)),
+        "train.freeze_stem_after": _times(recipe.train.freeze_stem_after, factor),
+        "evaluate.every": max(1, round(factor * recipe.evaluate.every)),
+        "schedule.warmup": factor * recipe.schedule.warmup,
+        "schedule.period": _times(recipe.schedule.period, factor),
+        "schedule.milestones": [factor * milestone for milestone in recipe.schedule.milestones],
+        "data.fraction": fraction * recipe.data.fraction,
+        "deviations": [*recipe.deviations, _in_words(recipe, epochs, fraction)],
+    }
+    if recipe.average.name == "ema":
+        fields["average.decay"] = recipe.average.decay ** (1 / (factor * fraction))
+    return recipe.replace(fields)
+
+
+def _times(value: float | None, factor: float) -> float | None:
+    return None if value is None else factor * value
+
+
+def _in_words(recipe: Recipe, epochs: int, fraction: float) -> str:
+    parts = [f"{epochs} instead of {recipe.train.epochs} epochs"] if epochs != recipe.train.epochs else []
+    parts += [f"{fraction:g} of the training images"] if fraction != 1 else []
+    return f"scaled for a comparison: {', '.join(parts)}"

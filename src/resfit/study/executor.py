@@ -1,0 +1,176 @@
+"""Where runs take place: in this process one after the other, or in several of their own."""
+
+from __future__ import annotations
+
+import queue
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol
+
+import torch
+
+from resfit import processes
+from resfit.errors import BadInput, RunFailed
+from resfit.recipe import Recipe
+from resfit.record import EpochPoint, RunRecord, read_record
+from resfit.run import Observer, run_folder, train
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """What a run needs besides recipe and seed: where its folder goes, where the data lies, whether to download it."""
+
+    out: Path
+    data_dir: Path | None = None
+    offline: bool = False
+
+    def train(self, recipe: Recipe, seed: int, *, device: str, observer: Observer) -> RunRecord:
+        """Train, or go on where an unfinished run of the same folder stopped."""
+        return train(
+            recipe,
+            seed=seed,
+            data_dir=self.data_dir,
+            out=self.out,
+            device=device,
+            offline=self.offline,
+            resume=(run_folder(self.out, recipe, seed) / "state.pt").exists(),
+            observer=observer,
+        )
+
+
+class Executor(Protocol):
+    """Takes runs and gives each one's record in time. To be used in a `with` block, whose end stops what goes on."""
+
+    def submit(self, recipe: Recipe, seed: int, observer: Observer) -> Future[RunRecord]:
+        """The record to come; a run that fails leaves its exception there."""
+
+    def __enter__(self) -> Executor: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+def make_executor(place: Place, *, workers: int | None, device: str = "auto") -> Executor:
+    """As many processes as `workers` says, spread over the devices: by default one a CUDA device, on the CPU one."""
+    gpus = torch.cuda.device_count() if device == "auto" else 0
+    devices = [f"cuda:{n}" for n in range(gpus)] or [device]
+    workers = workers or len(devices)
+    if workers == 1:
+        return InProcess(place, devices[0])
+    return Processes(place, [devices[n % len(devices)] for n in range(workers)])
+
+
+class InProcess:
+    """One run after the other, here."""
+
+    def __init__(self, place: Place, device: str) -> None:
+        self.place, self.device = place, device
+
+    def submit(self, recipe: Recipe, seed: int, observer: Observer) -> Future[RunRecord]:
+        """Train now."""
+        future: Future[RunRecord] = Future()
+        try:
+            future.set_result(self.place.train(recipe, seed, device=self.device, observer=observer))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+    def __enter__(self) -> InProcess:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+
+class Processes:
+    """Each run in a process of its own, at most one at a time for each entry of `devices`.
+
+    A process that is killed is a failed run, and no more. Observers hear of epochs and messages, from threads.
+    """
+
+    def __init__(self, place: Place, devices: list[str]) -> None:
+        self.place, self.share = place, len(devices)
+        self.free: queue.SimpleQueue[str] = queue.SimpleQueue()
+        for device in devices:
+            self.free.put(device)
+        self.threads = ThreadPoolExecutor(len(devices))
+        self.running: set[BaseProcess] = set()
+
+    def submit(self, recipe: Recipe, seed: int, observer: Observer) -> Future[RunRecord]:
+        """Train as soon as a device is free."""
+        return self.threads.submit(self._run, recipe, seed, observer)
+
+    def _run(self, recipe: Recipe, seed: int, observer: Observer) -> RunRecord:
+        device = self.free.get()
+        told, tells = Pipe(duplex=False)
+        process = processes.start(_train, self.place, recipe, seed, device, tells, share=self.share)
+        self.running.add(process)
+        tells.close()
+        try:
+            failure = _relay(told, observer)
+            process.join()
+            if failure is not None:
+                raise failure
+            if process.exitcode:
+                raise RunFailed(f"the run's process ended with status {process.exitcode}: repeat the study to go on")
+            return read_record(run_folder(self.place.out, recipe, seed))
+        finally:
+            self.running.discard(process)
+            self.free.put(device)
+
+    def __enter__(self) -> Processes:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.threads.shutdown(wait=False, cancel_futures=True)
+        processes.interrupt(list(self.running))
+        self.threads.shutdown()
+
+
+def _relay(told: Connection, observer: Observer) -> Exception | None:
+    """Pass on what the child tells until it ends; the exception that it ended with."""
+    failure: Exception | None = None
+    while True:
+        try:
+            what, value = told.recv()
+        except EOFError:
+            return failure
+        if what == "failed":
+            failure = value
+        else:
+            getattr(observer, what)(value)
+
+
+def _train(place: Place, recipe: Recipe, seed: int, device: str, tells: Connection) -> None:
+    """A child's work."""
+    try:
+        place.train(recipe, seed, device=device, observer=_Teller(tells))
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+    except BadInput as error:
+        tells.send(("failed", BadInput(str(error))))
+    except RunFailed as error:
+        tells.send(("failed", error))
+    except Exception as error:
+        tells.send(("failed", RunFailed(f"{type(error).__name__}: {error}")))
+
+
+class _Teller(Observer):
+    """Sends what a run tells to the parent."""
+
+    def __init__(self, tells: Connection) -> None:
+        self.tells = tells
+
+    def epoch_ended(self, point: EpochPoint) -> None:
+        """Sent on."""
+        self.tells.send(("epoch_ended", point))
+
+    def message(self, text: str) -> None:
+        """Sent on."""
+        self.tells.send(("message", text))

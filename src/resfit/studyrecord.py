@@ -1,0 +1,163 @@
+"""StudyRecord: a study in numbers, as it is written to study.json, made from the records of its runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from resfit.errors import BadInput
+from resfit.fields import from_plain, to_plain
+from resfit.record import Comparison, RunRecord, Summary, compare, summarize
+
+JudgedBy = Literal["validation", "test"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Against:
+    """A point against the baseline: difference of means with its own 95 % interval, by Welch's t-test.
+
+    `p_value` is of this comparison alone; `p_corrected` allows for all comparisons of the study (Holm 1979), and
+    `differs` says whether it is below 0.05. All but the difference are None where either has a single run.
+    """
+
+    difference: float
+    interval: tuple[float, float] | None
+    p_value: float | None
+    p_corrected: float | None = None
+
+    @property
+    def differs(self) -> bool | None:
+        """Whether the two differ, by the corrected p-value; None where that cannot be said."""
+        return None if self.p_corrected is None else self.p_corrected < 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class PointRecord:
+    """One setting: what it overrides, its runs by seed, and what they say. Accuracies are fractions.
+
+    `accuracy` is what the study judges by, without test-time augmentation; `test` is the test accuracy of the same
+    runs. Both are None as long as no run is finished.
+    """
+
+    name: str
+    overrides: dict[str, Any]
+    params: int
+    seeds: tuple[int, ...] = ()
+    accuracy: Summary | None = None
+    test: Summary | None = None
+    seconds: float | None = None
+    peeked: bool = False
+    against_baseline: Against | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class FailedRun:
+    """A run that did not end well, and why, in one line."""
+
+    point: str
+    seed: int
+    error: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyRecord:
+    """A study's result. `epochs` and `fraction` (of the training images) are those of the baseline.
+
+    `wanted` counts the runs of the whole study, finished or not.
+    """
+
+    resfit: str
+    study: str
+    description: str
+    recipe: str
+    baseline: str
+    judged_by: JudgedBy
+    epochs: int
+    fraction: float
+    wanted: int
+    points: tuple[PointRecord, ...]
+    failed: tuple[FailedRun, ...] = ()
+
+    @property
+    def comparisons(self) -> int:
+        """Tests against the baseline, which the corrected p-values allow for."""
+        return sum(p.against_baseline is not None and p.against_baseline.p_value is not None for p in self.points)
+
+    @property
+    def finished(self) -> int:
+        """Finished runs."""
+        return sum(len(point.seeds) for point in self.points)
+
+    @classmethod
+    def from_dict(cls, data: object) -> StudyRecord:
+        """Build from plain data; raises BadInput that names the field at fault."""
+        return from_plain(cls, data)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, as in study.json."""
+        plain: dict[str, Any] = to_plain(self)
+        return plain
+
+
+def read_study(path: str | Path) -> StudyRecord:
+    """The study at `path`: a study.json, or the folder that holds one."""
+    file = Path(path)
+    file = file / "study.json" if file.is_dir() else file
+    try:
+        return StudyRecord.from_dict(json.loads(file.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise BadInput(f"no study ({file}): give a folder that holds a study.json") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise BadInput(f"damaged study ({file}): {error}") from None
+
+
+def judged_accuracy(record: RunRecord, judged_by: JudgedBy) -> float:
+    """What a study compares: validation or test accuracy of the chosen weights, without test-time augmentation."""
+    if judged_by == "test":
+        return record.test.accuracy
+    assert record.val is not None
+    return record.val.accuracy
+
+
+def summarize_point(point: PointRecord, runs: Sequence[RunRecord], judged_by: JudgedBy) -> PointRecord:
+    """`point` with what its finished runs say."""
+    if not runs:
+        return point
+    return replace(
+        point,
+        seeds=tuple(run.seed for run in runs),
+        accuracy=summarize([judged_accuracy(run, judged_by) for run in runs]),
+        test=summarize([run.test.accuracy for run in runs]),
+        seconds=summarize([run.seconds_to_result for run in runs]).mean,
+        peeked=any(run.protocol.get("peeking") for run in runs),
+    )
+
+
+def against_baseline(points: Sequence[PointRecord], baseline: str) -> tuple[PointRecord, ...]:
+    """The points, each compared with the one called `baseline`; p-values are corrected over all of them."""
+    accuracies = {point.name: point.accuracy for point in points}
+    base = accuracies[baseline]
+    found = {
+        name: _against(compare(base.values, accuracy.values))
+        for name, accuracy in accuracies.items()
+        if base and accuracy and name != baseline
+    }
+    corrected = holm({name: against.p_value for name, against in found.items() if against.p_value is not None})
+    found = {name: replace(against, p_corrected=corrected.get(name)) for name, against in found.items()}
+    return tuple(replace(point, against_baseline=found.get(point.name)) for point in points)
+
+
+def _against(comparison: Comparison) -> Against:
+    return Against(difference=comparison.difference, interval=comparison.interval, p_value=comparison.p_value)
+
+
+def holm(p_values: Mapping[str, float]) -> dict[str, float]:
+    """p-values that hold for all of them together, whatever their dependence (Holm 1979)."""
+    corrected, worst = {}, 0.0
+    for rank, (name, p_value) in enumerate(sorted(p_values.items(), key=lambda item: item[1])):
+        worst = max(worst, min(1.0, (len(p_values) - rank) * p_value))
+        corrected[name] = worst
+    return corrected

@@ -1,0 +1,139 @@
+"""What a search may vary: recipe fields with ranges or choices, from a YAML file. Optuna and torch are not needed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from resfit.errors import BadField, BadInput
+from resfit.fields import from_plain, nearest, override, read_yaml
+from resfit.recipe import Recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dimension:
+    """What one field may be: numbers from `low` to `high`, whole ones where both are whole, or one of `choices`.
+
+    `log` draws by orders of magnitude; `step` draws low, low + step, ... up to high. A choice may be any YAML value.
+    """
+
+    low: int | float | None = None
+    high: int | float | None = None
+    step: int | float | None = None
+    log: bool = False
+    choices: tuple[Any, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.choices:
+            if (self.low, self.high, self.step, self.log) != (None, None, None, False):
+                raise BadField("a range beside choices", "choices", "give one of them")
+            if len(set(self.labels)) != len(self.choices):
+                raise BadField("a choice stands there twice", "choices", "give each once")
+            return
+        if self.low is None or self.high is None:
+            raise BadField("neither choices nor a range", "low", "give low and high, or choices")
+        if not -float("inf") < self.low < self.high < float("inf"):
+            raise BadField(f"from {self.low} to {self.high}", "high", "give a number above low")
+        if self.step is not None and (self.step <= 0 or self.log):
+            raise BadField(f"step is {self.step}", "step", "give a number above 0, and no log")
+        if self.log and self.low <= 0:
+            raise BadField(f"from {self.low} on a logarithmic scale", "low", "give a number above 0")
+
+    @property
+    def whole(self) -> bool:
+        """Whether only whole numbers are drawn."""
+        return all(type(value) is int for value in (self.low, self.high, 1 if self.step is None else self.step))
+
+    @property
+    def labels(self) -> tuple[str | int | float | bool | None, ...]:
+        """The choices as Optuna keeps them: scalars as they are, lists and mappings as JSON."""
+        return tuple(json.dumps(c) if isinstance(c, list | tuple | Mapping) else c for c in self.choices)
+
+    def value(self, drawn: Any) -> Any:
+        """The field's value for what was drawn: the choice behind a label, or the number itself."""
+        return self.choices[self.labels.index(drawn)] if self.choices else drawn
+
+
+@dataclass(frozen=True, kw_only=True)
+class Space:
+    """The fields that vary, by dotted path; a `*` stands for every item of a list ("spec.stages.*.kernel")."""
+
+    name: str
+    dimensions: Mapping[str, Dimension]
+
+    def apply(self, recipe: Recipe, drawn: Mapping[str, Any]) -> Recipe:
+        """`recipe` with what was drawn; raises BadInput where the values don't go together."""
+        plain = recipe.to_dict()
+        for path, value in drawn.items():
+            for place in _places(plain, path):
+                plain = override(plain, place, self.dimensions[path].value(value))
+        return Recipe.from_dict(plain)
+
+    def check(self, recipe: Recipe) -> None:
+        """Raise BadInput for a field that `recipe` does not have, or a value of a kind that the field cannot take.
+
+        A value that is out of range is let through: whether it is may depend on the other fields.
+        """
+        plain = recipe.to_dict()
+        for path, dimension in self.dimensions.items():
+            places = _places(plain, path)
+            if not places:
+                raise BadInput(f"no such field in {recipe.name} ({self.name}: {path}): resfit train --help lists them")
+            for value in dimension.choices or (dimension.low, dimension.high):
+                try:
+                    Recipe.from_dict(override(plain, places[0], value))
+                except BadField:
+                    continue
+                except BadInput as error:
+                    raise BadInput(f"{self.name}: {error}") from None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data: what `get_space` reads."""
+        return {
+            path: {"choices": list(d.choices)}
+            if d.choices
+            else {"low": d.low, "high": d.high, "step": d.step, "log": d.log}
+            for path, d in self.dimensions.items()
+        }
+
+
+def _places(plain: Any, path: str) -> list[str]:
+    """The dotted paths that `path` stands for in `plain`: several with a `*`, none where nothing is there."""
+    head, _, rest = path.partition(".")
+    if isinstance(plain, list):
+        keys = [str(n) for n in range(len(plain))]
+        keys = keys if head == "*" else [key for key in keys if key == head]
+        found = [(key, plain[int(key)]) for key in keys]
+    elif isinstance(plain, Mapping):
+        found = [(head, plain[head])] if head in plain else []
+    else:  # an optional section that is not set
+        return [path] if plain is None else []
+    if not rest:
+        return [key for key, _ in found]
+    return [f"{key}.{place}" for key, item in found for place in _places(item, rest)]
+
+
+def space_names() -> list[str]:
+    """The named spaces that come with resfit."""
+    return sorted(f.name.removesuffix(".yaml") for f in _shipped().iterdir() if f.name.endswith(".yaml"))
+
+
+def get_space(target: str | Path) -> Space:
+    """The space of a name or of a YAML file: a mapping from fields to {low, high, log, step} or {choices}."""
+    path = Path(target)
+    if path.suffix not in (".yaml", ".yml"):
+        if str(target) not in space_names():
+            raise BadInput(f"unknown space ({target}): {nearest(str(target), space_names())}")
+        path = Path(str(_shipped() / f"{target}.yaml"))
+    data = read_yaml(path)
+    if not isinstance(data, dict) or not data:
+        raise BadInput(f"not a space ({path}): give a mapping from fields to ranges or choices")
+    return Space(name=path.stem, dimensions={str(k): from_plain(Dimension, v, str(k)) for k, v in data.items()})
+
+
+def _shipped() -> Any:
+    return resources.files("resfit") / "spaces"

@@ -1,0 +1,91 @@
+"""TuneRecord: a search in numbers, as it is written to tune.json."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from resfit.errors import BadInput
+from resfit.fields import from_plain, to_plain
+
+Outcome = Literal["complete", "pruned", "diverged", "refused", "failed", "running"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialRecord:
+    """One trial. `values` are what was drawn, by field; `curve` is (epoch, validation accuracy), as a fraction.
+
+    outcome: complete; pruned (given up as hopeless); diverged (its loss was not finite); refused (over the budget, or
+    settings that make no network: nothing was built); failed (its process was killed); running. `accuracy` is that of
+    the weights that the recipe selects, for complete trials. `note` says why a trial came to nothing.
+    """
+
+    number: int
+    outcome: Outcome
+    values: dict[str, Any]
+    params: int | None = None
+    accuracy: float | None = None
+    curve: tuple[tuple[int, float], ...] = ()
+    seconds: float | None = None
+    note: str = ""
+
+    @property
+    def counts(self) -> bool:
+        """Whether it was trained, and so counts as one of the search's trials."""
+        return self.outcome in ("complete", "pruned", "diverged")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuneRecord:
+    """A search's result. `best` is the number of the best trial; `best_recipe` is that at full length.
+
+    `space` maps fields to ranges or choices. `importance` shares 1 among the fields by how much of the accuracy's
+    variance each explains (fANOVA); it is empty where too few trials are complete. `test_scored` counts how often the
+    test set was scored: never.
+    """
+
+    resfit: str
+    recipe: str
+    config: dict[str, Any]
+    space: dict[str, Any]
+    budget: int
+    epochs: int
+    fraction: float
+    seed: int
+    data: dict[str, Any]
+    env: dict[str, Any]
+    trials: tuple[TrialRecord, ...]
+    importance: dict[str, Any]
+    best: int | None
+    best_recipe: dict[str, Any] | None
+    judged_by: Literal["validation"] = "validation"
+    test_scored: int = 0
+
+    @property
+    def trained(self) -> int:
+        """Trials that were trained."""
+        return sum(trial.counts for trial in self.trials)
+
+    @classmethod
+    def from_dict(cls, data: object) -> TuneRecord:
+        """Build from plain data; raises BadInput that names the field at fault."""
+        return from_plain(cls, data)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, as in tune.json."""
+        plain: dict[str, Any] = to_plain(self)
+        return plain
+
+
+def read_search(path: str | Path) -> TuneRecord:
+    """The search at `path`: a tune.json, or the folder that holds one."""
+    file = Path(path)
+    file = file / "tune.json" if file.is_dir() else file
+    try:
+        return TuneRecord.from_dict(json.loads(file.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise BadInput(f"no search ({file}): give a folder that holds a tune.json") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise BadInput(f"damaged search ({file}): {error}") from None

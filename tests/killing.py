@@ -1,0 +1,70 @@
+"""Processes that save or train until they are killed. They come from a server that has torch in memory already."""
+
+from __future__ import annotations
+
+import multiprocessing
+import random
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(["torch", "resfit.run", "sklearn.datasets", "scipy.stats"])
+
+
+def begin(work: Callable[..., None], *arguments: Any) -> tuple[multiprocessing.process.BaseProcess, Connection]:
+    """Start work(ready, *arguments) in a process, and wait until it sends its first word."""
+    ours, theirs = _CONTEXT.Pipe()
+    process = _CONTEXT.Process(target=work, args=(theirs, *arguments))
+    process.start()
+    theirs.close()
+    assert ours.recv() == "ready"
+    return process, ours
+
+
+def kill_within(process: multiprocessing.process.BaseProcess, seconds: float, chance: random.Random) -> None:
+    """SIGKILL at a random moment; a process that ends by itself before that is left alone."""
+    time.sleep(chance.uniform(0, seconds))
+    process.kill()
+    process.join()
+
+
+def save_forever(ready: Connection, folder: str, start: int) -> None:
+    """Save states that tell their number, one after the other."""
+    from resfit.checkpoint import STATE, save_state
+
+    torch.set_num_threads(1)
+    ready.send("ready")
+    for number in range(start, start + 100_000):
+        save_state(Path(folder) / STATE, numbered_state(number))
+
+
+def write_carelessly(ready: Connection, folder: str, start: int) -> None:
+    """The same by hand, without a temporary file: what the harness has to catch."""
+    from resfit import checkpoint
+
+    torch.set_num_threads(1)
+    checkpoint.write_atomic = lambda path, content, keep: path.write_bytes(content)
+    save_forever(ready, folder, start)
+
+
+def numbered_state(number: int) -> dict[str, Any]:
+    """About 400 KB that are all of one number."""
+    return {"number": number, "weights": torch.full((100_000,), float(number))}
+
+
+def train_on(ready: Connection, plain_recipe: dict[str, Any], out: str) -> None:
+    """Begin the run, or go on with it, saving after each step."""
+    from resfit import run
+    from resfit.checkpoint import has_state
+    from resfit.recipe import Recipe
+
+    torch.set_num_threads(1)
+    run._SAVES_SHARE = 1e9
+    recipe = Recipe.from_dict(plain_recipe)
+    ready.send("ready")
+    run.train(recipe, out=out, resume=has_state(run.run_folder(out, recipe, 0)))

@@ -1,0 +1,152 @@
+"""resfit prune: a run folder in, a smaller fine-tuned one out, whole and reloadable."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+import resfit
+from resfit import cli, latency
+from resfit.errors import BadInput
+from resfit.prune import prune, short_count
+from resfit.recipe import Recipe
+from resfit.record import RunRecord, read_record
+from resfit.run import train
+
+SHORTER = {"train.epochs": 1, "optim.lr": 0.02}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _brief_timing() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(latency, "_SECONDS", 0.01)
+        yield
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of a network wide enough to prune."""
+    from tiny_recipe import TINY
+
+    stages = [{"blocks": 1, "channels": 32}, {"blocks": 1, "channels": 64}]
+    spec = {**TINY["spec"], "stem": {"channels": 32}, "stages": stages}
+    out = tmp_path_factory.mktemp("whole")
+    train(Recipe.from_dict({**TINY, "name": "wide", "spec": spec}), out=out)
+    return out / "wide" / "0"
+
+
+@pytest.fixture(scope="module")
+def pruned(whole: Path) -> tuple[RunRecord, Path]:
+    out = whole.parents[1]
+    return prune(whole, budget=40_000, overrides=SHORTER, out=out), out / "wide-40k" / "0"
+
+
+def test_the_pruned_run_is_a_run_like_any_other(pruned):
+    record, folder = pruned
+    assert read_record(folder) == record
+    assert 36_000 < record.params <= record.budget == 40_000
+    assert record.epochs == 1
+    assert record.config["optim"]["lr"] == 0.02
+    assert Recipe.from_yaml(folder / "recipe.yaml").spec == resfit.load(folder).spec
+    names = {path.name for path in folder.iterdir()}
+    assert {"record.json", "model.safetensors", "report.html", "pruned.safetensors", "metrics.jsonl"} <= names
+
+
+def test_the_record_compares_the_networks_and_names_the_parent(whole, pruned):
+    record, folder = pruned
+    pruning = record.pruning
+    before, cut, tuned = pruning.networks
+    parent = read_record(whole)
+    assert (before.accuracy, before.params, before.macs) == (parent.test.accuracy, parent.params, parent.macs)
+    assert (tuned.accuracy, tuned.params, tuned.macs) == (record.test.accuracy, record.params, record.macs)
+    assert (cut.params, cut.macs) == (record.params, record.macs)
+    assert cut.accuracy == resfit.evaluate(folder / "pruned.safetensors").accuracy
+    assert 0.5 < cut.accuracy < tuned.accuracy
+    content = (whole / "model.safetensors").read_bytes()
+    assert pruning.parent.sha256 == hashlib.sha256(content).hexdigest()
+    assert {time.batch for network in pruning.networks for time in network.latency} == {1, 64}
+    assert {time.threads for time in cut.latency} == {1, torch.get_num_threads()}
+    assert all(time.seconds > 0 for network in pruning.networks for time in network.latency)
+    after = {name: width for name, _, width in pruning.widths}
+    assert after["stem"] == record.spec["stem"]["channels"]
+    assert after["stage 2"] == record.spec["stages"][1]["channels"]
+
+
+def test_a_new_process_rebuilds_it_with_equal_outputs(pruned):
+    _, folder = pruned
+    for name in ("pruned.safetensors", "model.safetensors"):
+        code = (
+            "import json, sys, resfit, torch\n"
+            "torch.set_num_threads(2)\n"
+            "net = resfit.load(sys.argv[1])\n"
+            "x = torch.linspace(-1, 1, 4 * 64).view(4, 1, 8, 8)\n"
+            "print(json.dumps(net(x).tolist()))\n"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(folder / name)], capture_output=True, text=True, check=True
+        )
+        images = torch.linspace(-1, 1, 4 * 64).view(4, 1, 8, 8)
+        assert torch.equal(torch.tensor(json.loads(done.stdout)), resfit.load(folder / name)(images))
+
+
+def test_the_page_shows_each_step_of_the_pruning(pruned):
+    record, folder = pruned
+    page = (folder / "report.html").read_text()
+    assert "Pruning" in page
+    for network in record.pruning.networks:
+        assert f"{network.params:,}" in page
+        assert f"{100 * network.accuracy:.2f}" in page
+
+
+def test_fine_tuning_begins_with_the_pruned_weights(pruned, whole, tmp_path):
+    """With a rate too small to move them, the weights stay the pruned ones: it did not begin anew."""
+    record = prune(whole, budget=40_000, overrides={**SHORTER, "optim.lr": 1e-9}, out=tmp_path)
+    cut = record.pruning.networks[1]
+    assert record.test.accuracy == pytest.approx(cut.accuracy, abs=0.05)
+    a, b = resfit.load(tmp_path / "wide-40k" / "0"), resfit.load(tmp_path / "wide-40k" / "0" / "pruned.safetensors")
+    for p, q in zip(a.parameters(), b.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"budget": 10**6}, "already"),
+        ({"budget": 100}, "at the least"),
+        ({"budget": 30_000, "overrides": {"spec.conv_bias": True}}, "keeps its network"),
+        ({"budget": 40_000}, "a run lies there"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_before_anything_is_written(whole, pruned, options, problem):
+    out = whole.parents[1]
+    before = sorted(out.rglob("*"))
+    with pytest.raises(BadInput, match=problem):
+        prune(whole, out=out, **options)
+    assert sorted(out.rglob("*")) == before
+
+
+def test_weights_of_another_network_are_no_start(whole, tiny, tmp_path):
+    with pytest.raises(BadInput, match="of another network"):
+        train(tiny, out=tmp_path, init=whole)
+
+
+def test_a_budget_names_its_folder():
+    assert [short_count(n) for n in (2_000_000, 2_500_000, 500_000, 40_000, 1_234_567)] == [
+        "2M", "2.5M", "500k", "40k", "1234567",
+    ]  # fmt: skip
+
+
+def test_the_command_prunes_and_prints_the_comparison(whole, tmp_path, capsys):
+    words = ["prune", str(whole), "--budget", "50k", "--train.epochs", "1", "--out", str(tmp_path)]
+    assert cli.main(words) == 0
+    out = capsys.readouterr().out
+    assert "fine-tuned" in out
+    assert str(tmp_path / "wide-50k" / "0") in out
+    assert cli.main(words) == 2

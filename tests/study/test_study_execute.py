@@ -1,0 +1,191 @@
+"""Studies run: what is finished stays, what stopped goes on, what fails is told, and the test set keeps out of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import yaml
+from tiny_recipe import TINY
+
+from resfit.cli import main
+from resfit.errors import BadInput
+from resfit.recipe import Recipe
+from resfit.record import EpochPoint, RunRecord, read_record
+from resfit.run import Observer, train
+from resfit.study.execute import Job, Watcher, execute
+from resfit.study.executor import InProcess, Place, Processes
+from resfit.study.plan import Study
+from resfit.studyrecord import StudyRecord, read_study
+
+
+class Log(Watcher):
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.todo: list[str] = []
+        self.epochs: list[tuple[str, int]] = []
+        self.ended: dict[str, str] = {}
+
+    def planned(self, jobs: Sequence[Job], done: Sequence[RunRecord], judged_by: str) -> None:
+        self.todo = [str(job) for job in jobs]
+
+    def epoch_ended(self, job: Job, point: EpochPoint) -> None:
+        self.epochs.append((str(job), point.epoch))
+
+    def finished(self, job: Job, record: RunRecord) -> None:
+        self.ended[str(job)] = "finished"
+
+    def failed(self, job: Job, error: str) -> None:
+        self.ended[str(job)] = error
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Study:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump({**TINY, "train": {**TINY["train"], "epochs": 2}}))
+    return Study(name="s", recipe=str(path), baseline="plain", points={"plain": {}, "slow": {"optim.lr": 0.001}})
+
+
+def run(
+    study: Study, out: Path, *, seeds: int = 1, recipes: dict[str, Recipe] | None = None
+) -> tuple[StudyRecord, Log]:
+    log = Log()
+    executor = InProcess(Place(out=out / study.name), "cpu")
+    return execute(study, recipes or study.recipes(), executor, out / study.name, seeds=seeds, watcher=log), log
+
+
+def test_a_study_leaves_run_folders_its_numbers_and_a_page(study: Study, tmp_path: Path) -> None:
+    result, log = run(study, tmp_path, seeds=2)
+    assert log.todo == ["plain, seed 0", "slow, seed 0", "plain, seed 1", "slow, seed 1"]
+    assert log.epochs[:2] == [("plain, seed 0", 1), ("plain, seed 0", 2)]
+    assert set(log.ended.values()) == {"finished"}
+    records = [read_record(tmp_path / "s" / "plain" / str(seed)) for seed in (0, 1)]
+    plain, slow = result.points
+    assert plain.accuracy is not None and plain.accuracy.values == tuple(r.val.accuracy for r in records if r.val)
+    assert plain.test is not None and plain.test.values == tuple(record.test.accuracy for record in records)
+    assert [record.protocol["test_scored"] for record in records] == [1, 1]
+    assert (result.judged_by, result.finished, result.wanted) == ("validation", 4, 4)
+    assert slow.overrides == {"optim.lr": 0.001} and slow.against_baseline is not None
+    assert read_study(tmp_path / "s") == result
+    page = (tmp_path / "s" / "report.html").read_text()
+    assert "Judged by the validation accuracy" in page
+
+
+def test_finished_runs_are_not_run_again(study: Study, tmp_path: Path) -> None:
+    run(study, tmp_path)
+    before = (tmp_path / "s" / "plain" / "0" / "record.json").read_bytes()
+    result, log = run(study, tmp_path, seeds=2)
+    assert log.todo == ["plain, seed 1", "slow, seed 1"]
+    assert (tmp_path / "s" / "plain" / "0" / "record.json").read_bytes() == before
+    assert result.finished == 4
+
+
+def test_an_unfinished_run_goes_on_from_its_state(
+    study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("resfit.run._SECONDS_BETWEEN_CHECKPOINTS", 0.0)
+    recipe = study.recipes()["plain"]
+
+    class AfterOne(Observer):
+        """Breaks off in the second epoch, after the first one's state was kept."""
+
+        def stepped(self, epoch: int, done: float) -> None:
+            if epoch == 2:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe, out=tmp_path / "s", observer=AfterOne())
+    _, log = run(study, tmp_path)
+    assert [epoch for job, epoch in log.epochs if job == "plain, seed 0"] == [2]
+    assert len(read_record(tmp_path / "s" / "plain" / "0").curve) == 2
+
+
+def test_a_failed_run_is_told_and_the_others_go_on(study: Study, tmp_path: Path) -> None:
+    recipes = study.recipes()
+    recipes["plain"] = recipes["plain"].replace({"optim.lr": 1e30, "optim.momentum": 0.0})
+    result, log = run(study, tmp_path, recipes=recipes)
+    assert "not finite" in log.ended["plain, seed 0"] and log.ended["slow, seed 0"] == "finished"
+    assert [(failed.point, failed.seed) for failed in result.failed] == [("plain", 0)]
+    assert result.points[0].accuracy is None and result.points[1].accuracy is not None
+    page = (tmp_path / "s" / "report.html").read_text()
+    assert "Failed runs" in page and "not finite" in page
+
+
+def test_runs_of_other_settings_are_refused_before_anything_runs(study: Study, tmp_path: Path) -> None:
+    run(study, tmp_path)
+    with pytest.raises(BadInput, match=r"a run with other settings lies there .*: train\)"):
+        run(study, tmp_path, recipes=study.recipes(epochs=1), seeds=2)
+    assert not (tmp_path / "s" / "plain" / "1").exists()
+
+
+def test_without_a_validation_split_the_page_says_that_the_test_set_judged(study: Study, tmp_path: Path) -> None:
+    result, _ = run(study, tmp_path, recipes=study.recipes({"data.val": 0}))
+    assert result.judged_by == "test"
+    assert result.points[0].accuracy == result.points[0].test
+    assert "Judged by test accuracy" in (tmp_path / "s" / "report.html").read_text()
+
+
+@pytest.mark.slow
+def test_several_processes_give_the_same_runs_and_one_failure_stays_alone(study: Study, tmp_path: Path) -> None:
+    recipes = study.recipes({"train.epochs": 1})
+    alone, _ = run(study, tmp_path / "alone", recipes=recipes)
+    recipes["bad"] = recipes["plain"].replace({"name": "bad", "optim.lr": 1e30, "optim.momentum": 0.0})
+    place, log = Place(out=tmp_path / "s"), Log()
+    bigger = Study(name="s", recipe=study.recipe, baseline="plain", points={**study.points, "bad": {}})
+    result = execute(bigger, recipes, Processes(place, ["cpu", "cpu"]), tmp_path / "s", seeds=1, watcher=log)
+    assert "not finite" in log.ended["bad, seed 0"] and len(result.failed) == 1
+    assert [point.accuracy for point in result.points[:2]] == [point.accuracy for point in alone.points]
+    assert ("plain, seed 0", 1) in log.epochs
+
+
+def test_the_command(study: Study, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "pair.yaml"
+    path.write_text(yaml.safe_dump({"recipe": study.recipe, "baseline": "plain", "points": dict(study.points)}))
+    words = ["study", str(path), "--runs", "2", "--epochs", "1", "--fraction", "0.5", "--out", str(tmp_path)]
+    assert main(words) == 0
+    told = capsys.readouterr()
+    assert "4 runs to do, 0 done before; judged by validation accuracy" in told.err
+    assert "slow, seed 1: " in told.err and "(4 of 4)" in told.err
+    assert "4 of 4 runs are finished" in told.out
+    record = read_record(tmp_path / "pair" / "slow" / "1")
+    assert (record.epochs, record.config["data"]["fraction"]) == (1, 0.5)
+    assert record.protocol["deviations"] == [
+        "scaled for a comparison: 1 instead of 2 epochs, 0.5 of the training images"
+    ]
+    assert main([*words, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["judged_by"] == "validation"
+    assert main([*words, "--optim.lr", "1e30", "--out", str(tmp_path / "diverging")]) == 1
+    for wrong in (["--runs", "0"], ["--epochs", "0"], ["--fraction", "2"], ["--workers", "0"]):
+        assert main(["study", str(path), *wrong]) == 2
+
+
+@pytest.mark.slow
+def test_a_killed_study_goes_on(study: Study, tmp_path: Path) -> None:
+    path = tmp_path / "long.yaml"
+    points = {"plain": {}, "slow": {"optim.lr": 0.001}}
+    path.write_text(yaml.safe_dump({"recipe": study.recipe, "baseline": "plain", "points": points, "runs": 2}))
+    command = [sys.executable, "-m", "resfit", "study", str(path), "--out", str(tmp_path), "--epochs", "40"]
+    first = subprocess.Popen([*command, "--workers", "2"], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    record = tmp_path / "long" / "plain" / "0" / "record.json"
+    deadline = time.monotonic() + 240
+    while not record.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.kill(first.pid, signal.SIGKILL)
+    first.wait()
+    before = record.read_bytes()
+    time.sleep(5)  # the children end with their parent
+    finished = len(list(tmp_path.glob("long/*/*/record.json")))
+    time.sleep(5)
+    assert len(list(tmp_path.glob("long/*/*/record.json"))) == finished < 4
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert f"{4 - finished} runs to do, {finished} done before" in done.stderr
+    assert "4 of 4 runs are finished" in done.stdout
+    assert record.read_bytes() == before

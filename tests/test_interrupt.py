@@ -1,0 +1,91 @@
+"""The first signal waits for the work, the second ends it at once; both leave the shell's exit status."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from multiprocessing.connection import Connection
+
+import pytest
+
+from resfit.interrupt import Interrupted, Interrupts
+
+SIGNALS = [signal.SIGINT, signal.SIGTERM]
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_the_first_signal_waits_until_the_work_looks(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+    with Interrupts() as interrupts:
+        interrupts.check("nothing was asked")
+        signal.raise_signal(number)
+        assert interrupts.asked == number
+        with pytest.raises(Interrupted, match=rf"^interrupted \({number.name}\): go on there$") as caught:
+            interrupts.check("go on there")
+    assert caught.value.exit_code == 128 + number
+    assert signal.getsignal(number) == before
+
+
+def test_the_innermost_block_hears_the_signal_and_the_outer_one_comes_back() -> None:
+    with Interrupts() as study:
+        with pytest.raises(Interrupted), Interrupts() as run:
+            signal.raise_signal(signal.SIGINT)
+            run.check("")
+        assert study.asked is None
+        signal.raise_signal(signal.SIGTERM)
+        assert study.asked == signal.SIGTERM
+
+
+def test_a_signal_that_is_ignored_stays_ignored() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with Interrupts() as interrupts:
+            signal.raise_signal(signal.SIGINT)
+            assert interrupts.asked is None
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_a_thread_works_without_signals() -> None:
+    asked: list[object] = []
+
+    def work() -> None:
+        with Interrupts() as interrupts:
+            interrupts.check("")
+            asked.append(interrupts.asked)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert asked == [None]
+
+
+def _never_looks(ready: Connection) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    with Interrupts() as interrupts:
+        ready.send("begun")
+        while interrupts.asked is None:
+            time.sleep(0.01)
+        ready.send("asked")
+        time.sleep(60)
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_the_second_signal_ends_the_process_at_once(number: signal.Signals) -> None:
+    context = multiprocessing.get_context("forkserver")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_never_looks, args=(theirs,))
+    process.start()
+    try:
+        assert ours.recv() == "begun"
+        os.kill(process.pid, number)
+        assert ours.recv() == "asked"
+        assert process.is_alive()
+        os.kill(process.pid, number)
+        process.join(20)
+        assert process.exitcode == -number  # a shell says 130 or 143
+    finally:
+        process.kill()

@@ -1,0 +1,61 @@
+"""Too little memory is said before anything is loaded, with the figures."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from resfit import data
+from resfit.data import folder, load_dataset
+from resfit.errors import BadInput
+from resfit.memory import free_bytes, require_room
+from resfit.recipe import DataConfig
+
+
+def test_room_is_asked_for_in_bytes() -> None:
+    require_room("cifar10", 10**9, 10**9)
+    require_room("cifar10", 10**15, None)
+    with pytest.raises(BadInput, match=r"^not enough memory \(cifar10\): 2.50 GB are needed and 1.00 GB are free; use"):
+        require_room("cifar10", 2_500_000_000, 10**9)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux says")
+def test_the_system_says_how_much_is_free() -> None:
+    before = free_bytes()
+    assert before is not None
+    assert 2**20 < before < 2**50
+    held = torch.ones(2**26)  # 256 MB, written to
+    after = free_bytes()
+    assert after is not None
+    assert after < before or held.sum() == 2**26  # others may give memory back meanwhile
+
+
+def test_a_set_that_is_too_large_is_refused_before_it_is_looked_for(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(data, "free_bytes", lambda: 10**9)
+    cifar = DataConfig(name="cifar10")
+    with pytest.raises(BadInput, match=r"^not enough memory \(cifar10\): 9.40 GB are needed and 1.00 GB are free"):
+        load_dataset(cifar, size=224, data_dir=tmp_path, offline=True)
+    with pytest.raises(BadInput) as other:  # at 32 pixels it would fit: the next thing that is missing is said
+        load_dataset(cifar, size=32, data_dir=tmp_path, offline=True)
+    assert "not enough memory" not in str(other.value)
+
+
+def test_a_folder_that_is_larger_than_memory_is_read_from_the_disk_and_said_to_be(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for label in ("cat", "dog"):
+        for n in range(5):
+            path = tmp_path / label / f"{n}.png"
+            path.parent.mkdir(exist_ok=True)
+            Image.new("RGB", (8, 8), (n, 0, 0)).save(path)
+    monkeypatch.setattr(folder, "free_bytes", lambda: 1000)
+    lines: list[str] = []
+    loaded = load_dataset(DataConfig(name="folder", val=0), size=8, data_dir=tmp_path, progress=lines.append)
+    assert lines[0].startswith("the images take 0.00 GB and 0.00 GB of memory are free")
+    assert len(loaded.train) + len(loaded.test) == 10

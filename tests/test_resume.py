@@ -1,0 +1,384 @@
+"""A run that is broken off anywhere and resumed leaves what an undisturbed one leaves, to the bit."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+import resfit
+from resfit import run as run_module
+from resfit.checkpoint import load_state, save_state
+from resfit.cli import main
+from resfit.errors import BadInput, RunFailed
+from resfit.interrupt import Interrupted
+from resfit.recipe import Recipe
+from resfit.record import EpochPoint, RunRecord, read_record
+from resfit.run import Observer, train
+
+# 3 steps an epoch, of two batches each but the last; every part of the state is in use.
+EVERYTHING = {
+    "train.epochs": 2,
+    "train.batch_size": 256,
+    "train.accumulate": 2,
+    "optim.name": "muon",
+    "optim.nesterov": True,
+    "average.name": "ema",
+    "average.decay": 0.8,
+    "augment.mixup": 0.2,
+    "augment.cutmix": 1.0,
+    "spec.dropout.head": 0.1,
+    "evaluate.selection": "best-val",
+    "evaluate.tta": "flip",
+}
+FOLDER = Path("tiny") / "0"
+
+
+class Watcher(Observer):
+    """Calls `act` once, after a step (epoch, part of it) or at an epoch's end (epoch, None); keeps what it is told."""
+
+    def __init__(self, moment: tuple[int, float | None], act: Callable[[], None]) -> None:
+        self.moment, self.act = moment, act
+        self.lines: list[str] = []
+
+    def stepped(self, epoch: int, done: float) -> None:
+        if self.moment[1] is not None and (epoch, round(done, 2)) == self.moment:
+            self.act()
+
+    def epoch_ended(self, point: EpochPoint) -> None:
+        if (point.epoch, None) == self.moment:
+            self.act()
+
+    def message(self, text: str) -> None:
+        self.lines.append(text)
+
+
+NEVER = (0, None)
+
+
+def listener() -> Watcher:
+    return Watcher(NEVER, lambda: None)
+
+
+def terminate() -> None:
+    signal.raise_signal(signal.SIGTERM)
+
+
+def crash() -> None:
+    raise RuntimeError("the machine is gone")
+
+
+def left_by(folder: Path) -> dict[str, Any]:
+    """What a finished run leaves, apart from times and the machine."""
+    plain = read_record(folder).to_dict()
+    for key in ("seconds_to_result", "images_per_second", "env"):
+        plain.pop(key)
+    plain["curve"] = [{**point, "seconds": 0} for point in plain["curve"]]
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    plain["metrics.jsonl"] = [{**line, "seconds": 0} for line in lines]
+    plain["weights"] = {name: value.tolist() for name, value in resfit.load(folder).state_dict().items()}
+    return plain
+
+
+@pytest.fixture(scope="module")
+def everything() -> Recipe:
+    from tiny_recipe import TINY
+
+    return Recipe.from_dict(TINY).replace(EVERYTHING)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(everything: Recipe, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    out = tmp_path_factory.mktemp("undisturbed")
+    train(everything, out=out)
+    return left_by(out / FOLDER)
+
+
+CUTS: dict[str, tuple[int, float | None]] = {
+    "after the first step": (1, 0.33),
+    "in the middle": (1, 0.67),
+    "after an epoch's last step": (1, 1.0),
+    "at an epoch's end": (1, None),
+    "before the last step": (2, 0.67),
+    "after the last step": (2, 1.0),
+    "before scoring": (2, None),
+}
+
+
+@pytest.mark.parametrize("moment", CUTS.values(), ids=CUTS)
+def test_a_run_stopped_by_a_signal_resumes_to_the_same_bits(
+    everything: Recipe, undisturbed: dict[str, Any], tmp_path: Path, moment: tuple[int, float | None]
+) -> None:
+    with pytest.raises(Interrupted, match=rf"^interrupted \(SIGTERM\): go on with resfit train --resume {tmp_path}"):
+        train(everything, out=tmp_path, observer=Watcher(moment, terminate))
+    epoch, done = moment
+    state = load_state(tmp_path / FOLDER / "state.pt")["trainer"]
+    assert (state["epoch"], state["under_way"] is None) == ((epoch, True) if done is None else (epoch - 1, False))
+    train(everything, out=tmp_path, resume=True)
+    assert left_by(tmp_path / FOLDER) == undisturbed
+
+
+@pytest.mark.parametrize("call", [1, 2, 3], ids=["validation", "last validation", "test"])
+def test_a_run_that_crashes_in_evaluation_resumes_to_the_same_bits(
+    everything: Recipe, undisturbed: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: int
+) -> None:
+    calls, real = [0], run_module.predict_logits
+
+    def predict(*arguments: Any, **options: Any) -> Any:
+        calls[0] += 1
+        return real(*arguments, **options) if calls[0] != call else crash()
+
+    monkeypatch.setattr(run_module, "predict_logits", predict)
+    with pytest.raises(RuntimeError, match="the machine is gone"):
+        train(everything, out=tmp_path)
+    assert calls == [call]
+    assert not (tmp_path / FOLDER / "record.json").exists()
+    train(everything, out=tmp_path, resume=True)
+    assert left_by(tmp_path / FOLDER) == undisturbed
+
+
+def test_a_signal_while_the_test_set_is_scored_lets_the_run_finish(
+    everything: Recipe, undisturbed: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = run_module.samples
+    monkeypatch.setattr(run_module, "samples", lambda *arguments: (terminate(), real(*arguments))[1])
+    with pytest.raises(Interrupted, match="the run is finished"):
+        train(everything, out=tmp_path)
+    assert left_by(tmp_path / FOLDER) == undisturbed
+
+
+def test_a_resume_without_a_part_of_the_state_differs(
+    everything: Recipe, undisturbed: dict[str, Any], tmp_path: Path
+) -> None:
+    """The negative control."""
+    with pytest.raises(Interrupted):
+        train(everything, out=tmp_path, observer=Watcher((1, 0.67), terminate))
+    file = tmp_path / FOLDER / "state.pt"
+    state = load_state(file)
+    state["trainer"]["under_way"]["order"] = state["trainer"]["under_way"]["order"].flip(0)
+    save_state(file, state)
+    train(everything, out=tmp_path, resume=True)
+    assert left_by(tmp_path / FOLDER) != undisturbed
+
+
+def test_metrics_written_after_the_state_are_not_repeated(
+    everything: Recipe, undisturbed: dict[str, Any], tmp_path: Path
+) -> None:
+    with pytest.raises(RuntimeError):  # two epochs are in metrics.jsonl, and the state is of the beginning
+        train(everything, out=tmp_path, observer=Watcher((2, None), crash))
+    metrics = tmp_path / FOLDER / "metrics.jsonl"
+    whole = metrics.read_text()
+    metrics.write_text(whole[:-20])
+    heard = listener()
+    train(everything, out=tmp_path, resume=True, observer=heard)
+    assert f"damaged metrics ({metrics}, line 2): written anew from the checkpoint" in heard.lines
+    assert left_by(tmp_path / FOLDER) == undisturbed
+
+
+def test_the_state_is_saved_by_the_clock_and_the_final_one_once(
+    tiny: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved: list[tuple[int, int]] = []
+    real = run_module.save_state
+
+    def save(path: Path, state: dict[str, Any]) -> None:
+        now = state["trainer"]["under_way"]
+        saved.append((state["trainer"]["epoch"], now["seen"] if now else 0))
+        real(path, state)
+
+    monkeypatch.setattr(run_module, "save_state", save)
+    recipe = tiny.replace({"train.epochs": 2, "train.batch_size": 512, "evaluate.tta": "none"})
+    count = train(recipe, out=tmp_path / "seldom").data["n_train"]
+    assert saved == [(0, 0), (2, 0)]
+    saved.clear()
+    monkeypatch.setattr(run_module, "_SAVES_SHARE", 1e9)
+    train(recipe.replace({"train.checkpoint_minutes": 1e-9}), out=tmp_path / "often")
+    steps = [512, 1024, count]
+    ends = [(0, 0), *((0, n) for n in steps), (1, 0), *((1, n) for n in steps), (2, 0)]
+    assert saved == ends
+    assert sorted(path.name for path in (tmp_path / "often" / FOLDER).glob("state*")) == [
+        "state.previous.pt",
+        "state.pt",
+    ]
+
+
+def stopped(recipe: Recipe, out: Path, moment: tuple[int, float | None] = (1, 0.67)) -> Path:
+    """The folder of a run that a signal stopped."""
+    with pytest.raises(Interrupted):
+        train(recipe, out=out, observer=Watcher(moment, terminate))
+    return out / FOLDER
+
+
+def test_a_changed_recipe_is_shown_and_refused_and_with_override_taken(everything: Recipe, tmp_path: Path) -> None:
+    folder = stopped(everything, tmp_path)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    changed = everything.replace({"optim.lr": 0.02, "train.epochs": 3})
+    words = r"\(optim.lr: 0.1 -> 0.02; train.epochs: 2 -> 3\)"
+    with pytest.raises(BadInput, match=rf"^the recipe changed since the run began {words}: .*--override"):
+        train(changed, out=tmp_path, resume=True)
+    with pytest.raises(BadInput, match=r"a run cannot change spec.activation under way \(.*\"relu\" -> \"gelu\""):
+        train(everything.replace({"spec.activation": "gelu"}), out=tmp_path, resume=True, override=True)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    record = train(changed, out=tmp_path, resume=True, override=True)
+    assert record.events == ("epoch 1, image 1,024: resumed with another recipe, " + words.replace("\\", "")[1:-1],)
+    assert (record.epochs, record.config["optim"]["lr"]) == (3, 0.02)
+    assert Recipe.from_yaml(folder / "recipe.yaml") == changed
+    assert record.curve[0].lr < 0.02  # cosine from the new peak, from the step of the change on
+
+
+def test_a_recipe_file_edited_in_the_run_folder_is_a_changed_recipe(
+    everything: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = stopped(everything, tmp_path)
+    file = folder / "recipe.yaml"
+    file.write_text(file.read_text().replace("label_smoothing: 0.0", "label_smoothing: 0.1"))
+    assert main(["train", "--resume", str(folder)]) == 2
+    assert "(train.label_smoothing: 0.0 -> 0.1)" in capsys.readouterr().err
+    assert main(["train", "--resume", str(folder), "--override", "--optim.lr", "0.05"]) == 0
+    (event,) = read_record(folder).events
+    assert event.endswith("optim.lr: 0.1 -> 0.05; train.label_smoothing: 0.0 -> 0.1")
+
+
+def test_a_signal_ends_the_command_with_the_shells_status_and_says_how_to_go_on(
+    everything: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from resfit.progress import Progress
+
+    file = tmp_path / "tiny.yaml"
+    file.write_text(yaml.safe_dump(everything.to_dict()))
+    with monkeypatch.context() as patch:
+        patch.setattr(Progress, "stepped", lambda self, epoch, done: signal.raise_signal(signal.SIGINT))
+        assert main(["train", str(file), "--out", str(tmp_path / "runs")]) == 130
+    folder = tmp_path / "runs" / FOLDER
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last == f"interrupted (SIGINT): go on with resfit train --resume {folder}"
+    assert main(last.partition("resfit ")[2].split()) == 0
+    assert main(["train", "digits", "--override"]) == 2
+    assert "it goes with --resume" in capsys.readouterr().err
+
+
+def test_resume_finds_the_data_folder_and_the_device_again(tmp_path: Path) -> None:
+    from PIL import Image
+
+    for label, level in (("dark", 40), ("light", 200)):
+        for n in range(20):
+            path = tmp_path / "images" / label / f"{n}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (8, 8), (level + n, level, level - n)).save(path)
+    recipe = resfit.get_recipe("folder", {"train.epochs": 1, "spec.stages": [{"blocks": 1, "channels": 8}]})
+    runs = tmp_path / "runs"
+    with pytest.raises(Interrupted):
+        train(recipe, data_dir=tmp_path / "images", device="cpu", out=runs, observer=Watcher((1, 1.0), terminate))
+    assert load_state(runs / "folder" / "0" / "state.pt")["device"] == "cpu"
+    assert main(["train", "--resume", str(runs / "folder" / "0")]) == 0
+
+
+def diverging(tiny: Recipe, factor: float) -> Recipe:
+    fields = {"optim.lr": 1e30, "optim.momentum": 0.0, "schedule.name": "constant", "optim.weight_decay": 0.0}
+    return tiny.replace({**fields, "train.epochs": 1, "train.rollbacks": 2, "train.rollback_factor": factor})
+
+
+def test_a_run_that_diverges_goes_back_and_on_more_slowly(tiny: Recipe, tmp_path: Path) -> None:
+    heard = listener()
+    record = train(diverging(tiny, 1e-31), out=tmp_path, observer=heard)
+    (event,) = record.events
+    assert event.startswith("epoch 1, image ")
+    assert event.endswith(": not finite; back to epoch 1, with learning rates x 1e-31")
+    assert event in heard.lines
+    assert len(record.curve) == 1
+    assert record.curve[0].lr == pytest.approx(0.1)
+    assert all(torch.isfinite(value).all() for value in resfit.load(tmp_path / FOLDER).state_dict().values())
+
+
+def test_going_back_is_bounded_and_the_count_outlives_a_resume(tiny: Recipe, tmp_path: Path) -> None:
+    with pytest.raises(RunFailed, match="not finite"):
+        train(diverging(tiny, 0.9), out=tmp_path)
+    state = load_state(tmp_path / FOLDER / "state.pt")
+    assert (state["rollbacks"], len(state["events"])) == (2, 2)
+    assert state["trainer"]["rate"] == pytest.approx(0.81)
+    assert all(torch.isfinite(value).all() for value in state["trainer"]["net"].values())
+    heard = listener()
+    with pytest.raises(RunFailed, match="not finite"):
+        train(diverging(tiny, 0.9), out=tmp_path, resume=True, observer=heard)
+    assert not any("back to" in line for line in heard.lines)
+
+
+def test_weights_that_are_not_finite_are_never_saved(
+    tiny: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nets, real = [], run_module.build
+    monkeypatch.setattr(run_module, "build", lambda *arguments: nets.append(real(*arguments)) or nets[-1])
+
+    def spoil_and_save() -> None:  # long before the loss is read again
+        next(nets[0].parameters()).data.view(-1)[0] = float("nan")
+        terminate()
+
+    with pytest.raises(RunFailed, match="a weight is not finite"):
+        train(tiny.replace({"train.batch_size": 512}), out=tmp_path, observer=Watcher((1, 0.67), spoil_and_save))
+    state = load_state(tmp_path / FOLDER / "state.pt")["trainer"]
+    assert all(torch.isfinite(value).all() for value in state["net"].values())
+    assert (state["epoch"], state["under_way"]) == (0, None)
+
+
+def damage(path: Path, how: str) -> None:
+    content = path.read_bytes()
+    middle = len(content) // 2
+    path.write_bytes(
+        {
+            "truncated": content[:middle],
+            "empty": b"",
+            "bit-flipped": content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :],
+        }[how]
+    )
+
+
+@pytest.mark.parametrize("how", ["truncated", "empty", "bit-flipped"])
+def test_a_damaged_state_is_named_and_the_one_before_it_taken(
+    everything: Recipe, undisturbed: dict[str, Any], tmp_path: Path, how: str
+) -> None:
+    folder = stopped(everything, tmp_path)
+    damage(folder / "state.pt", how)
+    damaged, heard = (folder / "state.pt").read_bytes(), listener()
+    train(everything, out=tmp_path, resume=True, observer=heard)
+    assert heard.lines[0] == (
+        f"damaged checkpoint ({folder / 'state.pt'}): kept as state.damaged.pt; going on from the one before it"
+    )
+    assert (folder / "state.damaged.pt").read_bytes() == damaged
+    assert left_by(folder) == undisturbed
+
+
+def test_two_damaged_states_are_refused(everything: Recipe, tmp_path: Path) -> None:
+    folder = stopped(everything, tmp_path)
+    damage(folder / "state.pt", "truncated")
+    damage(folder / "state.previous.pt", "empty")
+    with pytest.raises(BadInput, match=r"^damaged checkpoints \(.*state.pt and .*state.previous.pt\): start"):
+        train(everything, out=tmp_path, resume=True)
+
+
+def test_a_state_of_another_version_is_refused(everything: Recipe, tmp_path: Path) -> None:
+    folder = stopped(everything, tmp_path)
+    save_state(folder / "state.pt", {**load_state(folder / "state.pt"), "format": 1})
+    with pytest.raises(BadInput, match="another version"):
+        train(everything, out=tmp_path, resume=True)
+
+
+@pytest.mark.parametrize("how", ["truncated", "empty", "bit-flipped"])
+def test_a_damaged_record_is_named(tmp_path: Path, how: str, everything: Recipe) -> None:
+    record = train(everything.replace({"train.epochs": 1}), out=tmp_path)
+    file = tmp_path / FOLDER / "record.json"
+    assert read_record(file) == record
+    if how == "bit-flipped":
+        text = file.read_text()
+        place = text.index('"accuracy": 0.') + len('"accuracy": 0.')
+        file.write_text(text[:place] + ("8" if text[place] != "8" else "9") + text[place + 1 :])
+    else:
+        damage(file, how)
+    with pytest.raises(BadInput, match=r"^damaged record \(.*record.json\): "):
+        read_record(file)
+    assert isinstance(record, RunRecord)

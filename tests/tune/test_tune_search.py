@@ -1,0 +1,197 @@
+"""Searches: the budget costs nothing, the test set stays out, what was killed goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from tiny_recipe import TINY
+from torch import Tensor
+
+import resfit.run
+from resfit.cli import main
+from resfit.errors import BadInput, RunFailed
+from resfit.recipe import Recipe
+from resfit.tunerecord import TuneRecord, read_search
+
+pytest.importorskip("optuna")
+
+from resfit.tune.search import Search, run_search
+from resfit.tune.space import Dimension, Space
+
+RATES = Space(name="rates", dimensions={"optim.lr": Dimension(low=0.01, high=1.0, log=True)})
+
+
+def one_epoch(tiny: Recipe) -> Recipe:
+    return tiny.replace({"train.epochs": 1, "data.fraction": 0.2})
+
+
+def search(recipe: Recipe, tmp_path: Path, space: Space = RATES, **options: object) -> Search:
+    return Search(recipe=recipe, space=space, storage=str(tmp_path / "journal.log"), **options)  # type: ignore[arg-type]
+
+
+def test_a_search_keeps_its_trials_and_finds_the_best(tiny: Recipe, tmp_path: Path) -> None:
+    found = run_search(search(one_epoch(tiny), tmp_path), 4)
+    assert [trial.outcome for trial in found.trials] == ["complete"] * 4
+    accuracies = [trial.accuracy or 0 for trial in found.trials]
+    assert found.best == accuracies.index(max(accuracies))
+    assert found.best_recipe is not None
+    best = Recipe.from_dict(found.best_recipe)
+    assert best.optim.lr == found.trials[found.best].values["optim.lr"]
+    assert (best.name, best.train.epochs) == ("tiny-tuned", 1)
+    assert found.importance == pytest.approx({"optim.lr": 1.0})
+    assert TuneRecord.from_dict(json.loads(json.dumps(found.to_dict()))) == found
+
+
+def test_the_test_set_is_not_even_scored(tiny: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scored: list[int] = []
+    true = resfit.run.predict_logits
+
+    def spy(net: object, images: Tensor, *rest: object, **options: object) -> object:
+        scored.append(len(images))
+        return true(net, images, *rest, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(resfit.run, "predict_logits", spy)
+    found = run_search(search(one_epoch(tiny), tmp_path), 1)
+    assert scored == [200]  # the validation images of TINY, once; 360 are the test images
+    assert (found.test_scored, found.judged_by, found.data["n_val"], found.data["n_test"]) == (0, "validation", 200, 0)
+    with pytest.raises(BadInput, match="may not look at the test set"):
+        search(tiny.replace({"evaluate.selection": "best-test"}), tmp_path)
+    with pytest.raises(BadInput, match="no validation split"):
+        search(tiny.replace({"data.val": 0}), tmp_path)
+
+
+def test_over_the_budget_nothing_is_built_and_nothing_counts(
+    tiny: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built: list[int] = []
+    true = resfit.run.build
+
+    def spy(spec: object, *rest: object) -> object:
+        net = true(spec, *rest)  # type: ignore[arg-type]
+        built.append(sum(p.numel() for p in net.parameters()))
+        return net
+
+    monkeypatch.setattr(resfit.run, "build", spy)
+    widths = Space(name="widths", dimensions={"spec.stages.1.channels": Dimension(low=8, high=1000)})
+    recipe = one_epoch(tiny).replace({"budget": 40_000})
+    found = run_search(search(recipe, tmp_path, widths), 3)
+    refused = [trial for trial in found.trials if trial.outcome == "refused"]
+    assert found.trained == 3 == len(built) and max(built) <= 40_000
+    assert len(refused) > 0 and all(trial.params and trial.params > 40_000 for trial in refused)
+    assert all("over the budget of 40,000" in trial.note and trial.seconds is None for trial in refused)
+
+
+def test_settings_that_make_no_network_are_refused_as_well(tiny: Recipe, tmp_path: Path) -> None:
+    pools = Space(name="pools", dimensions={"spec.pool.size": Dimension(choices=(64, 128))})
+    with pytest.raises(RunFailed, match=r"trials in a row were refused .*a window of"):
+        run_search(search(one_epoch(tiny), tmp_path, pools), 1)
+
+
+def test_a_search_goes_on_to_its_count_and_refuses_another_in_its_place(tiny: Recipe, tmp_path: Path) -> None:
+    recipe = one_epoch(tiny)
+    first = run_search(search(recipe, tmp_path), 2)
+    second = run_search(search(recipe, tmp_path), 3)
+    assert second.trials[:2] == first.trials and len(second.trials) == 3
+    rates = [trial.values["optim.lr"] for trial in second.trials]
+    assert len(set(rates)) == 3, "a resumed search draws anew"
+    assert len(run_search(search(recipe, tmp_path), 3).trials) == 3
+    with pytest.raises(BadInput, match=r"another search lies there .*epochs changed"):
+        run_search(search(recipe, tmp_path, epochs=2), 4)
+    with pytest.raises(BadInput, match=r"another search lies there .*recipe changed"):
+        run_search(search(recipe.replace({"optim.momentum": 0.5}), tmp_path), 4)
+
+
+def test_a_torn_last_line_is_dropped(tiny: Recipe, tmp_path: Path) -> None:
+    recipe = one_epoch(tiny)
+    run_search(search(recipe, tmp_path), 1)
+    with (tmp_path / "journal.log").open("ab") as journal:
+        journal.write(b'{"op_code":4,"worker')
+    assert [trial.outcome for trial in run_search(search(recipe, tmp_path), 2).trials] == ["complete"] * 2
+
+
+def test_a_trial_that_diverges_counts_and_the_search_goes_on(tiny: Recipe, tmp_path: Path) -> None:
+    wild = Space(name="wild", dimensions={"optim.lr": Dimension(choices=(1e30, 0.1))})
+    found = run_search(search(one_epoch(tiny).replace({"optim.momentum": 0.0}), tmp_path, wild), 5)
+    outcomes = {trial.outcome: trial for trial in found.trials}
+    assert set(outcomes) == {"complete", "diverged"} and found.trained == 5
+    assert "not finite" in outcomes["diverged"].note
+
+
+def test_hopeless_trials_are_given_up(tiny: Recipe, tmp_path: Path) -> None:
+    rates = Space(name="rates", dimensions={"optim.lr": Dimension(choices=(0.1, 1e-7))})
+    found = run_search(search(tiny.replace({"train.epochs": 3, "data.fraction": 0.2}), tmp_path, rates), 14)
+    pruned = [trial for trial in found.trials if trial.outcome == "pruned"]
+    assert pruned and all(len(trial.curve) < 3 for trial in pruned)
+    assert found.trained == 14
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> tuple[str, str]:
+    recipe, space = tmp_path / "tiny.yaml", tmp_path / "space.yaml"
+    recipe.write_text(yaml.safe_dump({**TINY, "train": {**TINY["train"], "epochs": 4}}))
+    space.write_text("optim.lr: {low: 1.0e-2, high: 1.0, log: true}\nspec.stages.*.channels: {choices: [8, 16, 900]}\n")
+    return str(recipe), str(space)
+
+
+def test_the_command_leaves_a_recipe_that_trains(
+    files: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe, space = files
+    words = ["tune", recipe, "--space", space, "--trials", "3", "--epochs", "1", "--fraction", "0.3"]
+    assert main([*words, "--out", str(tmp_path), "--budget", "100k"]) == 0
+    told = capsys.readouterr()
+    assert "(3 of 3 trained)" in told.err
+    assert "the test set was never scored" in told.out
+    folder = tmp_path / "tiny-tune"
+    assert {path.name for path in folder.iterdir()} == {"journal.log", "tune.json", "best.yaml", "report.html"}
+    best = Recipe.from_yaml(folder / "best.yaml")
+    assert (best.train.epochs, best.data.fraction, best.budget) == (4, 1.0, 100_000)
+    assert read_search(folder).trained == 3
+    assert "The test set was never scored" in (folder / "report.html").read_text()
+    assert main(["train", str(folder / "best.yaml"), "--train.epochs", "1", "--out", str(tmp_path)]) == 0
+    for wrong in (["--trials", "0"], ["--space", "nowhere"], ["--data.val", "0"], ["--storage", "nosuch://x"]):
+        assert main([*words, "--out", str(tmp_path / "wrong"), *wrong]) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_killed_search_goes_on(files: tuple[str, str], tmp_path: Path, workers: str) -> None:
+    recipe, space = files
+    command = [
+        sys.executable,
+        "-m",
+        "resfit",
+        "tune",
+        recipe,
+        "--space",
+        space,
+        "--trials",
+        "8",
+        "--out",
+        str(tmp_path),
+    ]
+    command += ["--workers", workers, "--train.epochs", "10"]
+    first = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert first.stderr is not None
+    for line in first.stderr:
+        if "(2 of 8 trained)" in line:
+            break
+    time.sleep(0.5)  # into the next trial
+    os.kill(first.pid, signal.SIGKILL)
+    first.wait()
+    time.sleep(10 if workers != "1" else 0)  # the children end with their parent
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "8 of 8 trials were trained" in done.stdout
+    found = read_search(tmp_path / "tiny-tune")
+    outcomes = [trial.outcome for trial in found.trials]
+    assert found.trained == 8 and "failed" in outcomes and "running" not in outcomes
+    assert found.trials[0].outcome == "complete"
+    assert (tmp_path / "tiny-tune" / "best.yaml").exists()

@@ -1,0 +1,108 @@
+"""Spaces: what may vary, how drawn values become recipes, and a line for every mistake."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from resfit.errors import BadInput
+from resfit.recipe import Recipe, get_recipe
+from resfit.tune.space import Dimension, Space, get_space, space_names
+
+
+def write(tmp_path: Path, space: object) -> Path:
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(space))
+    return path
+
+
+def test_drawn_values_go_where_the_paths_say(tiny: Recipe, tmp_path: Path) -> None:
+    space = get_space(
+        write(
+            tmp_path,
+            {
+                "spec.stages.*.kernel": {"choices": [1, 5]},
+                "spec.stages.0.channels": {"low": 4, "high": 16, "step": 4},
+                "spec.se": {"choices": [None, {"reduction": 4}]},
+                "spec.se.bias": {"choices": [True, False]},
+                "optim.lr": {"low": "1e-5", "high": 1, "log": True},
+            },
+        )
+    )
+    space.check(tiny)
+    se = space.dimensions["spec.se"]
+    assert se.labels == (None, '{"reduction": 4}')
+    assert (space.dimensions["spec.stages.0.channels"].whole, space.dimensions["optim.lr"].whole) == (True, False)
+    recipe = space.apply(tiny, {"spec.stages.*.kernel": 5, "spec.se": '{"reduction": 4}', "optim.lr": 0.25})
+    assert [stage.kernel for stage in recipe.spec.stages] == [5, 5]
+    assert recipe.spec.se is not None and recipe.spec.se.reduction == 4 and recipe.optim.lr == 0.25
+    assert recipe.train == tiny.train
+
+
+@pytest.mark.parametrize(
+    ("space", "message"),
+    [
+        ({"optim.lrr": {"low": 1, "high": 2}}, r"no such field in tiny \(mine: optim.lrr\)"),
+        ({"spec.stages.7.kernel": {"choices": [1, 3]}}, "no such field"),
+        (
+            {"optim.name": {"choices": ["adma", "sgd"]}},
+            r"mine: 'adma' is not allowed \(optim.name\): did you mean adam",
+        ),
+        ({"train.batch_size": {"low": 0.5, "high": 8.5}}, r"0.5 is not a whole number \(train.batch_size\)"),
+        ({"optim.lr": {"low": 1, "high": 1}}, r"from 1 to 1 \(optim.lr.high\): give a number above low"),
+        ({"optim.lr": {"low": 0, "high": 1, "log": True}}, r"from 0 on a logarithmic scale \(optim.lr.low\)"),
+        ({"optim.lr": {"low": 1, "high": 2, "step": 0}}, r"step is 0 \(optim.lr.step\)"),
+        ({"optim.lr": {"low": 1}}, "neither choices nor a range"),
+        ({"optim.lr": {"low": 1, "choices": [1]}}, "a range beside choices"),
+        ({"optim.lr": {"choices": [1, 1]}}, "twice"),
+        ({"optim.lr": {"from": 1, "to": 2}}, r"unknown field \(optim.lr.from\)"),
+        ([], "not a space"),
+        ({}, "not a space"),
+    ],
+)
+def test_mistakes_are_named(tiny: Recipe, tmp_path: Path, space: object, message: str) -> None:
+    with pytest.raises(BadInput, match=message):
+        get_space(write(tmp_path, space)).check(tiny)
+
+
+def test_values_that_only_others_make_wrong_are_left_to_the_trial(tiny: Recipe, tmp_path: Path) -> None:
+    space = get_space(write(tmp_path, {"spec.pool.size": {"choices": [2, 64]}}))
+    space.check(tiny)
+    with pytest.raises(BadInput, match="a window of 64 pixels"):
+        space.apply(tiny, {"spec.pool.size": 64})
+
+
+def test_the_space_of_report_002() -> None:
+    assert space_names() == ["seed002"]
+    space, recipe = get_space("seed002"), get_recipe("seed002")
+    space.check(recipe)
+    assert len(space.dimensions) == 10
+    best = {
+        "spec.stem.channels": 16,
+        "spec.stages.0.channels": 32,
+        "spec.stages.1.channels": 128,
+        "spec.stages.2.channels": 256,
+        "spec.stages.*.kernel": 3,
+        "spec.shortcut.kernel": 1,
+        "spec.pool.size": 4,
+        "optim.lr": 0.000371679,
+        "optim.name": "adam",
+        "train.batch_size": 16,
+    }
+    assert space.apply(recipe, best) == recipe
+    for path, value in best.items():
+        dimension = space.dimensions[path]
+        assert value in dimension.choices or dimension.low < value < dimension.high  # type: ignore[operator]
+
+
+def test_an_unknown_space_is_named() -> None:
+    with pytest.raises(BadInput, match=r"unknown space \(seed02\): did you mean seed002\?"):
+        get_space("seed02")
+
+
+def test_plain_data_reads_back(tmp_path: Path) -> None:
+    dimensions = {"optim.lr": Dimension(low=0.1, high=1.0, log=True), "optim.name": Dimension(choices=("adam", "sgd"))}
+    space = Space(name="mine", dimensions=dimensions)
+    assert get_space(write(tmp_path, space.to_dict())) == space
