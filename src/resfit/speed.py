@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 
 from resfit.environment import pick_device
+from resfit.latency import latencies
 from resfit.net import build
 from resfit.run import fast_process
 from resfit.spec import NetSpec
 from resfit.train import usable_precision
 
-_SECONDS = 0.5  # that a measurement repeats for, at least
-_REPEATS = 5
+_STEPS = 5
 
 
 @dataclass(frozen=True, kw_only=True)
 class Speed:
-    """`latency_ms` of one image's forward pass; `images_per_second` trained, forward and backward of whole batches."""
+    """Milliseconds of one image's forward pass in fp32, and images a second through whole training batches."""
 
     latency_ms: float
     images_per_second: float
@@ -30,44 +29,26 @@ class Speed:
 
 @fast_process()
 def measure(spec: NetSpec, *, device: str = "auto", batch_size: int = 128) -> Speed:
-    """Time the network of `spec` in the precision that training would take: medians after a warm-up."""
+    """Time the network of `spec` with all threads: medians, first passes apart.
+
+    A training batch goes forward and back in the precision that training would take, with neither augmentation nor an
+    optimizer's step.
+    """
     where = pick_device(device)
-    bf16 = usable_precision("auto", where) == "bf16"
-    net = build(spec).to(where)
-    shape = (spec.input.channels, spec.input.size, spec.input.size)
+    net, shape = build(spec).to(where), (spec.input.channels, spec.input.size, spec.input.size)
     images = torch.randn(batch_size, *shape, device=where).contiguous(memory_format=torch.channels_last)
-    labels = torch.zeros(batch_size, dtype=torch.long, device=where)
-
-    def train_step() -> None:
-        net.zero_grad(set_to_none=True)
-        with torch.autocast(where.type, torch.bfloat16, enabled=bf16):
-            loss = F.cross_entropy(net(images), labels)
-        loss.backward()
-
-    @torch.no_grad()
-    def score_one() -> None:
-        with torch.autocast(where.type, torch.bfloat16, enabled=bf16):
-            net(images[:1])
-
-    trained = batch_size / _median_seconds(train_step, where)
-    net.eval()
-    return Speed(latency_ms=1000 * _median_seconds(score_one, where), images_per_second=trained)
+    bf16 = usable_precision("auto", where) == "bf16"
+    seconds = [_step_seconds(net, images, bf16=bf16) for _ in range(1 + _STEPS)][1:]
+    ((*_, one),) = latencies([net], shape, where, (1,))
+    return Speed(latency_ms=1000 * one.seconds, images_per_second=batch_size / statistics.median(seconds))
 
 
-def _median_seconds(work: Callable[[], None], device: torch.device) -> float:
-    """The median time of `work`, after running it twice."""
-    work()
-    work()
-    times: list[float] = []
-    while len(times) < _REPEATS or sum(times) < _SECONDS:
-        _wait(device)
-        started = time.perf_counter()
-        work()
-        _wait(device)
-        times.append(time.perf_counter() - started)
-    return statistics.median(times)
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+def _step_seconds(net: torch.nn.Module, images: torch.Tensor, *, bf16: bool) -> float:
+    started = time.perf_counter()
+    net.train().zero_grad(set_to_none=True)
+    with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
+        loss = F.cross_entropy(net(images), images.new_zeros(len(images), dtype=torch.long))
+    loss.backward()
+    if images.is_cuda:
+        torch.cuda.synchronize(images.device)
+    return time.perf_counter() - started
