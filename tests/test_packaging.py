@@ -20,7 +20,11 @@ DATA = (
     "py.typed",
     "recipes/digits.yaml",
     "recipes/results.json",
+    "studies/seed001.yaml",
+    "spaces/seed002.yaml",
     "report/page.html.j2",
+    "report/study.html.j2",
+    "report/tune.html.j2",
     "report/style.css",
     "card.md.j2",
 )
