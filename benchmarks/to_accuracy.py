@@ -56,16 +56,18 @@ def peer(script: Path, folder: Path, count: int, shim: bool, limit: float) -> li
     """The first runs of a peer's script, begun in a folder that holds its data; after `limit` seconds it is stopped."""
     command = [sys.executable, *([str(SHIM)] if shim else []), str(script.resolve())]
     last: deque[str] = deque(maxlen=1)
-    with _running(command, folder, limit) as lines:
-        runs = list(islice(finished_runs(_remembered(lines, last)), count))
+    with _running(command, folder, limit) as process:
+        assert process.stdout is not None
+        runs = list(islice(finished_runs(_remembered(process.stdout, last)), count))
     if not runs:
-        raise RunFailed(f"no run was finished ({script}; its last line: {last.pop() if last else 'none'})")
+        said = last.pop() if last else "nothing"
+        raise RunFailed(f"no run was finished ({script}, exit status {process.returncode}): it said last: {said}")
     return runs
 
 
 @contextmanager
-def _running(command: Sequence[str], folder: Path, limit: float) -> Iterator[Iterable[str]]:
-    """The lines that a process prints as it prints them; it is stopped at the block's end, or after `limit` seconds."""
+def _running(command: Sequence[str], folder: Path, limit: float) -> Iterator[subprocess.Popen[str]]:
+    """A process whose output can be read as it comes; it is stopped at the block's end, or after `limit` seconds."""
     process = subprocess.Popen(
         command,
         cwd=folder,
@@ -77,8 +79,7 @@ def _running(command: Sequence[str], folder: Path, limit: float) -> Iterator[Ite
     timer = Timer(limit, process.terminate)
     timer.start()
     try:
-        assert process.stdout is not None
-        yield process.stdout
+        yield process
     finally:
         timer.cancel()
         process.terminate()

@@ -87,7 +87,7 @@ def test_a_script_for_a_gpu_runs_on_the_cpu_and_is_stopped_after_its_runs(folder
 
 def test_a_script_that_fails_is_told_with_its_last_line(folder):
     (folder / "broken.py").write_text("raise SystemExit('out of luck')")
-    with pytest.raises(RunFailed, match=r"no run was finished \(.*broken\.py; its last line: out of luck\)"):
+    with pytest.raises(RunFailed, match=r"broken\.py, exit status 1\): it said last: out of luck"):
         peer(folder / "broken.py", folder, 1, shim=False, limit=60)
 
 
