@@ -91,8 +91,8 @@ def conv_shapes(spec: NetSpec) -> Iterator[Shape]:
     """Every convolution of a network's blocks."""
     side, _ = spec.sizes()
     for _, _, block in spec.plan():
-        if block.projection:
-            yield _shape(block.projection, side // block.pool)
+        for projection in block.projections:
+            yield _shape(projection, side // block.pool)
         for conv in block.convs:
             yield _shape(conv, side)
             _, side = conv.sides(side)

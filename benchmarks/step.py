@@ -17,6 +17,7 @@ from pathlib import Path
 
 import ceiling
 from common import Numbers, Recorder, Round, in_process, parser, run_main, take_turns
+from torch import Tensor
 
 from resfit.cost import cost
 from resfit.environment import pick_device
@@ -33,10 +34,8 @@ class ShortEpochs(Trainer):
 
     steps: int
 
-    @property
-    def batches_per_epoch(self) -> int:
-        """Batches in an epoch."""
-        return min(self.steps, super().batches_per_epoch)
+    def _batches(self, order: Tensor) -> list[Tensor]:
+        return super()._batches(order)[: self.steps]
 
     def images_per_second(self, seconds: float) -> float:
         """Speed over epochs that take so long together, at least one, after one that does not count."""

@@ -54,7 +54,13 @@ def test_short_epochs_draw_from_the_whole_data_set(tiny):
         seed=0,
         steps=2,
     )
-    drawn = [int(i) for _ in range(5) for group in trainer._step_groups() for batch in group for i in batch]
+    drawn = [
+        int(i)
+        for _ in range(5)
+        for group in trainer._step_groups(trainer._begin_epoch().order)
+        for batch in group
+        for i in batch
+    ]
     assert len(drawn) == 5 * 2 * 10
     assert max(drawn) > 900
     assert trainer.train_epoch().images == 20

@@ -146,7 +146,7 @@ def test_features_and_head_make_the_whole(name):
     assert torch.equal(network(name).head(pooled) * SPECS[name].head.scale, logits(name))
 
 
-@EVERY_NETWORK
+@EVERY_KIND
 @torch.no_grad()
 def test_a_fresh_classifier_reads_the_same_features(name):
     net = copy.deepcopy(network(name)).double()
@@ -162,9 +162,11 @@ def test_a_fresh_classifier_reads_the_same_features(name):
     assert sum(p.numel() for p in net.head.parameters()) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in SPECS if name not in recipe_names()])
 def test_torch_compile_follows_the_network_without_a_break(name):
     """`eager` runs what was traced as it is; a break in the graph would be an error."""
+    torch._dynamo.reset()
     net = copy.deepcopy(network(name))
     compiled = torch.compile(net, backend="eager", fullgraph=True)
     torch.testing.assert_close(outputs(compiled, images(SPECS[name])), logits(name))
