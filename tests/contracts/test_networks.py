@@ -146,7 +146,7 @@ def test_features_and_head_make_the_whole(name):
     assert torch.equal(network(name).head(pooled) * SPECS[name].head.scale, logits(name))
 
 
-@EVERY_KIND
+@pytest.mark.parametrize("name", KINDS)
 @torch.no_grad()
 def test_a_fresh_classifier_reads_the_same_features(name):
     net = copy.deepcopy(network(name)).double()
