@@ -89,6 +89,13 @@ RESUMED = {
     },
     "adadelta with accumulation": {"optim.name": "adadelta", "train.accumulate": 3},
     "mixup and cutmix": {"augment.mixup": 0.2, "augment.cutmix": 1.0},
+    "swa and sam": {
+        "average.name": "swa",
+        "average.start": 0.3,
+        "average.every": "step",
+        "optim.sam": {"rho": 0.05},
+        "train.accumulate": 2,
+    },
     "easy images skipped": {"train.skip_easy": 0.2},
 }
 
