@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import importlib.util
 import inspect
 import json
 import os
+import sys
 import types
 from collections.abc import Iterator
 from pathlib import Path
@@ -129,10 +129,9 @@ def _default_text(field: Any) -> str:
 
 def results_table() -> str:
     """The table of committed records, as the README has it."""
-    found = importlib.util.spec_from_file_location("results_index", ROOT / "results" / "index.py")
-    assert found is not None and found.loader is not None
-    index = importlib.util.module_from_spec(found)
-    found.loader.exec_module(index)
+    sys.path.insert(0, str(ROOT / "results"))
+    import index
+
     return str(index.table(index.committed()))
 
 

@@ -23,6 +23,7 @@ from resfit.errors import BadInput
 from resfit.explain import grad_cam, overlay
 from resfit.modelfile import load
 from resfit.net import Network
+from resfit.predict import predict
 from resfit.run import data_of
 
 if TYPE_CHECKING:
@@ -45,21 +46,14 @@ class Answer:
     looked: Image
 
 
-def probabilities(net: Network, pixels: Tensor) -> Tensor:
-    """Class probabilities, float32 [K], of an image at the network's own size, uint8 [C, H, W]."""
-    with torch.no_grad():
-        logits: Tensor = net(normalizer(net.info.mean, net.info.std, _CPU)(pixels[None]))
-    return logits[0].softmax(0)
-
-
 def answer(net: Network, pixels: Tensor) -> Answer:
     """Everything that the page shows of an image at the network's own size, uint8 [C, H, W]."""
-    found = probabilities(net, pixels)
-    image = normalizer(net.info.mean, net.info.std, _CPU)(pixels[None])
-    cam = grad_cam(net, image, int(found.argmax()))
+    picture, normalize = _picture(pixels), normalizer(net.info.mean, net.info.std, _CPU)
+    likeliest = predict(net, picture, device="cpu").images[0].classes
+    cam = grad_cam(net, normalize(pixels[None]), net.info.classes.index(likeliest[0].name))
     return Answer(
-        probabilities=dict(zip(net.info.classes, found.tolist(), strict=True)),
-        seen=_enlarged(_picture(pixels)),
+        probabilities={found.name: found.probability for found in likeliest},
+        seen=_enlarged(picture),
         looked=_enlarged(overlay(pixels, cam)),
     )
 
