@@ -85,8 +85,9 @@ def medians(rounds: Sequence[Round]) -> Round:
     found: dict[str, dict[str, list[float]]] = {}
     for measurements in rounds:
         for what, numbers in measurements.items():
+            values = found.setdefault(what, {})
             for name, value in numbers.items():
-                found.setdefault(what, {}).setdefault(name, []).append(value)
+                values.setdefault(name, []).append(value)
     return {what: {name: statistics.median(v) for name, v in names.items()} for what, names in found.items()}
 
 

@@ -35,6 +35,7 @@ def test_a_measurement_that_fails_is_told_in_one_line():
 def test_medians_are_of_each_number_over_the_rounds_that_have_it():
     rounds = [{"a": {"x": 1.0}}, {"a": {"x": 9.0}, "b": {"y": 2.0}}, {"a": {"x": 2.0}, "b": {"y": 4.0}}]
     assert medians(rounds) == {"a": {"x": 2.0}, "b": {"y": 3.0}}
+    assert medians([{"a": {"x": 1.0}, "ratios": {}}]) == {"a": {"x": 1.0}, "ratios": {}}
 
 
 def test_measurements_take_turns_and_ratios_are_taken_within_a_round(tmp_path):
