@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from resfit.distill import Renormalized, distillation_loss, soft_targets
 from resfit.net import build
 from resfit.recipe import DistillConfig, Recipe
+from resfit.train import Trainer
 
 DISTILL = {"distill": {"teacher": "nowhere", "weight": 0.7, "temperature": 3.0}}
 
@@ -111,29 +113,32 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "alone": {},
     "with sam and accumulation": {"optim.sam": {"rho": 0.1}, "train.accumulate": 2, "train.batch_size": 64},
     "with ricap and swa": {"augment.ricap": 0.3, "average.name": "swa", "average.start": 0.5, "schedule.final": 0.1},
+    "with swa of every step": {"average.name": "swa", "average.start": 0.2, "average.every": "step"},
     "autoaugment": {"augment.policy": "autoaugment", "augment.crop": 0},
 }
 
 
 @pytest.mark.parametrize("overrides", VARIANTS.values(), ids=VARIANTS)
 def test_same_bits_twice_and_on_resume(tiny: Recipe, overrides: dict[str, Any]) -> None:
+    """Resumed from the middle of the third epoch of four, each of two steps."""
     recipe = tiny.replace({**DISTILL, "train.epochs": 4, "spec.dropout.head": 0.1, **overrides})
     teachers = [teacher(recipe), teacher(recipe, 6)]
-    ends = []
-    for _ in range(2):
-        ends.append(trainer(recipe, teachers=teachers))
-        list(ends[-1].epochs())
-    whole, again = ends
-    first = trainer(recipe, teachers=teachers)
-    first.train_epoch(), first.train_epoch()
-    saved = first.state_dict()
-    torch.manual_seed(123)
-    second = trainer(recipe, teachers=teachers)
-    second.load_state_dict(saved)
-    list(second.epochs())
-    for other in (again, second):
-        assert equal(weights(whole.net), weights(other.net))
-        assert equal(weights(whole.evaluated), weights(other.evaluated))
+    states: list[dict[str, Any]] = []
+
+    def whole() -> Trainer:
+        run = trainer(recipe, teachers=teachers, on_step=lambda *_: states.append(copy.deepcopy(run.state_dict())))
+        for _ in run.epochs():
+            assert run.evaluated is not None
+        return run
+
+    runs = [whole(), whole()]
+    resumed = trainer(recipe, seed=0, teachers=teachers)
+    torch.manual_seed(123)  # whatever happened in between
+    resumed.load_state_dict(states[4])
+    assert [result.epoch for result in resumed.epochs()] == [3, 4]
+    for other in (runs[1], resumed):
+        assert equal(weights(runs[0].net), weights(other.net))
+        assert equal(weights(runs[0].evaluated), weights(other.evaluated))
 
 
 def test_one_teacher_or_a_list() -> None:

@@ -16,7 +16,7 @@ from resfit.recipe import Recipe
 STATE_FORMAT = 2
 
 # What the saved tensors belong to: no run can change it under way.
-_FIXED = ("name", "spec", "data", "init", "optim.name", "average.name", "train.precision")
+_FIXED = ("name", "spec", "data", "init", "optim.name", "average.name", "distill", "train.precision", "train.skip_easy")
 
 
 @dataclass(frozen=True, kw_only=True)
