@@ -114,13 +114,17 @@ def test_ricap_shows_four_crops_and_weighs_targets_by_their_areas(alpha):
 
 
 def test_ricap_cuts_its_patches_from_anywhere():
+    """At this alpha the point is the middle, and each patch of 4 x 4 has five places along each side."""
     generator = seeded(0)
-    seen = torch.zeros(4, 8, 8, dtype=torch.bool)
-    for _ in range(300):
-        patch, source, _ = mixing.patch_map(8, 8, 1.0, generator)
+    rows, columns = (torch.zeros(4, 5, dtype=torch.int64) for _ in range(2))
+    for _ in range(1000):
+        patch, source, _ = mixing.patch_map(8, 8, 1e5, generator)
         for k in range(4):
-            seen[k].view(-1)[source[patch == k]] = True
-    assert seen.all()
+            first = int(source[patch == k].min())
+            rows[k, first // 8] += 1
+            columns[k, first % 8] += 1
+    assert ((rows > 140) & (rows < 260)).all()
+    assert ((columns > 140) & (columns < 260)).all()
 
 
 def test_ricap_keeps_the_memory_layout():

@@ -99,6 +99,14 @@ def test_as_many_classes_of_other_names_are_other_classes(tiny: Recipe, source: 
     assert torch.equal(net.head.weight, load(source).head.weight)
 
 
+def test_a_head_of_another_form_begins_anew(tiny: Recipe, source: Path) -> None:
+    net = build(tiny.replace({"spec.head.bias": False}).spec)
+    fresh = net.head.weight.clone()
+    given = begin_from(source, net, load_dataset(tiny.data, size=8, channels=1))
+    assert torch.equal(net.head.weight, fresh)
+    assert "but the head's" in given.taken
+
+
 def test_another_spec_is_refused_by_name_before_anything_is_written(tiny: Recipe, source: Path, tmp_path: Path) -> None:
     other = tiny.replace({"spec.activation": "silu", "spec.stem.channels": 4})
     with pytest.raises(
