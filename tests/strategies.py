@@ -55,7 +55,8 @@ def stems(draw: st.DrawFn, in_channels: int) -> StemSpec:
     stride = draw(st.integers(1, 2))
     if draw(st.booleans()):
         kernel = draw(st.integers(1, 3))
-        return StemSpec(kind="whiten", channels=2 * in_channels * kernel**2, kernel=kernel, stride=stride)
+        channels, pad = 2 * in_channels * kernel**2, draw(st.booleans())
+        return StemSpec(kind="whiten", channels=channels, kernel=kernel, stride=stride, pad=pad)
     return StemSpec(channels=draw(st.integers(1, 8)), kernel=draw(st.sampled_from((1, 3, 5))), stride=stride)
 
 

@@ -13,20 +13,18 @@ from typing import Any
 import torch
 
 from resfit.errors import BadInput
-
-# Instruction sets that decide how fast a network trains on a CPU.
-_CPU_FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16")
+from resfit.processor import processor
 
 
 def environment(device: torch.device) -> dict[str, Any]:
     """Versions, processor, threads, commit and command, as plain values."""
-    cpu, features = _cpu()
+    cpu, features = processor()
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
         "platform": platform.system(),
         "cpu": cpu,
-        "cpu_features": features,
+        "cpu_features": list(features),
         "cpu_count": os.cpu_count(),
         "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
         "threads": torch.get_num_threads(),
@@ -46,18 +44,6 @@ def pick_device(wanted: str) -> torch.device:
         reason = str(error).splitlines()[0][:80]
         raise BadInput(f"no such device here, {reason} (device {wanted}): give auto, cpu or cuda") from None
     return device
-
-
-def _cpu() -> tuple[str, list[str]]:
-    """The processor's name and the features that matter here, where the system tells."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine(), []
-    pairs = (line.partition(":") for line in lines)
-    known = {key.strip(): value.strip() for key, _, value in pairs}
-    flags = known.get("flags", "").split()
-    return known.get("model name", platform.machine()), [name for name in _CPU_FEATURES if name in flags]
 
 
 def _commit() -> str | None:

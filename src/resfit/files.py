@@ -12,6 +12,11 @@ from typing import BinaryIO
 from resfit.errors import RunFailed
 
 
+def cache_dir() -> Path:
+    """The user's cache folder for resfit."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "resfit"
+
+
 @contextmanager
 def atomic_file(path: Path, keep: Path | None = None) -> Iterator[BinaryIO]:
     """A file that becomes `path` when the block ends well, and vanishes when it does not.

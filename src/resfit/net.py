@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from resfit.errors import BadInput
 from resfit.recipe import InitConfig
 from resfit.spec import BlockPlan, ConvPlan, ECASpec, NetSpec, NormSpec, SESpec, StemSpec
+from resfit.winograd import Conv2d
 
 ACTIVATIONS: dict[str, Callable[[bool], nn.Module]] = {
     "relu": nn.ReLU,
@@ -270,20 +271,22 @@ class PadShortcut(nn.Module):
 
 
 class FrozenConv(nn.Module):
-    """A convolution whose filters are set once, by `whiten`, and whose bias is trained. No padding."""
+    """A convolution whose filters are set once, by `whiten`, and whose bias is trained."""
 
     weight: Tensor
 
     def __init__(self, in_channels: int, stem: StemSpec) -> None:
         super().__init__()
         self.stride = stem.stride
+        before, after = ((stem.kernel - 1) // 2, stem.kernel // 2) if stem.pad else (0, 0)
+        self.padding = (before, after, before, after)
         weight = torch.empty(stem.channels, in_channels, stem.kernel, stem.kernel)
         self.register_buffer("weight", nn.init.kaiming_normal_(weight))
         self.bias = nn.Parameter(torch.zeros(stem.channels))
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, C, H, W] -> [N, C', H', W']."""
-        return F.conv2d(x, self.weight, self.bias, stride=self.stride)
+        return F.conv2d(F.pad(x, self.padding), self.weight, self.bias, stride=self.stride)
 
     @torch.no_grad()
     def whiten(self, images: Tensor, eps: float = 5e-4) -> None:
@@ -403,8 +406,8 @@ def _shortcut(block: BlockPlan, spec: NetSpec) -> nn.Sequential:
     return nn.Sequential(layers)
 
 
-def _conv(conv: ConvPlan, spec: NetSpec) -> nn.Conv2d:
-    return nn.Conv2d(
+def _conv(conv: ConvPlan, spec: NetSpec) -> Conv2d:
+    return Conv2d(
         conv.in_channels,
         conv.out_channels,
         conv.kernel,

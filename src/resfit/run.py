@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from resfit import winograd
 from resfit.augment import augment
 from resfit.budget import require_fit
 from resfit.checkpoint import STATE, newest_state, save_state
@@ -63,7 +64,7 @@ class Observer:
 
 @contextmanager
 def fast_process() -> Iterator[None]:
-    """Keep malloc's pages, and within the block take denormal numbers for zero: both for speed.
+    """For speed, keep malloc's pages, and within the block take denormals for zero and Winograd's convolutions.
 
     Denormal gradients make a convolution on a CPU up to forty times slower. torch's worker threads take the setting
     over from the thread that starts them, so this belongs ahead of the first tensor.
@@ -71,7 +72,8 @@ def fast_process() -> Iterator[None]:
     keep_pages()
     torch.set_flush_denormal(True)
     try:
-        yield
+        with winograd.winograd_convolutions():
+            yield
     finally:
         torch.set_flush_denormal(False)
 
@@ -255,7 +257,22 @@ class _Run:
         return tuple(self.curve)
 
     def _note(self) -> str:
-        return f"{self.device.type}, {self.precision}, {torch.get_num_threads()} threads"
+        missing = (
+            " (no C++ compiler was found for faster ones)" if self.wants_winograd and not winograd.in_use() else ""
+        )
+        parts = (self.device.type, self.precision, f"{torch.get_num_threads()} threads")
+        return ", ".join((*parts, f"{self.convolution} convolutions{missing}"))
+
+    @property
+    def wants_winograd(self) -> bool:
+        """Whether Winograd's convolutions would be faster here."""
+        on_cpu = self.device.type == "cpu" and self.precision == "bf16" and not self.recipe.train.compile
+        return on_cpu and winograd.is_suited()
+
+    @property
+    def convolution(self) -> str:
+        """How the wide 3x3 convolutions are computed: winograd or direct."""
+        return "winograd" if self.wants_winograd and winograd.in_use() else "direct"
 
     def execute(self) -> RunRecord:
         """Train what is left, score the test set, and leave the folder complete."""
@@ -408,7 +425,7 @@ class _Run:
             epochs=len(self.curve),
             device=self.device.type,
             precision=self.precision,
-            env=environment(self.device),
+            env={**environment(self.device), "convolution": self.convolution},
             data=_data_facts(data),
             protocol={
                 "selection": self.selection,
@@ -477,6 +494,7 @@ class _Run:
             "test_scored": self.test_scored,
             "seconds": self.seconds_before + time.perf_counter() - self.clock,
             "precision": self.precision,
+            "convolution": self.convolution,
             "data": self.data.digest,
             "events": self.events,
             "rollbacks": self.rollbacks,
@@ -488,10 +506,11 @@ class _Run:
         """Go on from a saved state; raises BadInput where the data is not what it was."""
         if state["data"] != self.data.digest:
             raise BadInput(f"the data changed since the run began ({self.folder}): bring it back or start anew")
-        if state["precision"] != self.precision:
+        began, here = (state["precision"], state["convolution"]), (self.precision, self.convolution)
+        if began != here:
             raise BadInput(
-                f"the run began in {state['precision']} and this machine would take {self.precision} ({self.folder}): "
-                "resume it on a machine of the same kind"
+                f"the run began in {began[0]} with {began[1]} convolutions, and this machine would take {here[0]} with "
+                f"{here[1]} ones ({self.folder}): resume it on a machine of the same kind"
             )
         for (_, teacher), sha256 in zip(self.teachers, state["teachers"], strict=True):
             if teacher.sha256 != sha256:

@@ -88,19 +88,22 @@ class StemSpec:
     """The layer ahead of the stages.
 
     conv: convolution, norm, activation (the convolution alone ahead of preact blocks). whiten: convolution with frozen
-    patch-whitening filters and a trained bias, no padding, activation; its channels are 2 x input channels x kernel²
-    (Jordan 2024, airbench).
+    patch-whitening filters and a trained bias, activation; its channels are 2 x input channels x kernel² (Jordan 2024,
+    airbench); `pad` surrounds the image with zeros, so that the map keeps its side.
     """
 
     kind: Literal["conv", "whiten"] = "conv"
     channels: int = 64
     kernel: int = 3
     stride: int = 1
+    pad: bool = unwritten(False)
 
     def __post_init__(self) -> None:
         _check_range("channels", self.channels, 1, 65_536)
         _check_range("stride", self.stride, 1, 4)
         if self.kind == "conv":
+            if self.pad:
+                raise BadField("a stem of kind conv is padded anyhow", "pad", "leave it out")
             _check_kernel("kernel", self.kernel)
         else:
             _check_range("kernel", self.kernel, 1, 15)
@@ -559,4 +562,5 @@ class NetSpec:
 
 
 def _stem_side(side: int, stem: StemSpec) -> int:
-    return (side - stem.kernel) // stem.stride + 1 if stem.kind == "whiten" else -(-side // stem.stride)
+    unpadded = stem.kind == "whiten" and not stem.pad
+    return (side - stem.kernel) // stem.stride + 1 if unpadded else -(-side // stem.stride)

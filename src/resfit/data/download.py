@@ -12,9 +12,8 @@ import urllib.request
 from pathlib import Path, PurePosixPath
 
 from resfit.data.bar import bar
-from resfit.data.places import cache_dir
 from resfit.errors import BadInput
-from resfit.files import atomic_file
+from resfit.files import atomic_file, cache_dir
 
 _BLOCK_BYTES = 2**20
 _TIMEOUT_SECONDS = 30

@@ -19,9 +19,10 @@ import torch
 from resfit.data.cache import cached_array
 from resfit.data.decode import EXTENSIONS, decode_all
 from resfit.data.images import Images, Source
-from resfit.data.places import Places, cache_dir
+from resfit.data.places import Places
 from resfit.data.split import stratified_split, val_count
 from resfit.errors import BadInput
+from resfit.files import cache_dir
 from resfit.memory import free_bytes
 from resfit.recipe import DataConfig
 

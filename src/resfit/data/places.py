@@ -8,11 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from resfit.errors import BadInput
-
-
-def cache_dir() -> Path:
-    """The user's cache folder for resfit."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "resfit"
+from resfit.files import cache_dir
 
 
 @dataclass(frozen=True, kw_only=True)
