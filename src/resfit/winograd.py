@@ -1,7 +1,7 @@
 """3x3 convolutions in bf16 by Winograd's method, on processors where this is faster than direct ones.
 
 Winograd's F(2x2, 3x3) takes 4 products for each output and pair of channels instead of 9, but reads and writes more.
-That pays on AVX-512 with bf16; AMX multiplies so fast that memory would decide. winograd.cpp does the work; the system's
+That pays on AVX-512 with bf16; AMX multiplies so fast that memory would decide. winograd.cpp does it; the system's
 C++ compiler makes it into a library once. Where there is none, convolutions are direct. RESFIT_WINOGRAD=0 turns it off.
 """
 
