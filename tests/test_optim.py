@@ -103,15 +103,20 @@ def test_settings_reach_the_optimizer():
     muon, rest = make_optimizers(net, OptimConfig(name="muon", lr=0.2, momentum=0.6, sgd_momentum=0.8))
     assert all(p.ndim == 4 for group in muon.param_groups for p in group["params"])
     assert (muon.defaults["momentum"], rest.defaults["momentum"]) == (0.6, 0.8)
+    assert muon.dtype == torch.float32
+    assert make_optimizers(net, OptimConfig(name="muon", lr=0.2), "bf16")[0].dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", [(64, 576), (256, 16), (16, 144), (128, 64)])
-def test_orthogonalizing_brings_singular_values_near_one(shape):
+def test_orthogonalizing_brings_singular_values_near_one(shape, dtype):
     matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    values = torch.linalg.svdvals(orthogonalize(matrix))
+    found = orthogonalize(matrix.to(dtype))
+    assert found.dtype == dtype
+    values = torch.linalg.svdvals(found.float())
     assert 0.3 < values.min() <= values.max() < 1.7
     u, _, v = torch.linalg.svd(matrix, full_matrices=False)
-    assert F.cosine_similarity(orthogonalize(matrix).flatten(), (u @ v).flatten(), dim=0) > 0.95  # directions stay
+    assert F.cosine_similarity(found.float().flatten(), (u @ v).flatten(), dim=0) > 0.95  # directions stay
 
 
 def test_orthogonalizing_zeros_gives_zeros():

@@ -42,14 +42,18 @@ def _group(name: str, params: list[nn.Parameter], config: OptimConfig) -> Group:
     return {"name": name, "params": params, "lr": lr, "weight_decay": decay}
 
 
-def make_optimizers(net: nn.Module, config: OptimConfig) -> list[torch.optim.Optimizer]:
-    """The optimizers of `net`: one, or Muon for the filters and SGD for the rest."""
+def make_optimizers(net: nn.Module, config: OptimConfig, precision: str = "fp32") -> list[torch.optim.Optimizer]:
+    """The optimizers of `net`: one, or Muon for the filters and SGD for the rest.
+
+    Muon computes its updates in bf16 where `precision` says so, or on CUDA.
+    """
     groups = parameter_groups(net, config)
     if config.name == "muon":
         filters = [p for group in groups for p in group["params"] if p.ndim == 4]
         rest = [{**g, "params": [p for p in g["params"] if p.ndim != 4]} for g in groups]
         rest = [group for group in rest if group["params"]]
-        muon = Muon(filters, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov)
+        dtype = torch.bfloat16 if precision == "bf16" or next(net.parameters()).is_cuda else torch.float32
+        muon = Muon(filters, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov, dtype=dtype)
         return [muon, torch.optim.SGD(rest, momentum=config.sgd_momentum, nesterov=True)]
     return [_MAKERS[config.name](groups, config)]
 
@@ -69,11 +73,20 @@ _MAKERS: dict[str, Callable[[list[Group], OptimConfig], torch.optim.Optimizer]] 
 class Muon(torch.optim.Optimizer):
     """Momentum whose update of each filter bank is orthogonalized, on weights kept at a norm of sqrt(out channels).
 
-    Jordan et al. 2024 (Muon), with the renormalization of airbench. torch's own Muon takes matrices alone.
+    Jordan et al. 2024 (Muon), with the renormalization of airbench. torch's own Muon takes matrices alone. Updates are
+    computed in `dtype`.
     """
 
-    def __init__(self, params: list[nn.Parameter], lr: float, momentum: float, nesterov: bool = True) -> None:
+    def __init__(
+        self,
+        params: list[nn.Parameter],
+        lr: float,
+        momentum: float,
+        nesterov: bool = True,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "nesterov": nesterov})
+        self.dtype = dtype
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
@@ -90,7 +103,8 @@ class Muon(torch.optim.Optimizer):
             state["momentum"] = torch.zeros_like(gradient)
         momentum = state["momentum"].mul_(group["momentum"]).add_(gradient)
         direction = gradient.add(momentum, alpha=group["momentum"]) if group["nesterov"] else momentum
-        update = orthogonalize(direction.reshape(len(direction), -1)).view_as(direction)
+        matrix = direction.reshape(len(direction), -1)
+        update = orthogonalize(matrix.to(self.dtype)).to(matrix.dtype).view_as(direction)
         weight.mul_(len(weight) ** 0.5 / weight.norm().clamp(min=1e-7))
         weight.add_(update, alpha=-group["lr"])
 
@@ -98,18 +112,16 @@ class Muon(torch.optim.Optimizer):
 def orthogonalize(matrix: Tensor, steps: int = 3) -> Tensor:
     """Bring all singular values of a matrix [R, C] near one by a quintic Newton-Schulz iteration (Jordan et al. 2024).
 
-    Computed in bf16 on CUDA, else in the matrix's own type. The values of a matrix that is clearly wider than high, or
+    In the matrix's own type; bf16 will do. The values of a matrix that is clearly wider than high, or
     higher than wide, end between about 0.5 and 1.5; smallest ones of square matrices stay below.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
-    x = matrix.bfloat16() if matrix.is_cuda else matrix
-    x = x / (x.norm() + 1e-7)
+    x = matrix / (matrix.norm() + 1e-7)
     wide = x.T if len(x) > x.shape[1] else x
     for _ in range(steps):
         gram = wide @ wide.T
         wide = a * wide + (b * gram + c * gram @ gram) @ wide
-    result: Tensor = (wide.T if len(x) > x.shape[1] else wide).to(matrix.dtype)
-    return result
+    return wide.T if len(x) > x.shape[1] else wide
 
 
 def lr_factor(config: ScheduleConfig, epoch: float, epochs: int) -> float:

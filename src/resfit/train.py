@@ -98,7 +98,7 @@ class Trainer:
     def __post_init__(self) -> None:
         config = self.recipe.train
         self.device = self.images.device
-        self.optimizers = make_optimizers(self.net, self.recipe.optim)
+        self.optimizers = make_optimizers(self.net, self.recipe.optim, self.precision)
         average = self.recipe.average
         self.average = None if average.name == "none" else WeightAverage(self.net, average)
         self.easy = EasyImages(len(self.images), config.skip_easy, self.device) if config.skip_easy else None
