@@ -255,6 +255,7 @@ def hostile() -> RunRecord:
         ),
         layers=(replace(LAYERS[0], name=EVIL, kind=EVIL),),
         exports=(replace(export, file=EVIL, format=EVIL, env={"cpu": EVIL}),),
+        events=(EVIL,),
     )
 
 
@@ -574,6 +575,10 @@ def test_what_a_run_was_given_is_part_of_its_protocol() -> None:
     assert "began with a trained network's weights, runs/a/0: all weights (chosen on the test set)." in told
     assert told.count("Learned from a trained network") == 2
     assert "trained network" not in " ".join(words.protocol(record()))
+
+
+def test_what_befell_a_run_is_told() -> None:
+    assert "On the way: epoch 3: rates halved." in words.protocol(record(events=("epoch 3: rates halved",)))
 
 
 def test_the_recipe_is_text_that_yaml_reads_back() -> None:

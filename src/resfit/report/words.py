@@ -134,7 +134,8 @@ def peeking(record: RunRecord) -> str:
 
 def protocol(record: RunRecord) -> list[str]:
     """How the result was measured, in sentences."""
-    return [*_split(record), *_given(record), _selection(record), *_scored(record), *_tta(record), *_deviations(record)]
+    measured = [*_split(record), *_given(record), _selection(record), *_scored(record), *_tta(record)]
+    return [*measured, *_deviations(record), *(f"On the way: {event}." for event in record.events)]
 
 
 def _split(record: RunRecord) -> Iterator[str]:
