@@ -62,6 +62,19 @@ class Observer:
         """A line for the user."""
 
 
+class _Apart(Observer):
+    """Hands on what a run tells; random numbers that are drawn meanwhile are not missing in the run."""
+
+    def __init__(self, observer: Observer, device: torch.device) -> None:
+        self.observer, self.devices = observer, [device] if device.type == "cuda" else []
+
+    def __getattribute__(self, name: str) -> Any:
+        """The observer's own method, with torch's generators put back after each call."""
+        if name in ("observer", "devices"):
+            return super().__getattribute__(name)
+        return torch.random.fork_rng(self.devices)(getattr(self.observer, name))
+
+
 @contextmanager
 def fast_process() -> Iterator[None]:
     """For speed, keep malloc's pages, and within the block take denormals for zero and Winograd's convolutions.
@@ -203,6 +216,7 @@ class _Run:
     interrupts: Interrupts = field(default_factory=Interrupts)
 
     def __post_init__(self) -> None:
+        self.observer = _Apart(self.observer, self.device)
         torch.manual_seed(self.seed)
         self.normalize = normalizer(self.data.mean, self.data.std, self.device)
         self.precision = usable_precision(self.recipe.train.precision, self.device)

@@ -1,0 +1,112 @@
+"""The numbers are right: the test set decides nothing, and watching a run does not change it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from resfit import run as run_module
+from resfit.data import Dataset, Images
+from resfit.recipe import Recipe
+from resfit.record import EpochPoint
+from resfit.run import Observer, fit, train
+
+Load = Callable[..., Dataset]
+
+
+def weights(folder: Path) -> dict[str, Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.fixture
+def spoil(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """From its call on, the test set is noise with random labels."""
+    load: Load = run_module.load_dataset
+
+    def noise(*args: Any, **options: Any) -> Dataset:
+        data, generator = load(*args, **options), torch.Generator().manual_seed(0)
+        images = torch.randint(0, 256, data.test.images.shape, dtype=torch.uint8, generator=generator)
+        labels = torch.randint(0, len(data.classes), data.test.labels.shape, generator=generator)
+        return replace(data, test=Images(images=images, labels=labels))
+
+    return lambda: monkeypatch.setattr(run_module, "load_dataset", noise)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {},
+        {"evaluate.selection": "best-val"},
+        {"train.patience": 1, "train.epochs": 5},
+        {"average.name": "swa", "train.skip_easy": 0.3},
+    ],
+)
+def test_the_test_set_decides_nothing(
+    tiny: Recipe, tmp_path: Path, spoil: Callable[[], None], overrides: dict[str, Any]
+) -> None:
+    recipe = tiny.replace(overrides)
+    true = train(recipe, out=tmp_path / "true")
+    spoil()
+    noise = train(recipe, out=tmp_path / "noise")
+    assert noise.test != true.test  # it was another test set
+    assert same(weights(tmp_path / "true/tiny/0"), weights(tmp_path / "noise/tiny/0"))
+    assert true.temperature == noise.temperature
+    for a, b in zip(true.curve, noise.curve, strict=True):
+        assert replace(a, seconds=0.0) == replace(b, seconds=0.0)
+
+
+def test_tuning_sees_no_test_image(tiny: Recipe, spoil: Callable[[], None]) -> None:
+    def curve() -> list[EpochPoint]:
+        return [replace(point, seconds=0.0) for point in fit(tiny, seed=0)]
+
+    before = curve()
+    spoil()
+    assert curve() == before
+    assert all(point.val_accuracy is not None and point.test_accuracy is None for point in before)
+
+
+@pytest.mark.parametrize(("selection", "looks"), [("last", 1), ("best-val", 1), ("best-test", 4)])
+def test_the_test_set_is_scored_as_often_as_the_record_says(
+    tiny: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, selection: str, looks: int
+) -> None:
+    scored: list[int] = []
+    predict = run_module.predict_logits
+
+    def counted(net: torch.nn.Module, images: Tensor, *rest: Any, **options: Any) -> tuple[Tensor, Tensor | None]:
+        scored.append(len(images))
+        return predict(net, images, *rest, **options)
+
+    monkeypatch.setattr(run_module, "predict_logits", counted)
+    record = train(tiny.replace({"evaluate.selection": selection}), out=tmp_path)
+    assert scored.count(record.data["n_test"]) == record.protocol["test_scored"] == looks
+    assert record.protocol["peeking"] is (selection == "best-test")
+
+
+class Curious(Observer):
+    """Draws from torch's global generator, as a careless metric may."""
+
+    def epoch_ended(self, point: EpochPoint) -> None:
+        """None of what it draws may be missing in the run."""
+        torch.rand(point.epoch)
+
+    def message(self, text: str) -> None:
+        """Neither here."""
+        torch.rand(1)
+
+
+def test_watching_a_run_does_not_change_it(tiny: Recipe, tmp_path: Path) -> None:
+    recipe = tiny.replace({"spec.dropout.head": 0.3})  # drawn from the global generator
+    train(recipe, out=tmp_path / "alone")
+    train(recipe, out=tmp_path / "watched", observer=Curious())
+    assert same(weights(tmp_path / "alone/tiny/0"), weights(tmp_path / "watched/tiny/0"))
