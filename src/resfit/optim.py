@@ -121,7 +121,8 @@ def orthogonalize(matrix: Tensor, steps: int = 3) -> Tensor:
     for _ in range(steps):
         gram = wide @ wide.T
         wide = a * wide + (b * gram + c * gram @ gram) @ wide
-    return wide.T if len(x) > x.shape[1] else wide
+    result: Tensor = wide.T if len(x) > x.shape[1] else wide
+    return result
 
 
 def lr_factor(config: ScheduleConfig, epoch: float, epochs: int) -> float:
