@@ -71,3 +71,25 @@ def train_on(ready: Connection, plain_recipe: dict[str, Any], out: str) -> None:
     recipe = Recipe.from_dict(plain_recipe)
     ready.send("ready")
     run.train(recipe, out=out, resume=has_state(run.run_folder(out, recipe, 0)))
+
+
+def train_again_and_again(tell: Connection, plain_recipe: dict[str, Any], out: str, seconds: float) -> None:
+    """Run after run in one process; told after each: its number, the process's memory in bytes and its open files."""
+    from resfit import run
+    from resfit.recipe import Recipe
+
+    torch.set_num_threads(1)
+    tell.send("ready")
+    recipe, ends, number = Recipe.from_dict(plain_recipe), time.monotonic() + seconds, 0
+    while time.monotonic() < ends:
+        run.train(recipe, out=Path(out) / str(number))
+        tell.send((number, memory("self"), len(list(Path("/proc/self/fd").iterdir()))))
+        number += 1
+    tell.close()
+
+
+def memory(process: int | str) -> int:
+    """The bytes of memory that a process holds (Linux)."""
+    lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    (kibibytes,) = (line.split()[1] for line in lines if line.startswith("VmRSS:"))
+    return 1024 * int(kibibytes)
