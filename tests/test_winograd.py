@@ -13,9 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from resfit import winograd
+from resfit.data import Dataset
+from resfit.errors import BadInput
 from resfit.net import build
-from resfit.recipe import get_recipe
-from resfit.run import fast_process
+from resfit.recipe import Recipe, get_recipe
+from resfit.record import EpochPoint
+from resfit.run import Observer, fast_process, train
 from resfit.winograd import Conv2d, WinogradConvolution
 
 runs_here = pytest.mark.skipif(
@@ -179,6 +182,34 @@ def test_without_a_compiler_convolutions_are_direct(tmp_path: Path, monkeypatch:
     winograd.library.cache_clear()
     assert winograd.library() is None
     winograd.library.cache_clear()
+
+
+def test_a_run_says_how_it_convolves_and_goes_on_in_no_other_way(
+    tiny: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+
+    class Listener(Observer):
+        def started(self, recipe: Recipe, data: Dataset, folder: Path, note: str) -> None:
+            told.append(note)
+
+        def epoch_ended(self, point: EpochPoint) -> None:
+            if point.epoch == 1 and len(told) == 1:
+                raise RuntimeError("cut")
+
+    monkeypatch.setattr(winograd, "is_suited", lambda: True)
+    monkeypatch.setattr(winograd, "library", lambda: None)
+    recipe = tiny.replace({"train.precision": "bf16", "train.checkpoint_minutes": 1e-9})
+    with pytest.raises(RuntimeError, match="cut"):
+        train(recipe, out=tmp_path, device="cpu", observer=Listener())
+    assert "direct convolutions (no C++ compiler was found for faster ones)" in told[0]
+    monkeypatch.setattr(winograd, "library", lambda: object())  # no layer is wide enough to call it
+    with pytest.raises(
+        BadInput, match="began in bf16 with direct convolutions, and this machine would take bf16 with wi"
+    ):
+        train(recipe, out=tmp_path, device="cpu", resume=True)
+    record = train(recipe, out=tmp_path / "other", device="cpu", observer=Listener())
+    assert record.env["convolution"] == "winograd" and "winograd convolutions" in told[1]
 
 
 @runs_here

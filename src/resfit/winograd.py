@@ -28,7 +28,7 @@ from resfit.files import cache_dir, write_atomic
 from resfit.processor import processor
 
 _SOURCE = Path(__file__).with_name("winograd.cpp")
-_COMPILE = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-shared", "-fPIC")
+_COMPILE = ("-std=c++17", "-O3", "-march=x86-64-v4", "-mavx512bf16", "-fopenmp", "-shared", "-fPIC")
 _POINTS = 16  # of a tile of 4 x 4 pixels
 _FEWEST_CHANNELS, _CHANNELS_MULTIPLE = 32, 16
 _FEWEST_TILES = 128  # below, transforming the filters costs more than is saved
