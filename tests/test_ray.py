@@ -33,17 +33,32 @@ from resfit.executors.cluster import OnRay, Share, _share  # noqa: E402
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
+SETTINGS = {
+    "RAY_AUTH_MODE": "disabled",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_raylet_start_wait_time_s": "240",  # a busy machine
+    "PYTHONPATH": str(Path(module.__file__).parents[2]),
+}
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in SETTINGS.items():
+            patch.setenv(name, value)
+        nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+        yield nodes
+        nodes.shutdown()
+
+
 @pytest.fixture
-def two_nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+def two_nodes(cluster: Cluster) -> Iterator[Cluster]:
     """A cluster of two nodes with a core each, which this process has not joined yet."""
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    monkeypatch.setenv("PYTHONPATH", str(Path(module.__file__).parents[2]))
-    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-    nodes.add_node(num_cpus=1)
-    yield nodes
+    if len(cluster.list_all_nodes()) == 1:
+        cluster.add_node(num_cpus=1)
+    cluster.wait_for_nodes(240)
+    yield cluster
     ray.shutdown()
-    nodes.shutdown()
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """Runs on a Ray cluster: data goes there once a node, records and weights come back into run folders here.
 
-Ray chooses the node, and begins a run anew whose node or process is lost. One thread says all that is said to Ray,
-hears what the runs tell, and writes down what they leave.
+Ray chooses the node, and begins a run anew whose node or process is lost. One thread hands the runs to Ray and hears
+what they tell; a few others write down what they leave.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import threading
 import warnings
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future
-from contextlib import redirect_stdout
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, redirect_stdout
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -43,6 +43,7 @@ except ImportError:
 _PAUSE = 0.2  # seconds between two looks at the runs, where nothing ends
 _IN_FLIGHT = 1000  # runs that are handed to Ray at a time: more than a cluster holds, fewer than burden it
 _RETRIES = 5  # times that a run begins anew because its node or process was lost
+_TAKERS = 8  # runs whose folders come home at the same time
 _PARTS = ("train", "val", "test")
 
 
@@ -105,8 +106,8 @@ class OnRay:
     `address` is a cluster's, "auto" for the one that this machine belongs to, or "local" for one that is made here and
     ends with the block. `cpus` and `gpus` are what a run asks for: without them a GPU and a core where the cluster has
     GPUs, and else as many cores as its smallest node has. At most `workers` runs go on at a time, by default as many as
-    fit. An observer hears of begin, epochs and messages, from one thread, and ends its run by raising an exception.
-    Entering the block raises BadInput where there is no cluster, or where none of its nodes has that much.
+    fit. An observer hears of begin, epochs and messages, and ends its run by raising an exception. Entering the block,
+    which is done once, raises BadInput where there is no cluster, or where none of its nodes has that much.
     """
 
     def __init__(
@@ -128,33 +129,35 @@ class OnRay:
         self.running: dict[int, _Run] = {}
         self.data: dict[str, Any] = {}  # references, by what was loaded
         self.closing = threading.Event()
+        self.takers = ThreadPoolExecutor(_TAKERS)
         self.lost: Lost | None = None
 
     def __enter__(self) -> OnRay:
-        self.aside = redirect_stdout(sys.stderr)  # Ray tells of lost nodes on standard output
-        self.aside.__enter__()
-        self.joined = _join(self.address)
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        self.share = _share(nodes, *self.wanted)
-        self.slots = min(self.most, sum(self.share.fits(node) for node in nodes))
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        self.told = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
-        self.work = ray.remote(_on_node).options(
-            num_cpus=self.share.cpus, num_gpus=self.share.gpus, max_retries=_RETRIES, name="resfit"
-        )
-        self.thread = threading.Thread(target=self._follow, daemon=True, name="resfit-ray")
-        self.thread.start()
+        with ExitStack() as stack:
+            stack.enter_context(redirect_stdout(sys.stderr))  # Ray tells of lost nodes on standard output
+            if _join(self.address):
+                stack.callback(ray.shutdown)
+            nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+            self.share = _share(nodes, *self.wanted)
+            self.slots = min(self.most, sum(self.share.fits(node) for node in nodes))
+            here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+            self.told = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
+            self.work = ray.remote(_on_node).options(
+                num_cpus=self.share.cpus, num_gpus=self.share.gpus, max_retries=_RETRIES, name="resfit"
+            )
+            self.thread = threading.Thread(target=self._follow, daemon=True, name="resfit-ray")
+            self.thread.start()
+            self.open = stack.pop_all()
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.closing.set()
-        self.thread.join()
-        for run in self.running.values():
-            ray.cancel(run.ref)
-        self._give_up()
-        if self.joined:
-            ray.shutdown()
-        self.aside.__exit__(*error)
+        with self.open:
+            self.closing.set()
+            self.thread.join()
+            self.takers.shutdown()  # what has ended comes home, also after Ctrl-C
+            for run in self.running.values():
+                ray.cancel(run.ref)
+            self._give_up()
 
     def submit(self, recipe: Recipe, seed: int, observer: Observer) -> Future[RunRecord]:
         """The record to come of a run, whose folder lies here by then."""
@@ -209,7 +212,7 @@ class OnRay:
             if run := self.running.get(number):
                 self._pass_on(number, run, what, value)
         for number in [number for number, run in self.running.items() if run.ref in ended]:
-            _end(self.running.pop(number))
+            self.takers.submit(_take, self.running.pop(number))
 
     def _pass_on(self, number: int, run: _Run, what: str, value: Any) -> None:
         try:
@@ -296,17 +299,17 @@ def _share(nodes: list[dict[str, float]], cpus: int | None, gpus: float | None, 
     return share
 
 
-def _end(run: _Run) -> None:
-    """Take what a run left."""
+def _take(run: _Run) -> None:
+    """Fetch what a run left, and say so."""
     try:
         result = ray.get(run.ref)
         if isinstance(result, ResfitError):
             raise result
         run.future.set_result(run.take(result))
     except ray.exceptions.RayError as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = " ".join(str(getattr(error, "cause", None) or error).split())[:200]
         run.future.set_exception(Lost(f"the run was lost ({type(error).__name__}: {reason}): repeat the command"))
-    except ResfitError as error:
+    except Exception as error:
         run.future.set_exception(error)
 
 

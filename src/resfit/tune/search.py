@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -201,8 +202,9 @@ def _journal(path: Path) -> BaseStorage:
     return optuna.storages.JournalStorage(JournalFileBackend(str(path)))
 
 
+@cache
 def _database(url: str) -> BaseStorage:
-    """Trials in a database; PostgreSQL is spoken to by psycopg."""
+    """Trials in a database, whose connections all threads share; PostgreSQL is spoken to by psycopg."""
     kind, _, rest = url.partition("://")
     if kind == "postgresql":
         if find_spec("psycopg") is None:
