@@ -141,7 +141,7 @@ class OnRay:
             self.share = _share(nodes, *self.wanted)
             self.slots = min(self.most, sum(self.share.fits(node) for node in nodes))
             here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-            self.told = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
+            self.queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
             self.work = ray.remote(_on_node).options(
                 num_cpus=self.share.cpus, num_gpus=self.share.gpus, max_retries=_RETRIES, name="resfit"
             )
@@ -196,7 +196,7 @@ class OnRay:
         while self.waiting and len(self.running) < self.most and not self.closing.is_set():
             run, number = self.waiting.popleft(), next(self.numbers)
             try:
-                run.ref = self.work.remote(self._shipped(run.recipe), self._task(run, number), self.told)
+                run.ref = self.work.remote(self._shipped(run.recipe), self._task(run, number), self.queue)
             except Exception as error:  # data that cannot be used, or is too large for the cluster
                 run.future.set_exception(told(error))
             else:
@@ -208,7 +208,7 @@ class OnRay:
             self.closing.wait(_PAUSE)
             return
         ended, _ = ray.wait([run.ref for run in self.running.values()], timeout=_PAUSE)
-        for number, what, value in self.told.get_nowait_batch(self.told.size()):
+        for number, what, value in self.queue.get_nowait_batch(self.queue.size()):
             if run := self.running.get(number):
                 self._pass_on(number, run, what, value)
         for number in [number for number, run in self.running.items() if run.ref in ended]:
