@@ -134,6 +134,30 @@ def test_resume_needs_nothing_but_the_folder(
     assert "a finished run lies there" in fails(capsys, *words)
 
 
+def test_runs_in_processes_of_their_own_go_on_where_they_stopped(
+    capsys: pytest.CaptureFixture[str], recipe_file: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "runs"
+    words = ["train", str(recipe_file), "--out", str(out), "--workers", "1", "--train.epochs", "1"]
+    assert "2 of 2 runs are finished" in printed(capsys, *words, "--runs", "2")
+    before = [(out / "tiny" / seed / "record.json").read_bytes() for seed in "01"]
+    assert main([*words, "--runs", "3"]) == 0
+    told = capsys.readouterr()
+    assert "1 runs to do, 2 done before" in told.err and "3 of 3 runs are finished" in told.out
+    assert [(out / "tiny" / seed / "record.json").read_bytes() for seed in "01"] == before
+    assert json.loads((out / "tiny" / "summary.json").read_text())["seeds"] == [0, 1, 2]
+    assert "a run with other settings lies there" in fails(capsys, *words, "--optim.lr", "0.5")
+    tuned = ["--init", str(out / "tiny" / "0"), "--out", str(tmp_path / "tuned")]
+    assert main([*words, *tuned]) == 0
+    assert read_record(tmp_path / "tuned" / "tiny" / "0").init is not None
+
+
+def test_without_ray_the_extra_is_named(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.delitem(sys.modules, "resfit.executors.cluster", raising=False)
+    assert "pip install 'resfit[ray]'" in fails(capsys, "train", "digits", "--ray", "auto")
+
+
 MISTAKES = {
     "unknown recipe": (["train", "cifar10-95"], "unknown recipe (cifar10-95): did you mean cifar10-94?"),
     "unknown target": (["show", "digit"], "neither a named recipe nor a file (digit): did you mean digits?"),
@@ -146,6 +170,10 @@ MISTAKES = {
     "channels of 0": (["train", "digits", "--spec.stages.0.channels", "0"], "channels is 0 (spec.stages[0].channels)"),
     "over budget": (["train", "seed003", "--budget", "4697161"], "1 over the budget of 4,697,161 (spec): the nearest"),
     "no runs": (["train", "digits", "--runs", "0"], "runs is 0 (--runs): give at least 1"),
+    "no workers": (["train", "digits", "--workers", "0"], "workers is 0 (--workers): give at least 1"),
+    "part of GPUs": (["train", "digits", "--ray", "auto", "--gpus-per-run", "1.5"], "gpus-per-run is 1.5"),
+    "CPUs without Ray": (["train", "digits", "--cpus-per-run", "2"], "give --ray as well"),
+    "log elsewhere": (["train", "digits", "--workers", "2", "--log", "mlflow"], "leave --workers and --ray out"),
     "negative seed": (["train", "digits", "--seed", "-1"], "seed is -1 (--seed)"),
     "no recipe": (["train"], "no recipe (RECIPE)"),
     "not a run": (["report", "nowhere"], "no finished run (nowhere"),

@@ -14,20 +14,15 @@ import pytest
 import torch
 
 from resfit.cli import main
+from resfit.version import __version__
 
 ROOT = Path(__file__).parents[1]
-DATA = (
-    "py.typed",
-    "recipes/digits.yaml",
-    "recipes/results.json",
-    "studies/seed001.yaml",
-    "spaces/seed002.yaml",
-    "report/page.html.j2",
-    "report/study.html.j2",
-    "report/tune.html.j2",
-    "report/style.css",
-    "card.md.j2",
-)
+PACKAGE = {
+    str(path.relative_to(ROOT / "src"))
+    for path in (ROOT / "src" / "resfit").rglob("*")
+    if path.is_file() and "__pycache__" not in path.parts
+}
+KINDS = {".py", ".yaml", ".json", ".j2", ".css", ".cpp", ".typed"}  # of files that have to be delivered
 
 
 @pytest.mark.slow
@@ -48,11 +43,12 @@ def test_the_wheel_works_in_a_fresh_environment(tmp_path: Path) -> None:
     (wheel,), (sdist,) = (tmp_path / "dist").glob("*.whl"), (tmp_path / "dist").glob("*.tar.gz")
     with zipfile.ZipFile(wheel) as archive:
         packed = set(archive.namelist())
-    assert not {f"resfit/{name}" for name in DATA} - packed
+    assert {Path(name).suffix for name in PACKAGE} >= KINDS
+    assert not PACKAGE - packed
     with tarfile.open(sdist) as ball:
         tarred = {name.split("/", 1)[1] for name in ball.getnames() if "/" in name}
-    assert not {f"src/resfit/{name}" for name in DATA} - tarred
-    assert {"README.md", "LICENSE", "pyproject.toml"} <= tarred
+    assert not {f"src/{name}" for name in PACKAGE} - tarred
+    assert {"README.md", "LICENSE", "pyproject.toml", "tests/test_packaging.py"} <= tarred
 
     call(sys.executable, "-m", "venv", "--without-pip", "venv")
     python = tmp_path / "venv" / "bin" / "python"
@@ -62,8 +58,9 @@ def test_the_wheel_works_in_a_fresh_environment(tmp_path: Path) -> None:
     code = "import resfit; print(resfit.__file__, len(resfit.recipe_names()), resfit.load, resfit.predict)"
     assert call(python, "-c", code).startswith(str(packages))
     resfit = tmp_path / "venv" / "bin" / "resfit"
-    assert call(resfit, "--version").startswith("resfit 0.")
+    assert call(resfit, "--version") == f"resfit {__version__}\n"
     assert "cifar10-94" in call(resfit, "recipes")
+    assert "seed001-ablation" in call(resfit, "study", "--list")
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

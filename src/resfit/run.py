@@ -103,15 +103,17 @@ def train(
     resume: bool = False,
     init: str | Path | None = None,
     override: bool = False,
+    data: Dataset | None = None,
     observer: Observer | None = None,
 ) -> RunRecord:
     """Train one recipe with one seed into the folder out/<recipe>/<seed>, and return its record.
 
     `resume` goes on from the folder's state, with the data folder and device that the run began with unless others are
     given, and `override` with a recipe whose fields have changed since. `init` is a run folder or a model.safetensors
-    whose weights training begins with, all but the head's where the classes differ. Raises BadInput ahead of any work
-    for a recipe over its budget, data that cannot be used, or a folder that holds a run already; RunFailed when
-    training stops early; Interrupted, with the state saved, after SIGINT or SIGTERM.
+    whose weights training begins with, all but the head's where the classes differ. `data` is what would be loaded,
+    where it is in memory already. Raises BadInput ahead of any work for a recipe over its budget, data that cannot be
+    used, or a folder that holds a run already; RunFailed when training stops early; Interrupted, with the state saved,
+    after SIGINT or SIGTERM.
     """
     recipe = get_recipe(recipe) if isinstance(recipe, str) else recipe
     require_fit(recipe.spec, recipe.budget)
@@ -125,7 +127,7 @@ def train(
         recipe, data_dir = begun.recipe, data_dir or begun.state["data_dir"]
         device = begun.state["device"] if device == "auto" else device
     where = pick_device(device)
-    data = _load(recipe, data_dir, offline, observer)
+    data = data or _load(recipe, data_dir, offline, observer)
     recipe = fit_classes(recipe, data)
     run = _Run(recipe=recipe, seed=seed, data=data, folder=folder, device=where, observer=observer, begin=init)
     run.options = {"data_dir": None if data_dir is None else str(Path(data_dir).resolve()), "device": device}
@@ -147,18 +149,20 @@ def fit(
     data_dir: str | Path | None = None,
     device: str = "auto",
     offline: bool = False,
+    data: Dataset | None = None,
     observer: Observer | None = None,
 ) -> tuple[EpochPoint, ...]:
     """Train one recipe with one seed for its validation curve alone: no folder, and no test score.
 
-    The test images are taken out of the data before training begins. Raises BadInput as `train` does, and for a recipe
-    without a validation split or one that selects on the test set; RunFailed when training stops early.
+    The test images are taken out of the data, which may be given as to `train`, before training begins. Raises BadInput
+    as `train` does, and for a recipe without a validation split or one that selects on the test set; RunFailed when
+    training stops early.
     """
     require_fit(recipe.spec, recipe.budget)
     if recipe.evaluate.selection == "best-test":
         raise BadInput("nothing may look at the test set here (evaluate.selection): give last or best-val")
     observer, where = observer or Observer(), pick_device(device)
-    data = _load(recipe, data_dir, offline, observer)
+    data = data or _load(recipe, data_dir, offline, observer)
     if not len(data.val):
         raise BadInput("no validation split (data.val): give a count or a fraction of the training images")
     data, recipe = replace(data, test=data.test.take(torch.arange(0))), fit_classes(recipe, data)

@@ -17,11 +17,12 @@ from tiny_recipe import TINY
 
 from resfit.cli import main
 from resfit.errors import BadInput
+from resfit.executors.jobs import Job, Watcher
+from resfit.executors.local import InProcess, Place, Processes
 from resfit.recipe import Recipe
 from resfit.record import EpochPoint, RunRecord, read_record
 from resfit.run import Observer, train
-from resfit.study.execute import Job, Watcher, execute
-from resfit.study.executor import InProcess, Place, Processes
+from resfit.study.execute import execute
 from resfit.study.plan import Study
 from resfit.studyrecord import StudyRecord, read_study
 

@@ -1,4 +1,4 @@
-"""The live table of a study: a row a point on a terminal, a plain line a run elsewhere."""
+"""The live table of many runs: a row a point of a study on a terminal, a plain line a run elsewhere."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from resfit.executors.jobs import Job, Watcher
 from resfit.record import summarize
-from resfit.study.execute import Job, Watcher
 from resfit.studyrecord import judged_accuracy
 
 if TYPE_CHECKING:

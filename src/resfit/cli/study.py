@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from resfit.cli.executors import add_executor_options, check_executor_options, executor
 from resfit.cli.words import add_data_options, print_table
 from resfit.errors import BadInput
 
@@ -29,6 +30,7 @@ def add(commands: Any) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--runs", type=int, metavar="N", help="seeds a point: 0 ... N-1 (the study's)")
     add_scale_options(parser)
+    add_executor_options(parser, "one a CUDA device; one where there is none")
     parser.add_argument("--out", type=Path, default=Path("runs"), metavar="DIR", help="where the study goes (runs)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (auto)")
     add_data_options(parser)
@@ -36,23 +38,19 @@ def add(commands: Any) -> None:
 
 
 def add_scale_options(parser: argparse.ArgumentParser) -> None:
-    """Add --epochs, --fraction and --workers."""
+    """Add --epochs and --fraction."""
     parser.add_argument(
         "--epochs", type=int, metavar="E", help="epochs of the base recipe; all schedules go along in proportion"
     )
     parser.add_argument(
         "--fraction", type=float, default=1.0, metavar="F", help="train on this fraction of the training images (1)"
     )
-    parser.add_argument(
-        "--workers", type=int, metavar="W", help="processes (one a CUDA device; one where there is none)"
-    )
 
 
 def check_scale_options(options: argparse.Namespace) -> None:
     """Refuse numbers that no training can have."""
-    for name in ("epochs", "workers"):
-        if getattr(options, name) is not None and getattr(options, name) < 1:
-            raise BadInput(f"{name} is {getattr(options, name)} (--{name}): give at least 1")
+    if options.epochs is not None and options.epochs < 1:
+        raise BadInput(f"epochs is {options.epochs} (--epochs): give at least 1")
     if not 0 < options.fraction <= 1:
         raise BadInput(f"fraction is {options.fraction} (--fraction): give a number above 0, at most 1")
 
@@ -65,6 +63,7 @@ def _study(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
     if options.study is None:
         raise BadInput("no study (STUDY): give a name that resfit study --list shows, or a YAML file")
     check_scale_options(options)
+    check_executor_options(options)
     study = get_study(options.study)
     seeds = study.runs if options.runs is None else options.runs
     if seeds < 1:
@@ -72,13 +71,10 @@ def _study(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
     recipes = study.recipes(overrides, epochs=options.epochs, fraction=options.fraction)
     from resfit.cli.board import Board
     from resfit.study.execute import execute
-    from resfit.study.executor import Place, make_executor
 
     out = options.out / study.name
-    place = Place(out=out, data_dir=options.data_dir, offline=options.offline)
-    executor = make_executor(place, workers=options.workers, device=options.device)
     with Board(list(recipes)) as board:
-        result = execute(study, recipes, executor, out, seeds=seeds, watcher=board)
+        result = execute(study, recipes, executor(options, out), out, seeds=seeds, watcher=board)
     if options.json:
         print(json.dumps(result.to_dict(), indent=1))
     else:

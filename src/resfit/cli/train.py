@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from resfit.cli.executors import add_executor_options, check_executor_options, executor
 from resfit.cli.words import RECIPE, add_data_options, print_table
 from resfit.errors import BadInput
 
 if TYPE_CHECKING:
+    from resfit.recipe import Recipe
     from resfit.record import RunRecord
 
 
@@ -23,8 +25,9 @@ def add(commands: Any) -> None:
         help="train a recipe: one run a seed, each with its record and report",
         description="Train a recipe. The run folder OUT/RECIPE/SEED holds recipe, record, metrics, model and report.",
         usage="resfit train RECIPE [options] [--section.field VALUE ...]",
-        epilog=f"Every field of a recipe can be given as --section.field VALUE, as in --train.epochs 5 or "
-        f"--spec.stages.0.channels 32. {_field_help(Recipe)}",
+        epilog="With --workers or --ray a repeated command goes on: finished runs are not run again. Every field of a "
+        "recipe can be given as --section.field VALUE, as in --train.epochs 5 or --spec.stages.0.channels 32. "
+        + _field_help(Recipe),
     )
     parser.add_argument("recipe", metavar="RECIPE", nargs="?", help=RECIPE)
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="the first run's seed (0)")
@@ -37,6 +40,7 @@ def add(commands: Any) -> None:
         "--init", metavar="TARGET", help="begin with the weights of a run folder or a model.safetensors (fine-tuning)"
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (auto)")
+    add_executor_options(parser, "one after the other, in this process")
     parser.add_argument(
         "--log",
         action="append",
@@ -74,7 +78,10 @@ def _train(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
         raise BadInput(f"runs is {options.runs} (--runs): give at least 1")
     if seed < 0:
         raise BadInput(f"seed is {seed} (--seed): give 0 or more")
+    check_executor_options(options)
     print(f"{recipe.name}: {require_fit(recipe.spec, recipe.budget)}", flush=True)
+    if options.workers is not None or options.ray is not None:
+        return _train_many(options, recipe, range(seed, seed + options.runs))
     from resfit.logs import Observers, make_loggers
     from resfit.progress import Progress
     from resfit.run import run_folder, train, write_summary
@@ -104,6 +111,26 @@ def _train(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
         write_summary(records, out / recipe.name)
         _print_summaries(records)
     return 0
+
+
+def _train_many(options: argparse.Namespace, recipe: Recipe, seeds: range) -> int:
+    """Runs in processes of their own, or on a cluster; finished ones are taken as they are."""
+    if options.resume is not None or options.log:
+        raise BadInput("--resume and --log are for runs in this process: leave --workers and --ray out")
+    from resfit.cli.board import Board
+    from resfit.executors.jobs import Job, run_jobs
+    from resfit.run import write_summary
+
+    jobs = [Job(recipe=recipe, seed=seed) for seed in seeds]
+    with Board([recipe.name]) as board:
+        records, failed = run_jobs(jobs, executor(options, options.out), options.out, board)
+    for run in failed:
+        print(f"failed: {run.point}, seed {run.seed}: {run.error}")
+    if records:
+        write_summary(records, options.out / recipe.name)
+        _print_summaries(records)
+    print(f"{len(records)} of {len(jobs)} runs are finished; {options.out / recipe.name}")
+    return 1 if failed else 0
 
 
 def _what_to_train(options: argparse.Namespace) -> tuple[str, int, Path]:

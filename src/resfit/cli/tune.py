@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from resfit.cli.executors import add_executor_options, check_executor_options, on_ray
 from resfit.cli.study import add_scale_options, check_scale_options
 from resfit.cli.words import RECIPE, add_data_options, print_table
 from resfit.errors import BadInput
@@ -32,10 +33,13 @@ def add(commands: Any) -> None:
         "--space", default="seed002", metavar="SPACE", help="a space's name, or a YAML file of fields (seed002)"
     )
     add_scale_options(parser)
+    add_executor_options(parser, "one")
     parser.add_argument("--budget", metavar="N", help="refuse networks of more parameters (the recipe's, mostly 5M)")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the search, and of every trial (0)")
     parser.add_argument(
-        "--storage", metavar="FILE|URL", help="a journal file or a database that holds the trials (in the folder)"
+        "--storage",
+        metavar="FILE|URL",
+        help="what holds the trials: a journal file, or a database as postgresql://user@host/name (in the folder)",
     )
     parser.add_argument("--out", type=Path, default=Path("runs"), metavar="DIR", help="where the folder goes (runs)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (auto)")
@@ -50,6 +54,7 @@ def _tune(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
     from resfit.tune.space import get_space
 
     check_scale_options(options)
+    check_executor_options(options)
     if options.budget:
         overrides = {**overrides, "budget": parse_count(options.budget)}
     if options.trials < 1 or options.seed < 0:
@@ -67,10 +72,11 @@ def _tune(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
         seed=options.seed,
         data_dir=options.data_dir,
         offline=options.offline,
-        device=options.device,
+        device=options.device if options.ray is None else "auto",
     )
+    cluster = None if options.ray is None else on_ray(options, folder)
     try:
-        result, status = run_search(search, options.trials, workers=options.workers or 1), 0
+        result, status = run_search(search, options.trials, workers=options.workers or 1, cluster=cluster), 0
     except KeyboardInterrupt:
         result, status = record(search), 130
     _write(result, folder)

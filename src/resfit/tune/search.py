@@ -10,10 +10,15 @@ from __future__ import annotations
 import os
 import socket
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime, timedelta
+from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,18 +41,26 @@ from resfit.version import __version__
 
 try:
     import optuna
+    from optuna.storages import BaseStorage, RDBStorage
     from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
     from optuna.trial import FrozenTrial, TrialState
+    from sqlalchemy.exc import IntegrityError, ProgrammingError
 except ImportError:
     raise BadInput("Optuna is not installed (resfit tune): pip install 'resfit[tune]'") from None
 
 if TYPE_CHECKING:
     from resfit.data import Dataset
+    from resfit.executors.cluster import OnRay
+
+Fit = Callable[[Recipe, int, Observer], tuple[EpochPoint, ...]]
 
 _REFUSALS = 100  # in a row: then the space holds next to nothing that fits
 _STARTUP = 5  # complete trials ahead of the first that may be pruned
 _FEWEST = 4  # complete trials, for anything to be said of the fields' importance
 _UNTOUCHED = 5  # a trial is not pruned in the first of so many parts of its epochs
+_TABLE_MAKERS = 5  # processes that may make a new database's tables at the same time
+_UNNAMED = timedelta(minutes=1)  # in which the process of a new trial tells its name
+_ASKING = threading.Lock()  # threads of one search begin trials in turn, lest they begin too many
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +87,11 @@ class Search:
             raise BadInput("a search may not look at the test set (evaluate.selection): give last or best-val")
         self.space.check(self.recipe)
 
+    @property
+    def place(self) -> str:
+        """Where the trials are kept, in words that hold no password."""
+        return self.storage.rpartition("@")[2]
+
     def trial_recipe(self, drawn: dict[str, Any]) -> Recipe:
         """The recipe that a trial trains; raises BadInput where the values don't go together."""
         factor = 1.0 if self.epochs is None else self.epochs / self.recipe.train.epochs
@@ -84,6 +102,17 @@ class Search:
         origin = self.recipe.name
         words = f"{origin} with settings found on its validation split"
         return self.space.apply(self.recipe, drawn).replace({"name": f"{origin}-tuned", "description": words})
+
+    def fit(self, recipe: Recipe, seed: int, observer: Observer) -> tuple[EpochPoint, ...]:
+        """Train a trial in this process."""
+        return fit(
+            recipe,
+            seed=seed,
+            data_dir=self.data_dir,
+            device=self.device,
+            offline=self.offline,
+            observer=observer,
+        )
 
     def identity(self) -> dict[str, Any]:
         """What may not change from one call to the next, lest trials be compared that cannot be."""
@@ -98,8 +127,8 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def run_search(search: Search, trials: int, *, workers: int = 1) -> TuneRecord:
-    """Go on until `trials` trials were trained, in `workers` processes, and say a line on each.
+def run_search(search: Search, trials: int, *, workers: int = 1, cluster: OnRay | None = None) -> TuneRecord:
+    """Go on until `trials` trials were trained, in `workers` processes or on a Ray cluster, and say a line on each.
 
     Trials of processes that are gone are marked as failed. Raises BadInput where the storage holds another search, and
     RunFailed where hardly anything of the space fits the budget.
@@ -110,7 +139,9 @@ def run_search(search: Search, trials: int, *, workers: int = 1) -> TuneRecord:
         study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
         say(f"trial {trial.number}: failed, its process is gone")
     workers = min(workers, max(trials - _count(study), 1))
-    if workers == 1:
+    if cluster is not None and _count(study) < trials:
+        _work_on(cluster, search, trials)
+    elif workers == 1:
         _work(search, trials)
     else:
         _work_in_parallel(search, trials, workers)
@@ -145,19 +176,16 @@ def record(search: Search) -> TuneRecord:
 def _open(search: Search, worker: int = 0) -> optuna.Study:
     """The study in the search's storage, new where there is none."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    storage: Any = search.storage
-    if "://" not in search.storage:
-        path = Path(search.storage).resolve()  # the lock is a link, which would point nowhere from a relative path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _mend(path)
-        storage = optuna.storages.JournalStorage(JournalFileBackend(str(path)))
     try:
+        storage = _database(search.storage) if "://" in search.storage else _journal(Path(search.storage))
         study = optuna.create_study(
             storage=storage, study_name=search.recipe.name, direction="maximize", load_if_exists=True
         )
+    except BadInput:
+        raise
     except Exception as error:  # of whichever database it is
-        place = search.storage.rpartition("@")[2]  # without a password
-        raise BadInput(f"no trials can be kept there ({place}): {type(error).__name__}: {error}") from None
+        reason = f"{type(error).__name__}: {str(error).strip()}"
+        raise BadInput(f"no trials can be kept there ({search.place}): {reason}") from None
     # Another seed for every worker and every call: the same one would draw the same settings again.
     begun = len(study.get_trials(deepcopy=False))
     draws = np.random.SeedSequence([search.seed, worker, begun]).generate_state(1)
@@ -165,6 +193,29 @@ def _open(search: Search, worker: int = 0) -> optuna.Study:
     epochs = search.epochs or search.recipe.train.epochs
     study.pruner = optuna.pruners.MedianPruner(n_startup_trials=_STARTUP, n_warmup_steps=epochs // _UNTOUCHED)
     return study
+
+
+def _journal(path: Path) -> BaseStorage:
+    path = path.resolve()  # the lock is a link, which would point nowhere from a relative path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _mend(path)
+    return optuna.storages.JournalStorage(JournalFileBackend(str(path)))
+
+
+@cache
+def _database(url: str) -> BaseStorage:
+    """Trials in a database, whose connections all threads share; PostgreSQL is spoken to by psycopg."""
+    kind, _, rest = url.partition("://")
+    if kind == "postgresql":
+        if find_spec("psycopg") is None:
+            raise BadInput("psycopg is not installed (--storage postgresql://...): pip install 'resfit[postgres]'")
+        url = f"postgresql+psycopg://{rest}"
+    for _ in range(_TABLE_MAKERS):
+        try:
+            return RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
+        except (IntegrityError, ProgrammingError):  # another process makes the tables at this moment
+            time.sleep(1)
+    return RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
 
 
 def _mend(path: Path) -> None:
@@ -187,14 +238,17 @@ def _check_identity(study: optuna.Study, search: Search) -> None:
         study.set_user_attr("search", now)
     elif changed := [name for name in now if to_plain(now[name]) != then[name]]:
         what = ", ".join(changed)
-        raise BadInput(f"another search lies there ({search.storage}: {what} changed): give another --out or --storage")
+        raise BadInput(f"another search lies there ({search.place}: {what} changed): give another --out or --storage")
 
 
 def _orphans(study: optuna.Study) -> Iterator[FrozenTrial]:
-    """Trials under way whose process on this machine is gone."""
+    """Trials under way whose process on this machine is gone, or was before it told its name."""
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         host, _, pid = str(trial.user_attrs.get("process", "")).rpartition(":")
-        if not pid or (host == socket.gethostname() and (int(pid) == os.getpid() or not _alive(int(pid)))):
+        if not pid:
+            if trial.datetime_start is None or datetime.now() - trial.datetime_start > _UNNAMED:
+                yield trial
+        elif host == socket.gethostname() and (int(pid) == os.getpid() or not _alive(int(pid))):
             yield trial
 
 
@@ -226,6 +280,20 @@ def _work_in_parallel(search: Search, trials: int, workers: int) -> None:
         raise RunFailed(f"a process of the search ended with status {broken[0]}: repeat the command to go on")
 
 
+def _work_on(cluster: OnRay, search: Search, trials: int) -> None:
+    """A thread for each trial that the cluster holds at a time; asking and telling stays here, training goes there."""
+    pool: ThreadPoolExecutor | None = None
+    try:
+        with cluster:
+            pool = ThreadPoolExecutor(cluster.slots)
+            threads = [pool.submit(_work, search, trials, n, cluster.fit) for n in range(cluster.slots)]
+            for ended in as_completed(threads):
+                ended.result()
+    finally:  # what the cluster did not end was given up, and its trial is marked as failed
+        if pool is not None:
+            pool.shutdown()
+
+
 def _worker(search: Search, trials: int, worker: int) -> None:
     try:
         _work(search, trials, worker)
@@ -236,17 +304,15 @@ def _worker(search: Search, trials: int, worker: int) -> None:
         raise SystemExit(130) from None
 
 
-def _work(search: Search, trials: int, worker: int = 0) -> None:
-    """Trial after trial, until enough are trained or under way."""
+def _work(search: Search, trials: int, worker: int = 0, train: Fit | None = None) -> None:
+    """Trial after trial, trained by `train` or here, until enough are trained or under way."""
     study, refusals = _open(search, worker), 0
-    while _count(study, under_way=True) < trials:
-        trial = study.ask()
-        trial.set_user_attr("process", f"{socket.gethostname()}:{os.getpid()}")
+    while (trial := _next(study, trials)) is not None:
         with _failing(study, trial):
             drawn = {path: _draw(trial, path, dimension) for path, dimension in search.space.dimensions.items()}
             reason = _refusal(search, trial, drawn)
             if reason is None:
-                line = _train(search, study, trial, drawn)
+                line = _train(search, study, trial, drawn, train or search.fit)
                 refusals = 0
             else:
                 trial.set_user_attr("refused", reason)
@@ -257,6 +323,16 @@ def _work(search: Search, trials: int, worker: int = 0) -> None:
             raise RunFailed(
                 f"{refusals} trials in a row were refused (the last: {reason}): narrow the space, or raise the budget"
             )
+
+
+def _next(study: optuna.Study, trials: int) -> optuna.Trial | None:
+    """A new trial; None where there are enough."""
+    with _ASKING:
+        if _count(study, under_way=True) >= trials:
+            return None
+        trial = study.ask()
+        trial.set_user_attr("process", f"{socket.gethostname()}:{os.getpid()}")
+        return trial
 
 
 @contextmanager
@@ -318,18 +394,11 @@ class _Reporter(Observer):
                 raise optuna.TrialPruned
 
 
-def _train(search: Search, study: optuna.Study, trial: optuna.Trial, drawn: dict[str, Any]) -> str:
+def _train(search: Search, study: optuna.Study, trial: optuna.Trial, drawn: dict[str, Any], train: Fit) -> str:
     """Train one trial, and say how it ended. Settings that diverge, or that memory is too small for, are no good."""
     recipe, reporter, began = search.trial_recipe(drawn), _Reporter(study, trial), time.perf_counter()
     try:
-        curve = fit(
-            recipe,
-            seed=search.seed,
-            data_dir=search.data_dir,
-            device=search.device,
-            offline=search.offline,
-            observer=reporter,
-        )
+        curve = train(recipe, search.seed, reporter)
     except optuna.TrialPruned:
         state, accuracy, line = TrialState.PRUNED, None, f"given up after epoch {reporter.epoch}"
     except (RunFailed, torch.OutOfMemoryError) as error:

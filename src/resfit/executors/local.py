@@ -1,4 +1,4 @@
-"""Where runs take place: in this process one after the other, or in several of their own."""
+"""Runs on this machine: in this process one after the other, or in several of their own."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from typing import Protocol
 import torch
 
 from resfit import processes
-from resfit.errors import BadInput, RunFailed
+from resfit.checkpoint import has_state
+from resfit.errors import BadInput, ResfitError, RunFailed
 from resfit.recipe import Recipe
 from resfit.record import EpochPoint, RunRecord, read_record
 from resfit.run import Observer, run_folder, train
@@ -23,14 +24,19 @@ from resfit.run import Observer, run_folder, train
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """What a run needs besides recipe and seed: where its folder goes, where the data lies, whether to download it."""
+    """What a run needs besides recipe and seed: where its folder goes, where the data lies, whether to download it.
+
+    `init` is a trained network whose weights every run begins with.
+    """
 
     out: Path
     data_dir: Path | None = None
     offline: bool = False
+    init: str | None = None
 
     def train(self, recipe: Recipe, seed: int, *, device: str, observer: Observer) -> RunRecord:
         """Train, or go on where an unfinished run of the same folder stopped."""
+        resume = has_state(run_folder(self.out, recipe, seed))
         return train(
             recipe,
             seed=seed,
@@ -38,7 +44,8 @@ class Place:
             out=self.out,
             device=device,
             offline=self.offline,
-            resume=(run_folder(self.out, recipe, seed) / "state.pt").exists(),
+            resume=resume,
+            init=None if resume else self.init,
             observer=observer,
         )
 
@@ -56,7 +63,7 @@ class Executor(Protocol):
     ) -> None: ...
 
 
-def make_executor(place: Place, *, workers: int | None, device: str = "auto") -> Executor:
+def make_executor(place: Place, *, workers: int | None = None, device: str = "auto") -> Executor:
     """As many processes as `workers` says, spread over the devices: by default one a CUDA device, on the CPU one."""
     gpus = torch.cuda.device_count() if device == "auto" else 0
     devices = [f"cuda:{n}" for n in range(gpus)] or [device]
@@ -118,7 +125,7 @@ class Processes:
             if failure is not None:
                 raise failure
             if process.exitcode:
-                raise RunFailed(f"the run's process ended with status {process.exitcode}: repeat the study to go on")
+                raise RunFailed(f"the run's process ended with status {process.exitcode}: repeat the command to go on")
             return read_record(run_folder(self.place.out, recipe, seed))
         finally:
             self.running.discard(process)
@@ -153,12 +160,15 @@ def _train(place: Place, recipe: Recipe, seed: int, device: str, tells: Connecti
         place.train(recipe, seed, device=device, observer=_Teller(tells))
     except KeyboardInterrupt:
         raise SystemExit(130) from None
-    except BadInput as error:
-        tells.send(("failed", BadInput(str(error))))
-    except RunFailed as error:
-        tells.send(("failed", error))
     except Exception as error:
-        tells.send(("failed", RunFailed(f"{type(error).__name__}: {error}")))
+        tells.send(("failed", told(error)))
+
+
+def told(error: Exception) -> ResfitError:
+    """What of an error another process is told: one of the two kinds that commands end with."""
+    if isinstance(error, BadInput):
+        return BadInput(str(error))
+    return RunFailed(str(error) if isinstance(error, RunFailed) else f"{type(error).__name__}: {error}")
 
 
 class _Teller(Observer):

@@ -1,0 +1,73 @@
+"""Options on where many runs take place: here, in several processes here, on a Ray cluster."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from resfit.errors import BadInput
+
+if TYPE_CHECKING:
+    from resfit.executors.cluster import OnRay
+    from resfit.executors.local import Executor
+
+
+def add_executor_options(parser: argparse.ArgumentParser, workers: str) -> None:
+    """Add --workers, --ray, --cpus-per-run and --gpus-per-run; `workers` says how many there are by default."""
+    parser.add_argument(
+        "--workers", type=int, metavar="W", help=f"runs at a time, each in a process of its own here ({workers})"
+    )
+    parser.add_argument(
+        "--ray",
+        metavar="ADDRESS",
+        help="run on a Ray cluster: its address, auto for the one that this machine belongs to, local for one that is "
+        "made of this machine; --workers is then the most runs at a time (as many as fit)",
+    )
+    parser.add_argument(
+        "--cpus-per-run",
+        type=int,
+        metavar="N",
+        help="on Ray: CPU cores of a run (1 where the cluster has GPUs, else those of its smallest node)",
+    )
+    parser.add_argument(
+        "--gpus-per-run", type=float, metavar="N", help="on Ray: GPUs of a run, as 1 or 0.5 (1 where there are any)"
+    )
+
+
+def check_executor_options(options: argparse.Namespace) -> None:
+    """Refuse numbers that make no sense, and Ray's options without Ray."""
+    for name in ("workers", "cpus_per_run"):
+        if getattr(options, name) is not None and getattr(options, name) < 1:
+            option = name.replace("_", "-")
+            raise BadInput(f"{option} is {getattr(options, name)} (--{option}): give at least 1")
+    gpus = options.gpus_per_run
+    if gpus is not None and (gpus < 0 or (gpus > 1 and gpus % 1)):
+        raise BadInput(f"gpus-per-run is {gpus} (--gpus-per-run): give 0, a part of 1, or a whole number")
+    if options.ray is None and (options.cpus_per_run is not None or gpus is not None):
+        raise BadInput("CPUs and GPUs are asked for on Ray (--cpus-per-run, --gpus-per-run): give --ray as well")
+
+
+def executor(options: argparse.Namespace, out: Path) -> Executor:
+    """Where the runs whose folders go to `out` take place; raises BadInput where Ray is asked for and not installed."""
+    from resfit.executors.local import Place, make_executor
+
+    if options.ray is not None:
+        return on_ray(options, out)
+    place = Place(out=out, data_dir=options.data_dir, offline=options.offline, init=getattr(options, "init", None))
+    return make_executor(place, workers=options.workers, device=options.device)
+
+
+def on_ray(options: argparse.Namespace, out: Path) -> OnRay:
+    """The Ray cluster of the options."""
+    from resfit.executors.cluster import OnRay
+    from resfit.executors.local import Place
+
+    return OnRay(
+        Place(out=out, data_dir=options.data_dir, offline=options.offline, init=getattr(options, "init", None)),
+        options.ray,
+        cpus=options.cpus_per_run,
+        gpus=options.gpus_per_run,
+        device=options.device,
+        workers=options.workers,
+    )

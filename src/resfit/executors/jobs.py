@@ -1,0 +1,116 @@
+"""Many runs: what is finished stays, what is unfinished goes on, what fails is told and the others run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import Future, wait
+from dataclasses import dataclass
+from pathlib import Path
+
+from resfit.errors import BadInput
+from resfit.executors.local import Executor
+from resfit.recipe import Recipe
+from resfit.record import EpochPoint, RunRecord, read_record
+from resfit.run import Observer, run_folder
+from resfit.studyrecord import FailedRun, JudgedBy
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One run: a recipe, called after its point where it belongs to a study, and a seed."""
+
+    recipe: Recipe
+    seed: int
+
+    def __str__(self) -> str:
+        return f"{self.recipe.name}, seed {self.seed}"
+
+
+class Watcher:
+    """What many runs tell while they go on, from several threads where several go on at once. The default is silent."""
+
+    def planned(self, jobs: Sequence[Job], done: Sequence[RunRecord], judged_by: JudgedBy) -> None:
+        """`jobs` are about to be run; `done` were finished before."""
+
+    def epoch_ended(self, job: Job, point: EpochPoint) -> None:
+        """An epoch of a run was trained."""
+
+    def finished(self, job: Job, record: RunRecord) -> None:
+        """A run left its record."""
+
+    def failed(self, job: Job, error: str) -> None:
+        """A run failed; the others go on."""
+
+
+class _RunObserver(Observer):
+    """Hands on a run's epochs with the job that they belong to."""
+
+    def __init__(self, job: Job, watcher: Watcher) -> None:
+        self.job, self.watcher = job, watcher
+
+    def epoch_ended(self, point: EpochPoint) -> None:
+        """Handed on."""
+        self.watcher.epoch_ended(self.job, point)
+
+
+def run_jobs(
+    jobs: Sequence[Job], executor: Executor, out: Path, watcher: Watcher | None = None
+) -> tuple[list[RunRecord], list[FailedRun]]:
+    """Run what is not finished of `jobs`; the records of all that are now, in the jobs' order, and what failed.
+
+    `executor` has to put its run folders into `out`. Raises BadInput, ahead of any run, where `out` holds runs of other
+    settings.
+    """
+    watcher = watcher or Watcher()
+    for job in jobs:
+        _check_folder(run_folder(out, job.recipe, job.seed), job.recipe)
+    records = {str(job): record for job in jobs if (record := _finished(out, job)) is not None}
+    todo = [job for job in jobs if str(job) not in records]
+    watcher.planned(todo, list(records.values()), judged_by(jobs))
+    failed: list[FailedRun] = []
+    if todo:
+        with executor:
+            wait([_submitted(executor, job, watcher, records, failed) for job in todo])
+    failed.sort(key=lambda run: (run.point, run.seed))
+    return [records[str(job)] for job in jobs if str(job) in records], failed
+
+
+def judged_by(jobs: Sequence[Job]) -> JudgedBy:
+    """On what all of the jobs can be compared."""
+    return "validation" if all(job.recipe.data.val > 0 for job in jobs) else "test"
+
+
+def _submitted(
+    executor: Executor, job: Job, watcher: Watcher, records: dict[str, RunRecord], failed: list[FailedRun]
+) -> Future[RunRecord]:
+    """The job's run, whose end goes into `records` or `failed`."""
+
+    def ended(future: Future[RunRecord]) -> None:
+        if future.cancelled():
+            return
+        if error := future.exception():
+            failed.append(FailedRun(point=job.recipe.name, seed=job.seed, error=" ".join(str(error).split())))
+            watcher.failed(job, failed[-1].error)
+        else:
+            records[str(job)] = future.result()
+            watcher.finished(job, future.result())
+
+    future = executor.submit(job.recipe, job.seed, _RunObserver(job, watcher))
+    future.add_done_callback(ended)
+    return future
+
+
+def _finished(out: Path, job: Job) -> RunRecord | None:
+    folder = run_folder(out, job.recipe, job.seed)
+    return read_record(folder) if (folder / "record.json").exists() else None
+
+
+def _check_folder(folder: Path, recipe: Recipe) -> None:
+    """Refuse a folder whose run had other settings: its result would stand for something that it is not."""
+    if not (folder / "recipe.yaml").exists():
+        return
+    then, now = Recipe.from_yaml(folder / "recipe.yaml").to_dict(), recipe.to_dict()
+    if recipe.data.name == "folder":  # a run takes its number of classes from the images
+        now["spec"]["num_classes"] = then["spec"]["num_classes"]
+    if changed := [name for name in now if name not in ("description", "deviations") and now[name] != then[name]]:
+        raise BadInput(f"a run with other settings lies there ({folder}: {', '.join(changed)}): give another --out")
