@@ -75,6 +75,7 @@ def _train(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
     if seed < 0:
         raise BadInput(f"seed is {seed} (--seed): give 0 or more")
     print(f"{recipe.name}: {require_fit(recipe.spec, recipe.budget)}", flush=True)
+    from resfit.distributed import is_leader
     from resfit.logs import Observers, make_loggers
     from resfit.progress import Progress
     from resfit.run import run_folder, train, write_summary
@@ -100,7 +101,7 @@ def _train(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
             )
         records.append(record)
         _print_result(record, folder)
-    if len(records) > 1:
+    if len(records) > 1 and is_leader():
         write_summary(records, out / recipe.name)
         _print_summaries(records)
     return 0
