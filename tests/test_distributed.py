@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from datetime import timedelta
@@ -120,39 +122,38 @@ def test_two_processes_train_as_one_does(ends: tuple[dict[str, Any], ...], name:
         torch.testing.assert_close(first["easy"], one["easy"], rtol=0.02, atol=1e-3)
 
 
-def normed(sizes: tuple[int, ...]) -> list[Any]:
-    """A norm's output, statistics and gradients for this process's images of a batch of 7, with all their weights."""
-    torch.manual_seed(3)
-    x = (5 + torch.randn(7, 4, 3, 3, dtype=torch.float64)).to(memory_format=torch.channels_last)
-    wanted = torch.randn_like(x)
+def norm_example() -> tuple[Tensor, Tensor, Tensor]:
+    """Seven images, what their gradients are weighted by, and a norm's weight."""
+    generator = torch.Generator().manual_seed(3)
+    x, wanted = torch.randn(2, 7, 4, 3, 3, dtype=torch.float64, generator=generator)
+    return 5 + x, wanted, torch.rand(4, dtype=torch.float64, generator=generator)
+
+
+def normed(norm: nn.Module, own: slice) -> list[Any]:
+    """A norm's output, its gradients and its buffers, for these images of the seven."""
+    x, wanted, weight = norm_example()
+    norm.double().load_state_dict({"weight": weight}, strict=False)
+    mine = x[own].to(memory_format=torch.channels_last).requires_grad_()
+    out = norm(mine)
+    (out * wanted[own]).sum().backward()
+    distributed.sum_gradients(norm)
+    return [out.detach(), mine.grad, norm.weight.grad, norm.bias.grad, weights(norm)]
+
+
+def normed_together(sizes: tuple[int, ...]) -> list[Any]:
     with distributed.joined():
-        norm = Norm(4, NormSpec()).double()
-        nn.init.uniform_(norm.weight, 0.5, 1.5)
-        distributed.begin_alike(norm)
         start = sum(sizes[: distributed._rank])
-        own = slice(start, start + sizes[distributed._rank])
-        mine = x[own].clone().requires_grad_()
-        out = norm(mine)
-        (out * wanted[own]).sum().backward()
-        distributed.sum_gradients(norm)
-        return [out.detach(), mine.grad, norm.weight.grad, norm.bias.grad, weights(norm)]
+        return normed(Norm(4, NormSpec()), slice(start, start + sizes[distributed._rank]))
 
 
 @pytest.mark.parametrize("sizes", [(4, 3), (7, 0), (1, 4, 2)])
 def test_a_norm_takes_the_statistics_and_gradients_of_the_whole_batch(sizes: tuple[int, ...]) -> None:
-    (out, of_x, of_weight, of_bias, after), *others = together(normed, sizes, count=len(sizes))
-    torch.manual_seed(3)
-    x = (5 + torch.randn(7, 4, 3, 3, dtype=torch.float64)).requires_grad_()
-    wanted = torch.randn_like(x)
-    norm = nn.BatchNorm2d(4).double()
-    nn.init.uniform_(norm.weight, 0.5, 1.5)
-    whole = norm(x)
-    (whole * wanted).sum().backward()
-    torch.testing.assert_close(torch.cat([out, *(other[0] for other in others)]), whole.detach())
-    torch.testing.assert_close(torch.cat([of_x, *(other[1] for other in others)]), x.grad)
-    torch.testing.assert_close(of_weight, norm.weight.grad)
-    torch.testing.assert_close(of_bias, norm.bias.grad)
-    torch.testing.assert_close(after, dict(norm.state_dict()))
+    parts = together(normed_together, sizes, count=len(sizes))
+    out, of_x, *rest = normed(nn.BatchNorm2d(4), slice(0, 7))
+    torch.testing.assert_close(torch.cat([part[0] for part in parts]), out)
+    torch.testing.assert_close(torch.cat([part[1] for part in parts]), of_x)
+    for part in parts:
+        torch.testing.assert_close(part[2:], rest)
 
 
 class Watching(nn.Module):
@@ -454,3 +455,40 @@ def test_one_process_of_torchrun_is_alone(monkeypatch: pytest.MonkeyPatch) -> No
     with distributed.joined():
         assert distributed.alone()
     assert distributed.own_device(CPU) == CPU
+
+
+def torchrun(*arguments: str) -> subprocess.Popen[str]:
+    """`torchrun --nproc-per-node 2 -m resfit train …`, once it has trained an epoch."""
+    words = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "resfit", "train"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    started = subprocess.Popen([*words, *arguments], stderr=subprocess.PIPE, env=environment, text=True)
+    assert started.stderr is not None
+    while not (line := started.stderr.readline()).startswith("epoch "):
+        assert line, f"torchrun ended with {started.wait()}"
+    return started
+
+
+def workers(agent: int) -> list[int]:
+    """The processes that torchrun started (Linux)."""
+    return [int(word) for word in Path(f"/proc/{agent}/task/{agent}/children").read_text().split()]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the processes of torchrun in /proc")
+def test_torchrun_hands_ctrl_c_on_and_a_killed_process_ends_it(tmp_path: Path) -> None:
+    file = recipe_file(tmp_path, **{"train.epochs": 100_000})
+    folder = tmp_path / "runs" / FOLDER
+    started = torchrun(file, "--out", str(tmp_path / "runs"))
+    started.send_signal(signal.SIGINT)
+    said = started.communicate()[1].splitlines()
+    told = [line for line in said if line.startswith("interrupted")]
+    assert told == [f"interrupted (SIGINT): go on with resfit train --resume {folder}"]
+    assert load_state(folder / "state.pt")["trainer"]["epoch"] >= 1
+    again = torchrun("--resume", str(folder))
+    victim = workers(again.pid)[1]
+    os.kill(victim, signal.SIGKILL)
+    said = again.communicate()[1].splitlines()
+    assert again.returncode == 1
+    assert len([line for line in said if line.startswith("error: another process of this run was killed")]) == 1
+    assert not any(line.startswith("Traceback") and "resfit" in line for line in said)

@@ -39,7 +39,7 @@ def _start(work: Callable[..., Any], arguments: tuple[Any, ...], rank: int, coun
 def _heard(process: Any, words: Connection) -> Any:
     with contextlib.suppress(EOFError):
         if words.poll(_SECONDS):
-            return words.recv()
+            return torch.load(io.BytesIO(words.recv_bytes()), weights_only=False)
     process.join(1)
     return process.exitcode
 
@@ -60,7 +60,9 @@ def _child(
         "LOCAL_WORLD_SIZE": count,
     }.items():
         os.environ[name] = str(value)
-    words.send(work(*arguments))
+    buffer = io.BytesIO()
+    torch.save(work(*arguments), buffer)  # a pipe of processes would share tensors' memory, which ends with this one
+    words.send_bytes(buffer.getvalue())
 
 
 def command(arguments: list[str]) -> tuple[int, str, str]:

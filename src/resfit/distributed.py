@@ -21,7 +21,6 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.distributed.rendezvous import rendezvous
 
 from resfit.errors import BadInput, RunFailed
 from resfit.memory import keep_pages
@@ -49,6 +48,8 @@ def joined() -> Iterator[None]:
         return
     if dist.is_initialized():
         raise BadInput("torch.distributed is in use already: let resfit begin it")
+    from torch.distributed.rendezvous import rendezvous
+
     keep_pages()
     with _others():
         agent, rank, count = next(rendezvous("env://", timeout=_PATIENCE))
@@ -166,7 +167,10 @@ def largest(*values: int) -> tuple[int, ...]:
     """Of each whole number the largest that any process has."""
     if alone():
         return values
-    return tuple(_added_up(torch.tensor(values), dist.ReduceOp.MAX).tolist())
+    numbers = torch.tensor(values)
+    with _others():
+        dist.all_reduce(numbers, dist.ReduceOp.MAX)
+    return tuple(numbers.tolist())
 
 
 def sum_gradients(net: nn.Module) -> None:
@@ -179,9 +183,9 @@ def sum_gradients(net: nn.Module) -> None:
         gradient.copy_(part.view_as(gradient))
 
 
-def _added_up(tensor: Tensor, operation: Any = dist.ReduceOp.SUM) -> Tensor:
+def _added_up(tensor: Tensor) -> Tensor:
     with _others():
-        dist.all_reduce(tensor, operation)
+        dist.all_reduce(tensor)
     return tensor
 
 

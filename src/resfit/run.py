@@ -107,6 +107,8 @@ def train(
     require_fit(recipe.spec, recipe.budget)
     if resume and init is not None:
         raise BadInput("a resumed run has its weights (init): leave it out")
+    options = [recipe.to_dict(), seed, device, resume, override, init is not None]
+    distributed.require_same("recipes or options", json.dumps(options))
     if recipe.train.compile and not distributed.alone():
         raise BadInput("several processes train no compiled network (train.compile): give false")
     folder = run_folder(out, recipe, seed)
@@ -121,16 +123,16 @@ def train(
     with distributed.machine_leader_first():
         data = _load(recipe, data_dir, offline, observer)
     recipe = fit_classes(recipe, data)
-    distributed.require_same("recipes or seeds", json.dumps([recipe.to_dict(), seed]))
     distributed.require_same("data", data.digest)
     run = _Run(recipe=recipe, seed=seed, data=data, folder=folder, device=where, observer=observer, begin=init)
     run.options = {"data_dir": None if data_dir is None else str(Path(data_dir).resolve()), "device": device}
     if begun is not None:
+        if distributed.is_leader():
+            remove_leftovers(folder)
         run.restore(begun.state)
         if begun.changes:
             run.note(f"{run.place}: resumed with another recipe, {begun.changes}")
     if distributed.is_leader():
-        remove_leftovers(folder)
         write_atomic(folder / "recipe.yaml", recipe.to_yaml())
     with Interrupts() as run.interrupts:
         return run.execute()
