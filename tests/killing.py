@@ -13,14 +13,14 @@ from typing import Any
 
 import torch
 
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["torch", "resfit.run", "sklearn.datasets", "scipy.stats"])
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["torch", "resfit.run", "sklearn.datasets", "scipy.stats"])
 
 
 def begin(work: Callable[..., None], *arguments: Any) -> tuple[multiprocessing.process.BaseProcess, Connection]:
     """Start work(ready, *arguments) in a process, and wait until it sends its first word."""
-    ours, theirs = _CONTEXT.Pipe()
-    process = _CONTEXT.Process(target=work, args=(theirs, *arguments))
+    ours, theirs = CONTEXT.Pipe()
+    process = CONTEXT.Process(target=work, args=(theirs, *arguments))
     process.start()
     theirs.close()
     assert ours.recv() == "ready"

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, get_swa_multi_avg_fn
 
+from resfit.distributed import total
 from resfit.recipe import AverageConfig
 
 
@@ -58,7 +59,8 @@ class WeightAverage(AveragedModel):
 def estimate_statistics(net: nn.Module, batches: Iterable[Tensor]) -> None:
     """Set the running statistics of all batch norms to their means over batches [N, C, H, W], weighted by N.
 
-    All else is as in evaluation: nothing is dropped, and torch's random numbers stay where they are.
+    All else is as in evaluation: nothing is dropped, and torch's random numbers stay where they are. Several processes
+    give their shares of the batches.
     """
     norms = [module for module in net.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
     momenta, training, seen = [norm.momentum for norm in norms], net.training, 0
@@ -67,9 +69,10 @@ def estimate_statistics(net: nn.Module, batches: Iterable[Tensor]) -> None:
         norm.reset_running_stats()
         norm.train()
     for inputs in batches if norms else ():
-        seen += len(inputs)
+        count = total(len(inputs))
+        seen += count
         for norm in norms:
-            norm.momentum = len(inputs) / seen
+            norm.momentum = count / seen
         net(inputs)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from resfit.distributed import share, whole
 from resfit.record import ClassScore, ConfidenceBin, Metrics
 
 TTA = Literal["none", "flip", "flip+shift"]
@@ -34,16 +35,19 @@ def predict_logits(
 
     `normalize` brings a uint8 batch to what the network takes. Views are taken of the share `tta_share` of the images
     that the network is least sure of; the others keep their plain logits. The network comes back in the mode it was in.
+    Of several processes each goes through its share of the images, and all get the logits of all.
     """
     training = net.training
     net.eval()
     try:
-        plain = torch.cat([net(normalize(batch)).float() for batch in images.split(batch_size)])
+        batches = images[share(len(images))].split(batch_size)
+        plain = whole(torch.cat([net(normalize(batch)).float() for batch in batches]), len(images))
         averaged = plain.clone()
-        for index in () if tta == "none" else _least_sure(plain, tta_share).split(batch_size):
-            (own_weight, _), *views = _views(normalize(images[index]), tta)
-            others = (weight * net(view).float() for weight, view in views)
-            averaged[index] = sum(others, own_weight * plain[index])
+        if tta != "none":
+            unsure = _least_sure(plain, tta_share)
+            batches = unsure[share(len(unsure))].split(batch_size)
+            means = [_mean_of_views(net, normalize(images[index]), plain[index], tta) for index in batches]
+            averaged[unsure] = whole(torch.cat(means), len(unsure))
     finally:
         net.train(training)
     return plain.cpu(), None if tta == "none" else averaged.cpu()
@@ -53,6 +57,12 @@ def _least_sure(logits: Tensor, share: float) -> Tensor:
     """Indices, in order, of the share of images whose highest probability is lowest."""
     count = math.ceil(share * len(logits))
     return logits.softmax(1).amax(1).topk(count, largest=False).indices.sort().values
+
+
+def _mean_of_views(net: nn.Module, images: Tensor, plain: Tensor, tta: TTA) -> Tensor:
+    """The weighted mean of the logits of a normalized batch, which are `plain`, and of its other views."""
+    (own_weight, _), *views = _views(images, tta)
+    return sum((weight * net(view).float() for weight, view in views), own_weight * plain)
 
 
 def _views(images: Tensor, tta: TTA) -> Iterator[tuple[float, Tensor]]:

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from resfit.distributed import BatchNorm, alone
 from resfit.errors import BadInput
 from resfit.recipe import InitConfig
 from resfit.spec import BlockPlan, ConvPlan, ECASpec, NetSpec, NormSpec, SESpec, StemSpec
@@ -193,13 +194,28 @@ def _an_image(x: Tensor) -> Tensor:
 
 
 class Norm(nn.BatchNorm2d):
-    """Batch normalization over channels; without a gain the scale stays one and is not trained."""
+    """Batch normalization over channels; without a gain the scale stays one and is not trained.
+
+    Of a run in several processes it takes the statistics of the whole batch, in one process and in all.
+    """
 
     def __init__(self, channels: int, norm: NormSpec) -> None:
         super().__init__(channels, eps=norm.eps, momentum=norm.momentum)
         if not norm.gain:
             del self.weight
             self.register_buffer("weight", torch.ones(channels), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, C, H, W] -> same."""
+        if alone() or not self.training:
+            return super().forward(x)
+        out: Tensor
+        out, mean, variance = BatchNorm.apply(x, self.weight, self.bias, self.eps)
+        if self.track_running_stats:
+            for running, new in (self.running_mean, mean), (self.running_var, variance):
+                running.lerp_(new, self.momentum)  # type: ignore[union-attr, arg-type]
+            self.num_batches_tracked.add_(1)  # type: ignore[union-attr]
+        return out
 
 
 class SqueezeExcite(nn.Module):

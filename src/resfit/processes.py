@@ -1,4 +1,4 @@
-"""Child processes that don't outlive their parent, and a fair share of the cores for each."""
+"""Child processes that don't outlive their parent, a fair share of the cores for each, and those of torchrun."""
 
 from __future__ import annotations
 
@@ -30,6 +30,11 @@ def interrupt(processes: Iterable[BaseProcess]) -> None:
         os.kill(process.pid or 0, signal.SIGINT)
     for process in alive:
         process.join()
+
+
+def launched() -> bool:
+    """Whether torchrun started this process as one of several."""
+    return "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def cores() -> int:

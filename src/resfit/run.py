@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from resfit import winograd
+from resfit import distributed, winograd
 from resfit.augment import augment
 from resfit.budget import require_fit
 from resfit.checkpoint import STATE, newest_state, save_state
@@ -26,7 +26,7 @@ from resfit.errors import BadInput, Diverged, RunFailed
 from resfit.evaluate import TTA, fit_temperature, predict_logits, score
 from resfit.fields import from_plain, to_plain
 from resfit.files import append_line, remove_leftovers, write_atomic
-from resfit.interrupt import Interrupts
+from resfit.interrupt import Interrupted, Interrupts
 from resfit.memory import keep_pages, require_room
 from resfit.modelfile import ModelInfo, load, save_model
 from resfit.net import FrozenConv, Network, build
@@ -92,6 +92,7 @@ def fast_process() -> Iterator[None]:
 
 
 @fast_process()
+@distributed.joined()
 def train(
     recipe: Recipe | str,
     *,
@@ -114,29 +115,41 @@ def train(
     where it is in memory already. Raises BadInput ahead of any work for a recipe over its budget, data that cannot be
     used, or a folder that holds a run already; RunFailed when training stops early; Interrupted, with the state saved,
     after SIGINT or SIGTERM.
+
+    In several processes that torchrun started all of them call this and get the record; the first writes and tells.
     """
     recipe = get_recipe(recipe) if isinstance(recipe, str) else recipe
     require_fit(recipe.spec, recipe.budget)
     if resume and init is not None:
         raise BadInput("a resumed run has its weights (init): leave it out")
-    folder, observer = run_folder(out, recipe, seed), observer or Observer()
+    options = [recipe.to_dict(), seed, device, resume, override, init is not None]
+    distributed.require_same("recipes or options", json.dumps(options))
+    if recipe.train.compile and not distributed.alone():
+        raise BadInput("several processes train no compiled network (train.compile): give false")
+    folder = run_folder(out, recipe, seed)
+    observer = (observer if distributed.is_leader() else None) or Observer()
     begun = begun_run(folder, recipe, override=override, tell=observer.message) if resume else None
-    if begun is None:
-        require_unused(folder)
-    else:
+    if begun is not None:
         recipe, data_dir = begun.recipe, data_dir or begun.state["data_dir"]
         device = begun.state["device"] if device == "auto" else device
-    where = pick_device(device)
-    data = data or _load(recipe, data_dir, offline, observer)
+    elif distributed.is_leader():
+        require_unused(folder)
+    where = distributed.own_device(pick_device(device))
+    if data is None:
+        with distributed.machine_leader_first():
+            data = _load(recipe, data_dir, offline, observer)
     recipe = fit_classes(recipe, data)
+    distributed.require_same("data", data.digest)
     run = _Run(recipe=recipe, seed=seed, data=data, folder=folder, device=where, observer=observer, begin=init)
     run.options = {"data_dir": None if data_dir is None else str(Path(data_dir).resolve()), "device": device}
     if begun is not None:
-        remove_leftovers(folder)
+        if distributed.is_leader():
+            remove_leftovers(folder)
         run.restore(begun.state)
         if begun.changes:
             run.note(f"{run.place}: resumed with another recipe, {begun.changes}")
-    write_atomic(folder / "recipe.yaml", recipe.to_yaml())
+    if distributed.is_leader():
+        write_atomic(folder / "recipe.yaml", recipe.to_yaml())
     with Interrupts() as run.interrupts:
         return run.execute()
 
@@ -223,7 +236,7 @@ class _Run:
         self.observer = _Apart(self.observer, self.device)
         torch.manual_seed(self.seed)
         self.normalize = normalizer(self.data.mean, self.data.std, self.device)
-        self.precision = usable_precision(self.recipe.train.precision, self.device)
+        self.precision = distributed.from_leader(lambda: usable_precision(self.recipe.train.precision, self.device))
         if self.device.type == "cuda":
             needed = self.data.train.images.nbytes
             require_room("the training images on the GPU", needed, torch.cuda.mem_get_info(self.device)[0])
@@ -234,6 +247,7 @@ class _Run:
         if self.begin is not None:
             self.init = begin_from(self.begin, self.net, self.data)
             self.observer.message(f"begins from {self.init}")
+        distributed.begin_alike(self.net)
         self.teachers = self._load_teachers()
         self.trainer = Trainer(
             net=self.net,
@@ -278,7 +292,8 @@ class _Run:
         missing = (
             " (no C++ compiler was found for faster ones)" if self.wants_winograd and not winograd.in_use() else ""
         )
-        parts = (self.device.type, self.precision, f"{torch.get_num_threads()} threads")
+        parts = [self.device.type, self.precision, f"{torch.get_num_threads()} threads"]
+        parts += [] if distributed.alone() else [f"{distributed.world_size()} processes"]
         return ", ".join((*parts, f"{self.convolution} convolutions{missing}"))
 
     @property
@@ -301,10 +316,12 @@ class _Run:
         self._save_state()
         while not self._trained():
             self._roll_back()
-        self._stop_if_asked()
+        self._between_steps()
         record = self._finish()
         self.observer.finished(record)
-        self.interrupts.check(f"the run is finished ({self.folder})")
+        asked, _ = self._agree()  # no process ends before the folder is complete: torchrun ends all when one has failed
+        if asked:
+            raise Interrupted(asked, f"the run is finished ({self.folder})")
         return record
 
     def _trained(self) -> bool:
@@ -330,7 +347,7 @@ class _Run:
     def _roll_back(self) -> None:
         """Go back to the last state, which is finite, and on from it with lower rates."""
         diverged, factor = self.place, self.recipe.train.rollback_factor
-        self._go_back_to(newest_state(self.folder, self.observer.message))
+        self._go_back_to(distributed.from_leader(lambda: newest_state(self.folder, self.observer.message)))
         self.rollbacks += 1
         self.trainer.slow_down(factor)
         self.note(f"{diverged}: not finite; back to {self.place}, with learning rates x {factor:g}")
@@ -354,14 +371,17 @@ class _Run:
 
     def _between_steps(self) -> None:
         """Save the state where it is time for it, and stop where a signal asked."""
-        if time.perf_counter() > self.save_due:
+        asked, due = self._agree()
+        if asked or due:
             self._save_state()
-        self._stop_if_asked()
+        if asked:
+            distributed.wait_for_all()  # torchrun ends all processes when one has ended
+            raise Interrupted(asked, f"go on with resfit train --resume {self.folder}")
 
-    def _stop_if_asked(self) -> None:
-        if self.interrupts.asked:
-            self._save_state()
-            self.interrupts.check(f"go on with resfit train --resume {self.folder}")
+    def _agree(self) -> tuple[int, ...]:
+        """The number of the signal that any process got, or 0; whether the first one's clock says to save."""
+        due = distributed.is_leader() and time.perf_counter() > self.save_due
+        return distributed.largest(self.interrupts.asked or 0, due)
 
     def _validated(self, result: EpochResult) -> EpochPoint:
         """The epoch's point on the curve; validates, and keeps the weights that are the best so far."""
@@ -417,13 +437,17 @@ class _Run:
         test = score(logits, self.data.test.labels, self.data.classes, logits_tta=logits_tta)
         seconds = self.seconds_before + time.perf_counter() - self.clock
         record = self._record(test, seconds, samples(logits, self.data))
+        if distributed.is_leader():
+            self._write(record)
+        return record
+
+    def _write(self, record: RunRecord) -> None:
         info = ModelInfo(
             classes=self.data.classes, mean=self.data.mean, std=self.data.std, temperature=record.temperature
         )
         save_model(self.folder / "model.safetensors", self.trainer.evaluated, self.recipe.spec, info)
         write_report([record], self.folder / "report.html")
         write_atomic(self.folder / "record.json", record_text(record))
-        return record
 
     def _record(self, test: Metrics, seconds: float, pictures: tuple[Sample, ...]) -> RunRecord:
         recipe, data, price = self.recipe, self.data, cost(self.recipe.spec)
@@ -443,7 +467,11 @@ class _Run:
             epochs=len(self.curve),
             device=self.device.type,
             precision=self.precision,
-            env={**environment(self.device), "convolution": self.convolution},
+            env={
+                **environment(self.device),
+                "convolution": self.convolution,
+                "world_size": distributed.world_size(),
+            },
             data=_data_facts(data),
             protocol={
                 "selection": self.selection,
@@ -490,10 +518,11 @@ class _Run:
         if self.saved == self._progress():
             return
         self.trainer.check_finite()
-        if self.saved and not self.folder.is_dir():
-            raise RunFailed(f"the run folder is gone ({self.folder}): start the run anew")
         began = time.perf_counter()
-        save_state(self.folder / STATE, self._state())
+        if distributed.is_leader():
+            if self.saved and not self.folder.is_dir():
+                raise RunFailed(f"the run folder is gone ({self.folder}): start the run anew")
+            save_state(self.folder / STATE, self._state())
         self.saved, ended = self._progress(), time.perf_counter()
         self.save_due = ended + max(60 * self.recipe.train.checkpoint_minutes, (ended - began) / _SAVES_SHARE)
 
@@ -514,6 +543,7 @@ class _Run:
             "precision": self.precision,
             "convolution": self.convolution,
             "data": self.data.digest,
+            "world_size": distributed.world_size(),
             "events": self.events,
             "rollbacks": self.rollbacks,
             "init": self.init and to_plain(self.init),
@@ -539,6 +569,9 @@ class _Run:
         self.events, self.rollbacks = list(state["events"]), state["rollbacks"]
         self.saved = self._progress()
         self.clock = time.perf_counter()
+        before, now = state.get("world_size", 1), distributed.world_size()
+        if before != now:
+            self.note(f"{self.place}: went on in {_processes(now)}, after {_processes(before)}")
         self.save_due = self.clock + 60 * self.recipe.train.checkpoint_minutes
 
     def _go_back_to(self, state: dict[str, Any]) -> None:
@@ -550,10 +583,16 @@ class _Run:
 
     def _write_metrics(self) -> None:
         lines = [json.dumps(to_plain(point)) + "\n" for point in self.curve]
-        write_atomic(self.folder / "metrics.jsonl", "".join(lines))
+        if distributed.is_leader():
+            write_atomic(self.folder / "metrics.jsonl", "".join(lines))
 
     def _append_metrics(self, point: EpochPoint) -> None:
-        append_line(self.folder / "metrics.jsonl", json.dumps(to_plain(point)))
+        if distributed.is_leader():
+            append_line(self.folder / "metrics.jsonl", json.dumps(to_plain(point)))
+
+
+def _processes(count: int) -> str:
+    return "one process" if count == 1 else f"{count} processes"
 
 
 def whiten_stem(net: Network, images: Tensor) -> None:

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from resfit import distributed
 from resfit.augment import augment, mix
 from resfit.averaging import WeightAverage
 from resfit.distill import distillation_loss, soft_targets
@@ -133,6 +134,7 @@ class Trainer:
         for n in range(self._steps_done(), len(groups)):
             progress = self._progress(n / len(groups))
             self._set_rates(progress)
+            distributed.draw_apart(self.seed, self.epoch, n)
             loss_sum, hits = self._gradients(groups[n], progress)
             self._step()
             self._average((n + 1) / len(groups))
@@ -170,6 +172,7 @@ class Trainer:
             try:
                 images = sum(map(len, group))
                 sums = [self._backward(index, len(index) / images, progress) for index in group]
+                distributed.sum_gradients(self.net)
                 self._sharpen()
                 return sum(loss for loss, _ in sums), sum(hits for _, hits in sums)  # type: ignore[return-value]
             except torch.OutOfMemoryError:
@@ -177,21 +180,26 @@ class Trainer:
             self._halve_pieces()
 
     def _backward(self, index: Tensor, share: float, progress: float) -> tuple[Tensor, Tensor]:
-        """Add the gradient of the batch at `index`, weighted by its share of the step; its summed loss and its hits."""
+        """Add the gradient of the batch at `index`, weighted by its share of the step; its summed loss and its hits.
+
+        Of several processes each goes through its own images of every piece.
+        """
         inputs, targets = self.batch(index, self.generator, progress=progress)
         losses, logits = [], []
         for piece, wanted in zip(inputs.chunk(self.pieces), targets.chunk(self.pieces), strict=True):
-            part = share * (len(piece) / len(inputs))
-            batch = Batch(inputs=piece, targets=wanted, soft=self._soft_targets(piece), share=part)
+            own = distributed.share(len(piece))
+            mine = piece[own]
+            part = share * (len(mine) / len(inputs))
+            batch = Batch(inputs=mine, targets=wanted[own], soft=self._soft_targets(mine), share=part)
             if self.recipe.optim.sam:
                 self._in_step.append(batch)
             loss, of_piece = self._add_gradient(batch)
-            losses.append(loss * len(piece))
-            logits.append(of_piece)
+            losses.append(loss * len(mine) if len(mine) else loss.new_zeros(()))
+            logits.append(distributed.whole(of_piece, len(piece)))
         whole, labels = torch.cat(logits), self.labels[index]
         if self.easy is not None:
             self.easy.remember(index, whole, labels)
-        return torch.stack(losses).sum(), (whole.argmax(1) == labels).sum()
+        return distributed.summed(torch.stack(losses).sum()), (whole.argmax(1) == labels).sum()
 
     def _soft_targets(self, inputs: Tensor) -> Tensor | None:
         distill = self.recipe.distill
@@ -202,6 +210,11 @@ class Trainer:
 
     def _halve_pieces(self) -> None:
         """Begin the step anew with each batch in twice as many pieces: batch norms see fewer images at a time."""
+        if not distributed.alone():  # the others wait in the middle of the step
+            raise RunFailed(
+                "out of memory in one of several processes (train.batch_size): give a smaller one with more "
+                "train.accumulate, or more processes"
+            )
         self.net.zero_grad(set_to_none=True)
         self._in_step.clear()
         if self.device.type == "cuda":
@@ -236,6 +249,7 @@ class Trainer:
             with perturbed(self.net, self.recipe.optim.sam):
                 for batch in self._in_step:
                     self._add_gradient(batch)
+            distributed.sum_gradients(self.net)
             self._in_step.clear()
 
     def _autocast(self) -> torch.autocast:
@@ -282,10 +296,13 @@ class Trainer:
         return (self.epoch + done) / self.recipe.train.epochs
 
     def _batches_apart(self) -> Iterator[Tensor]:
-        """Augmented, normalized images of an epoch at their last size, drawn apart from those of training."""
+        """Augmented, normalized images of an epoch at their last size, drawn apart from those of training.
+
+        Of several processes each has its share of every batch.
+        """
         generator = torch.Generator().manual_seed(self.seed)
         for index in self._batches(self._shuffled(generator)):
-            yield self.batch(index, generator, progress=1.0)[0]
+            yield self.batch(index, generator, progress=1.0)[0][distributed.share(len(index))]
 
     def batch(self, index: Tensor, generator: torch.Generator, *, progress: float) -> tuple[Tensor, Tensor]:
         """The augmented, normalized images [N, C, H, W] at `index`, and their targets: labels [N], or mixed [N, K]."""

@@ -6,10 +6,12 @@ Nothing imports it; torch is imported only where a command trains or scores.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from resfit.cli import (
@@ -31,6 +33,7 @@ from resfit.cli import (
 )
 from resfit.errors import BadInput, ResfitError
 from resfit.fields import nearest, parse_yaml
+from resfit.processes import launched
 
 # Each has `add`, which adds the command's parser; the parser's `run` does the work and returns the exit status.
 _COMMANDS = (
@@ -57,28 +60,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     try:
-        words, overrides = _take_overrides([word for word in arguments if word != "--debug"])
-        options = make_parser().parse_args(words)
-        if overrides and not options.takes_fields:
-            raise BadInput(f"recipe fields are for training (--{next(iter(overrides))}): leave it out")
-        if getattr(options, "offline", False):
-            os.environ["RESFIT_OFFLINE"] = "1"
-        status: int = options.run(options, overrides)
-        return status
+        with _beside_others():
+            return _run([word for word in arguments if word != "--debug"])
     except ResfitError as error:
         if debug:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        _complain(f"error: {error}")
         return error.exit_code
     except KeyboardInterrupt as error:
         from resfit.interrupt import Interrupted
 
         if isinstance(error, Interrupted):
-            print(error, file=sys.stderr)
+            _complain(str(error))
             return error.exit_code
         if debug:
             raise
-        print("interrupted: go on from the last checkpoint with resfit train --resume RUN", file=sys.stderr)
+        _complain("interrupted: go on from the last checkpoint with resfit train --resume RUN")
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -87,11 +84,43 @@ def main(argv: Sequence[str] | None = None) -> int:
         if debug:
             raise
         reason = (str(error).splitlines() or [""])[0]
-        print(
-            f"error: {type(error).__name__}: {reason} (in resfit): repeat with --debug and report it",
-            file=sys.stderr,
-        )
+        _complain(f"error: {type(error).__name__}: {reason} (in resfit): repeat with --debug and report it")
         return 1
+
+
+def _run(arguments: list[str]) -> int:
+    words, overrides = _take_overrides(arguments)
+    options = make_parser().parse_args(words)
+    if overrides and not options.takes_fields:
+        raise BadInput(f"recipe fields are for training (--{next(iter(overrides))}): leave it out")
+    if launched() and options.command != "train":
+        raise BadInput(f"torchrun is for resfit train (resfit {options.command}): start it without torchrun")
+    if getattr(options, "offline", False):
+        os.environ["RESFIT_OFFLINE"] = "1"
+    status: int = options.run(options, overrides)
+    return status
+
+
+@contextlib.contextmanager
+def _beside_others() -> Iterator[None]:
+    """Where torchrun started several processes: work with them, and let the first alone print."""
+    if not launched():
+        yield
+        return
+    from resfit.distributed import is_leader, joined
+
+    with joined(), contextlib.redirect_stdout(sys.stdout if is_leader() else io.StringIO()):
+        yield
+
+
+def _complain(line: str) -> None:
+    """Say why the command ends; of several processes the first that fails says it, as the others fail in its wake."""
+    if launched():
+        from resfit.distributed import is_first_to_fail
+
+        if not is_first_to_fail():
+            return
+    print(line, file=sys.stderr, flush=True)
 
 
 class _Parser(argparse.ArgumentParser):

@@ -82,6 +82,7 @@ def _train(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
     print(f"{recipe.name}: {require_fit(recipe.spec, recipe.budget)}", flush=True)
     if options.workers is not None or options.ray is not None:
         return _train_many(options, recipe, range(seed, seed + options.runs))
+    from resfit.distributed import is_leader
     from resfit.logs import Observers, make_loggers
     from resfit.progress import Progress
     from resfit.run import run_folder, train, write_summary
@@ -107,7 +108,7 @@ def _train(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
             )
         records.append(record)
         _print_result(record, folder)
-    if len(records) > 1:
+    if len(records) > 1 and is_leader():
         write_summary(records, out / recipe.name)
         _print_summaries(records)
     return 0
