@@ -173,7 +173,7 @@ def record(search: Search) -> TuneRecord:
     )
 
 
-def _open(search: Search, worker: int = 0) -> optuna.Study:
+def _open(search: Search) -> optuna.Study:
     """The study in the search's storage, new where there is none."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
@@ -186,10 +186,6 @@ def _open(search: Search, worker: int = 0) -> optuna.Study:
     except Exception as error:  # of whichever database it is
         reason = f"{type(error).__name__}: {str(error).strip()}"
         raise BadInput(f"no trials can be kept there ({search.place}): {reason}") from None
-    # Another seed for every worker and every call: the same one would draw the same settings again.
-    begun = len(study.get_trials(deepcopy=False))
-    draws = np.random.SeedSequence([search.seed, worker, begun]).generate_state(1)
-    study.sampler = optuna.samplers.TPESampler(seed=int(draws[0]))
     epochs = search.epochs or search.recipe.train.epochs
     study.pruner = optuna.pruners.MedianPruner(n_startup_trials=_STARTUP, n_warmup_steps=epochs // _UNTOUCHED)
     return study
@@ -270,7 +266,7 @@ def _count(study: optuna.Study, under_way: bool = False) -> int:
 
 
 def _work_in_parallel(search: Search, trials: int, workers: int) -> None:
-    children = [processes.start(_worker, search, trials, n, share=workers) for n in range(workers)]
+    children = [processes.start(_worker, search, trials, share=workers) for _ in range(workers)]
     try:
         for child in children:
             child.join()
@@ -286,7 +282,7 @@ def _work_on(cluster: OnRay, search: Search, trials: int) -> None:
     try:
         with cluster:
             pool = ThreadPoolExecutor(cluster.slots)
-            threads = [pool.submit(_work, search, trials, n, cluster.fit) for n in range(cluster.slots)]
+            threads = [pool.submit(_work, search, trials, cluster.fit) for _ in range(cluster.slots)]
             for ended in as_completed(threads):
                 ended.result()
     finally:  # what the cluster did not end was given up, and its trial is marked as failed
@@ -294,9 +290,9 @@ def _work_on(cluster: OnRay, search: Search, trials: int) -> None:
             pool.shutdown()
 
 
-def _worker(search: Search, trials: int, worker: int) -> None:
+def _worker(search: Search, trials: int) -> None:
     try:
-        _work(search, trials, worker)
+        _work(search, trials)
     except (BadInput, RunFailed) as error:
         say(f"error: {error}")
         raise SystemExit(error.exit_code) from None
@@ -304,10 +300,10 @@ def _worker(search: Search, trials: int, worker: int) -> None:
         raise SystemExit(130) from None
 
 
-def _work(search: Search, trials: int, worker: int = 0, train: Fit | None = None) -> None:
+def _work(search: Search, trials: int, train: Fit | None = None) -> None:
     """Trial after trial, trained by `train` or here, until enough are trained or under way."""
-    study, refusals = _open(search, worker), 0
-    while (trial := _next(study, trials)) is not None:
+    study, refusals = _open(search), 0
+    while (trial := _next(study, trials, search.seed)) is not None:
         with _failing(study, trial):
             drawn = {path: _draw(trial, path, dimension) for path, dimension in search.space.dimensions.items()}
             reason = _refusal(search, trial, drawn)
@@ -325,13 +321,15 @@ def _work(search: Search, trials: int, worker: int = 0, train: Fit | None = None
             )
 
 
-def _next(study: optuna.Study, trials: int) -> optuna.Trial | None:
-    """A new trial; None where there are enough."""
+def _next(study: optuna.Study, trials: int, seed: int) -> optuna.Trial | None:
+    """A new trial, with draws of its own whichever process began it; None where there are enough."""
     with _ASKING:
         if _count(study, under_way=True) >= trials:
             return None
         trial = study.ask()
         trial.set_user_attr("process", f"{socket.gethostname()}:{os.getpid()}")
+        draws = np.random.SeedSequence([seed, trial.number]).generate_state(1)
+        study.sampler = optuna.samplers.TPESampler(seed=int(draws[0]))
         return trial
 
 
