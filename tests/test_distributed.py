@@ -16,6 +16,7 @@ from datetime import timedelta
 from itertools import chain
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -96,7 +97,17 @@ def all_trainings() -> dict[str, dict[str, Any]]:
 
 def all_trainings_joined() -> dict[str, dict[str, Any]]:
     with distributed.joined():
-        return all_trainings()
+        ends, plain = all_trainings(), recipes()["plain"]
+        with patch.object(distributed, "sum_gradients", lambda net: None):
+            ends["gradients apart"] = trained(plain)
+        with patch.object(distributed, "_statistics", own_statistics):
+            ends["statistics apart"] = trained(plain)
+        return ends
+
+
+def own_statistics(x: Tensor, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    variance, mean = torch.var_mean(x, (0, 2, 3), correction=0)
+    return mean, variance, like.new_tensor(x.numel() / x.shape[1])
 
 
 @pytest.fixture(scope="module")
@@ -154,6 +165,14 @@ def test_a_norm_takes_the_statistics_and_gradients_of_the_whole_batch(sizes: tup
     torch.testing.assert_close(torch.cat([part[1] for part in parts]), of_x)
     for part in parts:
         torch.testing.assert_close(part[2:], rest)
+
+
+@pytest.mark.parametrize("name", ["gradients apart", "statistics apart"])
+def test_without_one_of_the_sums_two_processes_train_otherwise(ends: tuple[dict[str, Any], ...], name: str) -> None:
+    """The negative control."""
+    one, first, _ = ends
+    with pytest.raises(AssertionError):
+        torch.testing.assert_close(first[name]["weights"], one["plain"]["weights"], **CLOSE)
 
 
 class Watching(nn.Module):
@@ -251,7 +270,7 @@ def test_one_process_writes_and_all_get_the_record(tiny: Recipe, tmp_path: Path)
     assert nothing == []
     assert untold == 0
     assert {"write_atomic", "append_line", "save_state", "save_model", "write_report"} <= set(written)
-    assert told > 20
+    assert told >= 20  # steps
     one = train(recipe, out=tmp_path / "one")
     names = [sorted(path.name for path in (tmp_path / which / FOLDER).iterdir()) for which in ("one", "two")]
     assert names[0] == names[1]
