@@ -34,7 +34,7 @@ def begin_from(target: str | Path, net: Network, data: Dataset) -> GivenModel:
         weights = {name: value for name, value in weights.items() if not name.startswith("head.")}
         taken += f" but the head's, which begins anew for {len(data.classes)} classes"
     net.load_state_dict({**net.state_dict(), **weights})
-    return replace(found, taken=taken, note=_remark_on_weights(record, data))
+    return replace(found, taken=taken, note=remark_on_weights(record, data))
 
 
 def _differing(ours: NetSpec, theirs: NetSpec) -> list[str]:
@@ -100,7 +100,8 @@ def _check_training_images(target: str | Path, record: RunRecord | None, data: D
         )
 
 
-def _remark_on_weights(record: RunRecord | None, data: Dataset) -> str:
+def remark_on_weights(record: RunRecord | None, data: Dataset) -> str:
+    """What has to be said of a run on `data` that begins with the weights of the recorded one; mostly nothing."""
     if record is None:
         return _UNKNOWN
     if record.data["digest"] != data.digest and _other_split(record, data) and len(data.val):

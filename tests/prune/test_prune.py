@@ -71,6 +71,9 @@ def test_the_record_compares_the_networks_and_names_the_parent(whole, pruned):
     assert 0.5 < cut.accuracy < tuned.accuracy
     content = (whole / "model.safetensors").read_bytes()
     assert pruning.parent.sha256 == hashlib.sha256(content).hexdigest()
+    assert record.init is not None and record.init.recipe == parent.recipe
+    assert (record.init.data, record.init.note) == (parent.data["digest"], "")
+    assert '"digest"' in (folder / "record.json").read_text()
     assert {time.batch for network in pruning.networks for time in network.latency} == {1, 64}
     assert {time.threads for time in cut.latency} == {1, torch.get_num_threads()}
     assert all(time.seconds > 0 for network in pruning.networks for time in network.latency)

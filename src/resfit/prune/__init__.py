@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -21,10 +20,11 @@ from resfit.files import write_atomic
 from resfit.latency import latencies
 from resfit.modelfile import load, save_model
 from resfit.net import Network
+from resfit.pretrained import remark_on_weights
 from resfit.prune.channels import importance, shrink
 from resfit.prune.widths import fit_widths
 from resfit.recipe import Recipe, get_recipe
-from resfit.record import ParentRun, PrunedNetwork, Pruning, RunRecord, read_record
+from resfit.record import ParentRun, PrunedNetwork, Pruning, RunRecord, read_record, record_text
 from resfit.report import write_report
 from resfit.run import Observer, evaluate, fast_process, run_folder, train
 from resfit.spec import NetSpec
@@ -91,9 +91,11 @@ def prune(
         ),
         widths=_widths(net.spec, spec),
     )
-    record = replace(record, pruning=pruning)
+    assert record.init is not None
+    known = {"recipe": parent.recipe, "data": parent.data["digest"], "note": remark_on_weights(parent, data)}
+    record = replace(record, pruning=pruning, init=replace(record.init, **known))
     write_report([record], folder / "report.html")
-    write_atomic(folder / "record.json", json.dumps(record.to_dict(), indent=1))
+    write_atomic(folder / "record.json", record_text(record))
     return record
 
 
