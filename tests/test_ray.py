@@ -276,7 +276,7 @@ def test_what_a_run_asks_for() -> None:
     half = _share([gpus], 2, 0.5, "auto")
     assert (half.device, half.fits(gpus), half.fits(cpus)) == ("cuda", 8, 0)
     assert (Share(cpus=3, gpus=0.0).fits(cpus), Share(cpus=1, gpus=0.1).fits({"CPU": 99.0, "GPU": 1.0})) == (2, 10)
-    for wrong in ((9, None, "cpu"), (1, 8.0, "auto"), (1, 1.0, "cpu"), (1, 0.0, "cuda")):
+    for wrong in ((17, None, "cpu"), (1, 8.0, "auto"), (1, 1.0, "cpu"), (1, 0.0, "cuda")):
         with pytest.raises(BadInput):
             _share([cpus, gpus], *wrong)
     with pytest.raises(BadInput, match=r"takes the GPU that it is given \(--device cuda:1\)"):
