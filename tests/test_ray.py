@@ -126,22 +126,22 @@ def same_result(one: RunRecord, other: RunRecord) -> bool:
 def test_a_node_lost_in_the_middle_costs_no_run_and_repeats_no_finished_one(
     two_nodes: Cluster, one_thread: None, tiny: Recipe, tmp_path: Path
 ) -> None:
-    recipe, finished = tiny.replace({"train.epochs": 60}), []
+    recipe, finished = tiny.replace({"train.epochs": 40}), []
 
     def lose_a_node(log: Log) -> None:
         """Once a run is finished and there is one in the middle on each node; without a word to anybody."""
         under_way = [max(log.of(name)) for name in {name for name, _ in log.epochs} - set(log.finishes)]
-        if log.finishes and len(under_way) == 2 and 2 <= min(under_way) <= max(under_way) <= 40 and not finished:
+        if log.finishes and len(under_way) == 2 and 2 <= min(under_way) <= max(under_way) <= 26 and not finished:
             finished.extend(log.finishes)
             two_nodes.remove_node(two_nodes.list_all_nodes()[-1], allow_graceful=False)
 
-    jobs, log = jobs_of(recipe, 5), Log(lose_a_node)
+    jobs, log = jobs_of(recipe, 4), Log(lose_a_node)
     executor = OnRay(Place(out=tmp_path / "ray"), two_nodes.address, cpus=1)
     records, failed = run_jobs(jobs, executor, tmp_path / "ray", log)
 
-    assert not failed and len(records) == 5 and sorted(log.finishes) == sorted(map(str, jobs))
+    assert not failed and len(records) == 4 and sorted(log.finishes) == sorted(map(str, jobs))
     begun = {str(job): log.of(str(job)).count(1) for job in jobs}
-    assert sorted(begun.values()) == [1, 1, 1, 1, 2], "one run was on the lost node"
+    assert sorted(begun.values()) == [1, 1, 1, 2], "one run was on the lost node"
     assert finished and all(begun[name] == 1 for name in finished)
 
     local, _ = run_jobs(jobs, InProcess(Place(out=tmp_path / "here"), "cpu"), tmp_path / "here")
@@ -276,7 +276,7 @@ def test_what_a_run_asks_for() -> None:
     half = _share([gpus], 2, 0.5, "auto")
     assert (half.device, half.fits(gpus), half.fits(cpus)) == ("cuda", 8, 0)
     assert (Share(cpus=3, gpus=0.0).fits(cpus), Share(cpus=1, gpus=0.1).fits({"CPU": 99.0, "GPU": 1.0})) == (2, 10)
-    for wrong in ((9, None, "cpu"), (1, 8.0, "auto"), (1, 1.0, "cpu"), (1, 0.0, "cuda")):
+    for wrong in ((17, None, "cpu"), (1, 8.0, "auto"), (1, 1.0, "cpu"), (1, 0.0, "cuda")):
         with pytest.raises(BadInput):
             _share([cpus, gpus], *wrong)
     with pytest.raises(BadInput, match=r"takes the GPU that it is given \(--device cuda:1\)"):

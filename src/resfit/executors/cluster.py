@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import logging
 import os
+import socket
 import sys
 import threading
 import warnings
@@ -41,6 +42,7 @@ except ImportError:
     raise BadInput("Ray is not installed (--ray): pip install 'resfit[ray]'") from None
 
 _PAUSE = 0.2  # seconds between two looks at the runs, where nothing ends
+_KNOCK = 10.0  # seconds that a cluster has to answer
 _IN_FLIGHT = 1000  # runs that are handed to Ray at a time: more than a cluster holds, fewer than burden it
 _RETRIES = 5  # times that a run begins anew because its node or process was lost
 _TAKERS = 8  # runs whose folders come home at the same time
@@ -274,6 +276,7 @@ def _join(address: str) -> bool:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # which a new cluster would send to Ray's makers
     options = {"include_dashboard": False} if address == "local" else {}
     try:
+        _knock(address)
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
     except Exception as error:
         reason = " ".join(str(error).split())[:120]
@@ -281,6 +284,13 @@ def _join(address: str) -> bool:
             f"no Ray cluster can be joined (--ray {address}; {reason}): begin one with ray start --head, or give local"
         ) from None
     return True
+
+
+def _knock(address: str) -> None:
+    """Raise OSError where nobody listens at HOST:PORT: Ray would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if host and port.isdigit() and "/" not in host:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK).close()
 
 
 def _share(nodes: list[dict[str, float]], cpus: int | None, gpus: float | None, device: str) -> Share:
