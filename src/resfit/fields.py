@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 import types
 from collections.abc import Iterable, Mapping
 from functools import cache
@@ -48,6 +49,21 @@ def read_yaml(path: Path) -> object:
     except (OSError, ValueError) as error:
         raise BadInput(f"cannot read {path} ({error}): give a readable YAML file") from None
     return parse_yaml(text, str(path))
+
+
+def read_json(kind: type[T], path: str | Path, name: str, what: str) -> T:
+    """The dataclass `kind` from the JSON file at `path`, or the one called `name` in that folder.
+
+    Raises BadInput where there is none, or a damaged one, with `what` it should have been.
+    """
+    file = Path(path)
+    file = file / name if file.is_dir() else file
+    try:
+        return from_plain(kind, json.loads(file.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise BadInput(f"no {what} ({file}): give a folder that holds a {name}") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise BadInput(f"damaged {what} ({file}): {error}") from None
 
 
 def parse_yaml(text: str, where: str) -> object:

@@ -569,7 +569,7 @@ class _Run:
         self.events, self.rollbacks = list(state["events"]), state["rollbacks"]
         self.saved = self._progress()
         self.clock = time.perf_counter()
-        before, now = state.get("world_size", 1), distributed.world_size()
+        before, now = state["world_size"], distributed.world_size()
         if before != now:
             self.note(f"{self.place}: went on in {_processes(now)}, after {_processes(before)}")
         self.save_due = self.clock + 60 * self.recipe.train.checkpoint_minutes

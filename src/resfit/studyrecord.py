@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from resfit.errors import BadInput
-from resfit.fields import from_plain, to_plain
+from resfit.fields import from_plain, read_json, to_plain
 from resfit.record import Comparison, RunRecord, Summary, compare, summarize
 
 JudgedBy = Literal["validation", "test"]
@@ -104,14 +102,7 @@ class StudyRecord:
 
 def read_study(path: str | Path) -> StudyRecord:
     """The study at `path`: a study.json, or the folder that holds one."""
-    file = Path(path)
-    file = file / "study.json" if file.is_dir() else file
-    try:
-        return StudyRecord.from_dict(json.loads(file.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        raise BadInput(f"no study ({file}): give a folder that holds a study.json") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise BadInput(f"damaged study ({file}): {error}") from None
+    return read_json(StudyRecord, path, "study.json", "study")
 
 
 def judged_accuracy(record: RunRecord, judged_by: JudgedBy) -> float:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from resfit.errors import BadInput
-from resfit.fields import from_plain, to_plain
+from resfit.fields import from_plain, read_json, to_plain
 
 Outcome = Literal["complete", "pruned", "diverged", "refused", "failed", "running"]
 
@@ -81,11 +79,4 @@ class TuneRecord:
 
 def read_search(path: str | Path) -> TuneRecord:
     """The search at `path`: a tune.json, or the folder that holds one."""
-    file = Path(path)
-    file = file / "tune.json" if file.is_dir() else file
-    try:
-        return TuneRecord.from_dict(json.loads(file.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        raise BadInput(f"no search ({file}): give a folder that holds a tune.json") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise BadInput(f"damaged search ({file}): {error}") from None
+    return read_json(TuneRecord, path, "tune.json", "search")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from resfit.cost import cost
-from resfit.data import Images, load_dataset
+from resfit.data import Images
 from resfit.data.normalize import normalizer
 from resfit.environment import pick_device
 from resfit.errors import BadInput
@@ -26,7 +26,7 @@ from resfit.prune.widths import fit_widths
 from resfit.recipe import Recipe, get_recipe
 from resfit.record import ParentRun, PrunedNetwork, Pruning, RunRecord, read_record, record_text
 from resfit.report import write_report
-from resfit.run import Observer, evaluate, fast_process, run_folder, train
+from resfit.run import Observer, data_of, evaluate, fast_process, run_folder, train
 from resfit.spec import NetSpec
 
 _IMAGES, _BATCH = 2000, 100  # training images that the channels are judged by
@@ -63,22 +63,14 @@ def prune(
     if folder.exists() and any(folder.iterdir()):
         raise BadInput(f"a run lies there ({folder}): give another --out, or move it away")
 
-    data = load_dataset(
-        own.data,
-        size=net.spec.input.size,
-        channels=net.spec.input.channels,
-        data_dir=None if data_dir is None else Path(data_dir),
-        offline=offline,
-    )
-    if tuple(data.classes) != tuple(net.info.classes):
-        raise BadInput(f"the run knows other classes than {data.name} has ({run}): give the data of its training")
+    options: dict[str, Any] = {"data_dir": data_dir, "device": device, "offline": offline}
+    data = data_of(net, run, data_dir=data_dir, offline=offline)
     worth = importance(net.to(where), _batches(net, data.train, where))
     spec = fit_widths(net.spec, worth, budget)
     small = shrink(net.cpu(), spec, worth)
     tuning = replace(tuning, spec=spec)
     before = folder / "pruned.safetensors"
     save_model(before, small, spec, net.info)
-    options: dict[str, Any] = {"data_dir": data_dir, "device": device, "offline": offline}
     record = train(tuning, seed=parent.seed, out=out, init=before, observer=observer, **options)
 
     pruning = Pruning(
