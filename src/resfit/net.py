@@ -16,15 +16,20 @@ from torch import Tensor, nn
 
 from resfit.distributed import BatchNorm, alone
 from resfit.errors import BadInput
+from resfit.kernels import takes
+from resfit.kernels.conv import Conv2d
+from resfit.kernels.norm import NormActivation, normalized
+from resfit.kernels.pool import MaxPool2d
 from resfit.recipe import InitConfig
 from resfit.spec import BlockPlan, ConvPlan, ECASpec, NetSpec, NormSpec, SESpec, StemSpec
-from resfit.winograd import Conv2d
 
 ACTIVATIONS: dict[str, Callable[[bool], nn.Module]] = {
     "relu": nn.ReLU,
     "gelu": lambda _inplace: nn.GELU(),
     "silu": nn.SiLU,
 }
+# What a kernel can compute together with a norm ahead of it.
+_FUSED = {nn.ReLU: "relu", nn.GELU: "gelu", nn.SiLU: "silu", nn.Identity: None}
 
 
 def build(spec: NetSpec, init: InitConfig | None = None) -> Network:
@@ -58,8 +63,7 @@ class Network(nn.Module):
 
     def forward_features(self, images: Tensor) -> Tensor:
         """The last map, float [N, C, H, W]."""
-        x: Tensor = self.act(self.norm(self.stages(self.stem(images))))
-        return x
+        return finish(self.stages(self.stem(images)), self.norm, act=self.act)
 
     def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
         """Logits [N, K] of the last map, or what the classifier reads, [N, F], where `pre_logits` asks for it."""
@@ -107,18 +111,50 @@ class Block(nn.Module):
         self.shakes = spec.mix == "shake"
 
     @property
-    def branches(self) -> list[nn.Sequential]:
+    def branches(self) -> list[Layers]:
         """The residual branches."""
         return [self.branch] if self.branch2 is None else [self.branch, self.branch2]
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, C, H, W] -> [N, C', H', W']."""
-        start = self.act1(self.norm1(x))
+        start = finish(x, self.norm1, act=self.act1)
+        shortcut = self.shortcut(start if self.shares else x)
+        if self.branch2 is None and isinstance(self.drop, nn.Identity):
+            return self.branch(start, added=shortcut, act=self.act)  # type: ignore[no-any-return]
         residual = self.branch(start)
         if self.branch2 is not None:
             residual = mix(residual, self.branch2(start), shake=self.training and self.shakes)
-        out: Tensor = self.act(self.drop(residual) + self.shortcut(start if self.shares else x))
-        return out
+        return finish(self.drop(residual), added=shortcut, act=self.act)
+
+
+class Layers(nn.Sequential):
+    """Layers one after the other, and what is to follow the last: an addition, an activation."""
+
+    def forward(self, x: Tensor, added: Tensor | None = None, act: nn.Module | None = None) -> Tensor:
+        """[N, C, H, W] -> [N, C', H', W']."""
+        layers = list(self)
+        while layers:
+            layer = layers.pop(0)
+            if not isinstance(layer, Norm):
+                x = layer(x)
+            elif layers and type(layers[0]) in _FUSED:
+                x = finish(x, layer, act=layers.pop(0))
+            elif layers:
+                x = layer(x)
+            else:
+                return finish(x, layer, added, act)
+        return finish(x, added=added, act=act)
+
+
+def finish(
+    x: Tensor, norm: nn.Module | None = None, added: Tensor | None = None, act: nn.Module | None = None
+) -> Tensor:
+    """act(norm(x) + added), in one pass over the map where a kernel suits; what is not given is left out."""
+    if isinstance(norm, Norm) and norm.takes_kernel(x) and (act is None or type(act) in _FUSED):
+        return norm.by_kernel(x, added, None if act is None else _FUSED[type(act)])
+    x = x if norm is None else norm(x)
+    x = x if added is None else x + added
+    return x if act is None else act(x)
 
 
 class TwoWayScale(torch.autograd.Function):
@@ -211,11 +247,34 @@ class Norm(nn.BatchNorm2d):
             return super().forward(x)
         out: Tensor
         out, mean, variance = BatchNorm.apply(x, self.weight, self.bias, self.eps)
+        self._track(mean, variance)
+        return out
+
+    def takes_kernel(self, x: Tensor) -> bool:
+        """Whether the kernel for bf16 maps on a CPU computes this norm of x, in training or without gradients."""
+        suits = takes("norm", x) and x.dtype == torch.bfloat16 and x.shape[1] % 16 == 0 and alone()
+        return suits and (self.training or not torch.is_grad_enabled()) and self.bias.dtype == torch.float32
+
+    def by_kernel(self, x: Tensor, added: Tensor | None, activation: str | None) -> Tensor:
+        """activation(norm of x + added), [N, C, H, W] -> same."""
+        added = None if added is None else added.to(x.dtype)
+        if not self.training:
+            mean, variance = self.get_buffer("running_mean"), self.get_buffer("running_var")
+            scale = self.weight * (variance + self.eps).rsqrt()
+            x = x.contiguous(memory_format=torch.channels_last)
+            return normalized(x, scale, self.bias - mean * scale, added, activation)
+        out: Tensor
+        out, mean, variance = NormActivation.apply(x, self.weight, self.bias, added, activation, self.eps)
+        count = x.numel() // x.shape[1]
+        self._track(mean, variance * (count / max(1, count - 1)))
+        return out
+
+    def _track(self, mean: Tensor, variance: Tensor) -> None:
+        """Move the running statistics towards a batch's, whose variance is the unbiased one."""
         if self.track_running_stats:
             for running, new in (self.running_mean, mean), (self.running_var, variance):
                 running.lerp_(new, self.momentum)  # type: ignore[union-attr, arg-type]
             self.num_batches_tracked.add_(1)  # type: ignore[union-attr]
-        return out
 
 
 class SqueezeExcite(nn.Module):
@@ -344,27 +403,27 @@ def _initialize_filters(conv: nn.Conv2d, init: InitConfig) -> None:
         nn.init.zeros_(conv.bias)
 
 
-def _stem(spec: NetSpec) -> nn.Sequential:
+def _stem(spec: NetSpec) -> Layers:
     stem, first = spec.stem, spec.first_layout
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     if stem.kind == "whiten":
         layers["conv"] = FrozenConv(spec.input.channels, stem)
         layers["act"] = _activation(spec)
-        return nn.Sequential(layers)
+        return Layers(layers)
     plan = ConvPlan(in_channels=spec.input.channels, out_channels=stem.channels, kernel=stem.kernel, stride=stem.stride)
     layers["conv"] = _conv(plan, spec)
     if first.norm_last:
         layers["norm"] = Norm(stem.channels, spec.norm)
     if first.act_last:
         layers["act"] = _activation(spec)
-    return nn.Sequential(layers)
+    return Layers(layers)
 
 
 def _activation(spec: NetSpec, *, inplace: bool = True) -> nn.Module:
     return ACTIVATIONS[spec.activation](inplace)
 
 
-def _branch(block: BlockPlan, spec: NetSpec) -> nn.Sequential:
+def _branch(block: BlockPlan, spec: NetSpec) -> Layers:
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     for n, conv in enumerate(block.convs, 1):
         last, place = n == len(block.convs), n + block.layout.norm_first
@@ -377,7 +436,7 @@ def _branch(block: BlockPlan, spec: NetSpec) -> nn.Sequential:
         layers["se"] = SqueezeExcite(block.out_channels, spec.se)
     if spec.eca:
         layers["eca"] = EfficientChannelAttention(block.out_channels, spec.eca)
-    return nn.Sequential(layers)
+    return Layers(layers)
 
 
 def _drop(block: BlockPlan, spec: NetSpec) -> nn.Module:
@@ -389,7 +448,7 @@ def _drop(block: BlockPlan, spec: NetSpec) -> nn.Module:
 def _conv_and_pool(n: int, conv: ConvPlan, spec: NetSpec) -> OrderedDict[str, nn.Module]:
     layers: OrderedDict[str, nn.Module] = OrderedDict({f"conv{n}": _conv(conv, spec)})
     if conv.pool > 1:
-        layers["pool"] = nn.MaxPool2d(conv.pool)
+        layers["pool"] = MaxPool2d(conv.pool)
     if conv.blur > 1:
         layers["blur"] = Blur(conv.blur)
     return layers
@@ -402,11 +461,11 @@ def _norm_and_dropout(n: int, channels: int, spec: NetSpec) -> OrderedDict[str, 
     return layers
 
 
-def _shortcut(block: BlockPlan, spec: NetSpec) -> nn.Sequential:
+def _shortcut(block: BlockPlan, spec: NetSpec) -> Layers:
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     stride, new_channels = block.conv_stride, block.out_channels - block.in_channels
     if block.pool > 1:
-        layers["pool"] = nn.MaxPool2d(block.pool)
+        layers["pool"] = MaxPool2d(block.pool)
     if block.blur > 1:
         layers["blur"] = Blur(block.blur)
     if block.projections:
@@ -414,12 +473,12 @@ def _shortcut(block: BlockPlan, spec: NetSpec) -> nn.Sequential:
         layers |= {"shift": ShiftShortcut(block, spec)} if shifted else {"conv": _conv(block.projections[0], spec)}
         if block.layout.norm_last:
             layers["norm"] = Norm(block.out_channels, spec.norm)
-        return nn.Sequential(layers)
+        return Layers(layers)
     if stride > 1 and block.shortcut.kind == "avg-pad":
         layers["pool"], stride = nn.AvgPool2d(stride, ceil_mode=True), 1
     if stride > 1 or new_channels:
         layers["pad"] = PadShortcut(stride, new_channels)
-    return nn.Sequential(layers)
+    return Layers(layers)
 
 
 def _conv(conv: ConvPlan, spec: NetSpec) -> Conv2d:

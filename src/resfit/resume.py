@@ -14,7 +14,7 @@ from resfit.errors import BadInput
 from resfit.fields import differences
 from resfit.recipe import Recipe
 
-STATE_FORMAT = 3
+STATE_FORMAT = 4
 
 # What the saved tensors belong to: no run can change it under way.
 _FIXED = ("name", "spec", "data", "init", "optim.name", "average.name", "distill", "train.precision", "train.skip_easy")

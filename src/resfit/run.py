@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from resfit import distributed, winograd
+from resfit import distributed, kernels
 from resfit.augment import augment
 from resfit.budget import require_fit
 from resfit.checkpoint import STATE, newest_state, save_state
@@ -77,7 +77,7 @@ class _Apart(Observer):
 
 @contextmanager
 def fast_process() -> Iterator[None]:
-    """For speed, keep malloc's pages, and within the block take denormals for zero and Winograd's convolutions.
+    """For speed, keep malloc's pages, and within the block take denormals for zero and use the kernels that suit.
 
     Denormal gradients make a convolution on a CPU up to forty times slower. torch's worker threads take the setting
     over from the thread that starts them, so this belongs ahead of the first tensor.
@@ -85,7 +85,7 @@ def fast_process() -> Iterator[None]:
     keep_pages()
     torch.set_flush_denormal(True)
     try:
-        with winograd.winograd_convolutions():
+        with kernels.fast_kernels():
             yield
     finally:
         torch.set_flush_denormal(False)
@@ -289,23 +289,21 @@ class _Run:
         return tuple(self.curve)
 
     def _note(self) -> str:
-        missing = (
-            " (no C++ compiler was found for faster ones)" if self.wants_winograd and not winograd.in_use() else ""
-        )
         parts = [self.device.type, self.precision, f"{torch.get_num_threads()} threads"]
         parts += [] if distributed.alone() else [f"{distributed.world_size()} processes"]
-        return ", ".join((*parts, f"{self.convolution} convolutions{missing}"))
+        parts += [f"kernels: {' '.join(self.kernels)}"] if self.kernels else []
+        parts += ["no C++ compiler was found for faster kernels"] if self._may_use_kernels and not self.kernels else []
+        return ", ".join(parts)
 
     @property
-    def wants_winograd(self) -> bool:
-        """Whether Winograd's convolutions would be faster here."""
+    def _may_use_kernels(self) -> bool:
         on_cpu = self.device.type == "cpu" and self.precision == "bf16" and not self.recipe.train.compile
-        return on_cpu and winograd.is_suited()
+        return on_cpu and bool(kernels.suited())
 
     @property
-    def convolution(self) -> str:
-        """How the wide 3x3 convolutions are computed: winograd or direct."""
-        return "winograd" if self.wants_winograd and winograd.in_use() else "direct"
+    def kernels(self) -> tuple[str, ...]:
+        """The kernels of resfit that compute what torch would."""
+        return kernels.in_use() if self._may_use_kernels else ()
 
     def execute(self) -> RunRecord:
         """Train what is left, score the test set, and leave the folder complete."""
@@ -469,7 +467,7 @@ class _Run:
             precision=self.precision,
             env={
                 **environment(self.device),
-                "convolution": self.convolution,
+                "kernels": list(self.kernels),
                 "world_size": distributed.world_size(),
             },
             data=_data_facts(data),
@@ -541,7 +539,7 @@ class _Run:
             "test_scored": self.test_scored,
             "seconds": self.seconds_before + time.perf_counter() - self.clock,
             "precision": self.precision,
-            "convolution": self.convolution,
+            "kernels": list(self.kernels),
             "data": self.data.digest,
             "world_size": distributed.world_size(),
             "events": self.events,
@@ -554,11 +552,12 @@ class _Run:
         """Go on from a saved state; raises BadInput where the data is not what it was."""
         if state["data"] != self.data.digest:
             raise BadInput(f"the data changed since the run began ({self.folder}): bring it back or start anew")
-        began, here = (state["precision"], state["convolution"]), (self.precision, self.convolution)
+        began = " ".join((state["precision"], *state["kernels"]))
+        here = " ".join((self.precision, *self.kernels))
         if began != here:
             raise BadInput(
-                f"the run began in {began[0]} with {began[1]} convolutions, and this machine would take {here[0]} with "
-                f"{here[1]} ones ({self.folder}): resume it on a machine of the same kind"
+                f"the run was computed by {began}, and this machine would go on by {here} ({self.folder}): resume it "
+                "on a machine of the same kind"
             )
         for (_, teacher), sha256 in zip(self.teachers, state["teachers"], strict=True):
             if teacher.sha256 != sha256:

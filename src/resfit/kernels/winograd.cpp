@@ -5,48 +5,13 @@
 // taken up a block at a time, so that they stay in the cache. Sums are made in fp32. Channel counts are multiples of 16.
 // For processors with AVX-512 and its bf16 dot product. What each function computes is independent of `threads`.
 
-#include <immintrin.h>
-
 #include <algorithm>
-#include <cstdint>
-#include <cstdlib>
-#include <cstring>
-#include <memory>
+
+#include "bf16.h"
 
 namespace {
 
-constexpr long LANES = 16, POINTS = 16, WIDTH = 64;  // floats a vector, points a tile, channels a panel
-
-typedef uint16_t bf16;
-typedef float Lanes __attribute__((vector_size(64)));
-typedef uint32_t Words __attribute__((vector_size(64)));
-typedef uint16_t Halves __attribute__((vector_size(32)));
-
-struct Free {
-    void operator()(void *memory) const { std::free(memory); }
-};
-template <typename T> using Buffer = std::unique_ptr<T[], Free>;
-
-template <typename T> Buffer<T> buffer(long count) {
-    return Buffer<T>(static_cast<T *>(std::aligned_alloc(64, (count * sizeof(T) + 63) / 64 * 64)));
-}
-
-inline Lanes load(const bf16 *from) {
-    Halves halves;
-    std::memcpy(&halves, from, sizeof halves);
-    return (Lanes)(__builtin_convertvector(halves, Words) << 16);
-}
-
-// The bits of the nearest bf16 (ties to even), in the upper half of each word.
-inline Words rounded(Lanes value) {
-    const Words words = (Words)value;
-    return words + 0x7fff + ((words >> 16) & 1);
-}
-
-inline void store(bf16 *to, Lanes value) {
-    const Halves halves = __builtin_convertvector(rounded(value) >> 16, Halves);
-    std::memcpy(to, &halves, sizeof halves);
-}
+constexpr long POINTS = 16, WIDTH = 64;  // points of a tile, channels of a panel
 
 struct Map {
     long n, h, w;

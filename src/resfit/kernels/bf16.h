@@ -1,0 +1,52 @@
+// What the kernels share: sixteen bf16 numbers as fp32 lanes and back, and aligned memory.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+
+constexpr long LANES = 16;
+
+typedef uint16_t bf16;
+typedef float Lanes __attribute__((vector_size(64)));
+typedef uint32_t Words __attribute__((vector_size(64)));
+typedef uint16_t Halves __attribute__((vector_size(32)));
+
+struct Free {
+    void operator()(void *memory) const { std::free(memory); }
+};
+template <typename T> using Buffer = std::unique_ptr<T[], Free>;
+
+template <typename T> Buffer<T> buffer(long count) {
+    return Buffer<T>(static_cast<T *>(std::aligned_alloc(64, (count * sizeof(T) + 63) / 64 * 64)));
+}
+
+inline Words load_words(const bf16 *from) {
+    Halves halves;
+    std::memcpy(&halves, from, sizeof halves);
+    return __builtin_convertvector(halves, Words);
+}
+
+inline Lanes load(const bf16 *from) { return (Lanes)(load_words(from) << 16); }
+
+// The bits of the nearest bf16 (ties to even), in the upper half of each word.
+inline Words rounded(Lanes value) {
+    const Words words = (Words)value;
+    return words + 0x7fff + ((words >> 16) & 1);
+}
+
+inline void store(bf16 *to, Lanes value) {
+    const Halves halves = __builtin_convertvector(rounded(value) >> 16, Halves);
+    std::memcpy(to, &halves, sizeof halves);
+}
+
+inline Lanes load(const float *from) {
+    Lanes lanes;
+    std::memcpy(&lanes, from, sizeof lanes);
+    return lanes;
+}
+
+inline void store(float *to, Lanes lanes) { std::memcpy(to, &lanes, sizeof lanes); }

@@ -1,0 +1,197 @@
+// Batch normalization with what follows it, an addition and an activation, over channels-last bf16 maps: a map is read
+// once for its statistics and once to be written, and as often on the way back. Numbers are fp32 between reading and
+// writing. Channel counts are multiples of 16. What each function computes is independent of `threads`.
+
+#include <algorithm>
+#include <cmath>
+
+#include "bf16.h"
+
+namespace {
+
+constexpr long BLOCK = 32;    // pixels whose channels stay in the first cache
+constexpr long PART = 1024;   // pixels that are summed in fp32; parts are added in double
+
+enum Activation : long { NONE, RELU, GELU, SILU };
+
+// e to the power of x, for x of at most 80: 2 to a whole number times 2 to a fraction, the latter by a polynomial (error 2e-7).
+inline Lanes exponential(Lanes x) {
+    const __m512 power = _mm512_max_ps((__m512)(x * 1.44269504f), _mm512_set1_ps(-126));
+    const __m512 whole = _mm512_roundscale_ps(power, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    const Lanes f = (Lanes)(power - whole);
+    const Lanes fraction = 1.0f + f * (0.693147180f + f * (0.240226507f + f * (0.0555041087f + f * (0.00961812911f + f * 0.00133335581f))));
+    return (Lanes)_mm512_scalef_ps((__m512)fraction, whole);
+}
+
+inline Lanes magnitude(Lanes x) { return (Lanes)((Words)x & 0x7fffffff); }
+
+// The standard normal distribution at z, and its density. Abramowitz and Stegun 7.1.26, error 1.5e-7.
+inline void normal(Lanes z, Lanes &below, Lanes &density) {
+    const Lanes e = exponential(z * z * -0.5f), t = 1.0f / (1.0f + magnitude(z) * 0.231641888f);
+    const Lanes tail = 0.5f * e * t * (0.254829592f + t * (-0.284496736f + t * (1.421413741f + t * (-1.453152027f + t * 1.061405429f))));
+    below = z > 0.0f ? 1.0f - tail : tail;
+    density = e * 0.398942280f;
+}
+
+inline Lanes sigmoid(Lanes z) { return 1.0f / (1.0f + exponential(-z)); }
+
+template <Activation A> inline Lanes activate(Lanes z) {
+    if constexpr (A == RELU) return z < 0.0f ? Lanes{} : z;
+    if constexpr (A == SILU) return z * sigmoid(z);
+    if constexpr (A == GELU) {
+        Lanes below, density;
+        normal(z, below, density);
+        return z * below;
+    }
+    return z;
+}
+
+// The activation's slope at z; for a ReLU z may be its output.
+template <Activation A> inline Lanes slope(Lanes z) {
+    if constexpr (A == RELU) return z > 0.0f ? Lanes{} + 1.0f : Lanes{};
+    if constexpr (A == SILU) {
+        const Lanes s = sigmoid(z);
+        return s * (1.0f + z * (1.0f - s));
+    }
+    if constexpr (A == GELU) {
+        Lanes below, density;
+        normal(z, below, density);
+        return below + z * density;
+    }
+    return Lanes{} + 1.0f;
+}
+
+// Two sums over all pixels, double [2][channels]. add(first pixel, one past the last, channel, both) adds a block's, of
+// sixteen channels, to what `both` holds.
+template <typename Add> void add_up(long pixels, long channels, double *sums, long threads, Add add) {
+    const long parts = (pixels + PART - 1) / PART;
+    const auto found = buffer<float>(parts * 2 * channels);
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (long part = 0; part < parts; ++part) {
+        float *of_part = &found[part * 2 * channels];
+        std::memset(of_part, 0, 2 * channels * sizeof(float));
+        const long end = std::min(pixels, (part + 1) * PART);
+        for (long first = part * PART; first < end; first += BLOCK)
+            for (long channel = 0; channel < channels; channel += LANES) {
+                Lanes both[2] = {load(of_part + channel), load(of_part + channels + channel)};
+                add(first, std::min(end, first + BLOCK), channel, both);
+                store(of_part + channel, both[0]);
+                store(of_part + channels + channel, both[1]);
+            }
+    }
+    std::fill_n(sums, 2 * channels, 0.0);
+    for (long part = 0; part < parts; ++part)
+        for (long c = 0; c < 2 * channels; ++c) sums[c] += found[part * 2 * channels + c];
+}
+
+template <Activation A, bool ADD>
+void normalize(const bf16 *x, const bf16 *added, const float *scale, const float *shift, bf16 *out, long pixels, long channels, long threads) {
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (long pixel = 0; pixel < pixels; ++pixel)
+        for (long c = 0; c < channels; c += LANES) {
+            const long at = pixel * channels + c;
+            Lanes z = load(x + at) * load(scale + c) + load(shift + c);
+            if (ADD) z += load(added + at);
+            store(out + at, activate<A>(z));
+        }
+}
+
+// The gradient of z = x * scale + shift (+ added), of which the activation was taken; its sum and that of its products
+// with x, less the channel's first.
+template <Activation A, bool ADD>
+void gradient_of_sum(const bf16 *gradient, const bf16 *x, const bf16 *other, const float *scale, const float *shift, bf16 *out,
+                     double *sums, long pixels, long channels, long threads) {
+    add_up(pixels, channels, sums, threads, [&](long first, long end, long c, Lanes both[2]) {
+        const Lanes a = load(scale + c), b = load(shift + c), pivot = load(x + c);
+        for (long at = first * channels + c; at < end * channels; at += channels) {
+            const Lanes value = load(x + at);
+            Lanes g = load(gradient + at);
+            if constexpr (A == RELU) {  // `other` is the output
+                g = load(other + at) > 0.0f ? g : Lanes{};
+            } else if constexpr (A != NONE) {  // `other` is what was added
+                Lanes z = value * a + b;
+                if (ADD) z += load(other + at);
+                g *= slope<A>(z);
+            }
+            if (A != NONE) store(out + at, g);
+            both[0] += g;
+            both[1] += g * (value - pivot);
+        }
+    });
+}
+
+}  // namespace
+
+extern "C" {
+
+// Mean and variance, float [channels] each, of x [pixels][channels].
+void moments(const bf16 *x, float *mean, float *variance, long pixels, long channels, long threads) {
+    const auto sums = buffer<double>(2 * channels);
+    add_up(pixels, channels, sums.get(), threads, [&](long first, long end, long c, Lanes both[2]) {
+        const Lanes pivot = load(x + c);
+        for (long at = first * channels + c; at < end * channels; at += channels) {
+            const Lanes value = load(x + at) - pivot;
+            both[0] += value;
+            both[1] += value * value;
+        }
+    });
+    for (long c = 0; c < channels; ++c) {
+        const double shifted = sums[c] / pixels, square = sums[channels + c] / pixels;
+        const uint32_t word = uint32_t(x[c]) << 16;
+        float pivot;
+        std::memcpy(&pivot, &word, sizeof pivot);
+        mean[c] = pivot + shifted;
+        variance[c] = std::max(0.0, square - shifted * shifted);
+    }
+}
+
+// out = activation(x * scale + shift + added), where `added` may be missing.
+void forward(const bf16 *x, const bf16 *added, const float *scale, const float *shift, bf16 *out, long activation, long pixels,
+             long channels, long threads) {
+    const auto run = [&](auto with, auto without) {
+        (added ? with : without)(x, added, scale, shift, out, pixels, channels, threads);
+    };
+    switch (activation) {
+    case RELU: return run(normalize<RELU, true>, normalize<RELU, false>);
+    case GELU: return run(normalize<GELU, true>, normalize<GELU, false>);
+    case SILU: return run(normalize<SILU, true>, normalize<SILU, false>);
+    default: return run(normalize<NONE, true>, normalize<NONE, false>);
+    }
+}
+
+// The way back in two steps. `other` is the output of a ReLU, else what was added, which may be missing. First the gradient
+// of what the activation was taken of, into `out` (not without an activation: there it is `gradient` itself), and with the
+// mean and the inverse deviation its sums, float [channels]: of itself (`plain`) and of its products with the normalized x.
+void backward_sums(const bf16 *gradient, const bf16 *x, const bf16 *other, const float *scale, const float *shift,
+                   const float *mean, const float *inverse, bf16 *out, float *plain, float *with_normalized, long activation,
+                   long pixels, long channels, long threads) {
+    const auto sums = buffer<double>(2 * channels);
+    const auto run = [&](auto with, auto without) {
+        (other ? with : without)(gradient, x, other, scale, shift, out, sums.get(), pixels, channels, threads);
+    };
+    switch (activation) {
+    case RELU: run(gradient_of_sum<RELU, true>, gradient_of_sum<RELU, true>); break;
+    case GELU: run(gradient_of_sum<GELU, true>, gradient_of_sum<GELU, false>); break;
+    case SILU: run(gradient_of_sum<SILU, true>, gradient_of_sum<SILU, false>); break;
+    default: run(gradient_of_sum<NONE, false>, gradient_of_sum<NONE, false>);
+    }
+    for (long c = 0; c < channels; ++c) {
+        const uint32_t word = uint32_t(x[c]) << 16;
+        float pivot;
+        std::memcpy(&pivot, &word, sizeof pivot);
+        plain[c] = sums[c];
+        with_normalized[c] = (sums[channels + c] - (mean[c] - pivot) * sums[c]) * inverse[c];
+    }
+}
+
+// Then the gradient of x: of_x = gradient * a + x * b + c, a number each a channel. of_x may be `gradient` itself.
+void backward(const bf16 *gradient, const bf16 *x, const float *a, const float *b, const float *c, bf16 *of_x, long pixels,
+              long channels, long threads) {
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (long pixel = 0; pixel < pixels; ++pixel)
+        for (long channel = 0; channel < channels; channel += LANES) {
+            const long at = pixel * channels + channel;
+            store(of_x + at, load(gradient + at) * load(a + channel) + load(x + at) * load(b + channel) + load(c + channel));
+        }
+}
+}

@@ -1,0 +1,71 @@
+"""Batch normalization with the addition and the activation that follow it, in one pass over a map each way."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from resfit.kernels.library import call, pointer
+
+ACTIVATIONS = {None: 0, "relu": 1, "gelu": 2, "silu": 3}
+
+
+class NormActivation(torch.autograd.Function):
+    """activation(batch normalization of x + added), with the statistics of x.
+
+    x and added (or None) bf16 [N, C, H, W], channels_last; weight and bias float [C]; activation: a name or None. Gives
+    the same shape in bf16, and the mean and the biased variance, float [C]. C is a multiple of 16.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, added: Tensor | None, activation: str | None, eps: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Normalize, add, activate."""
+        x = x.contiguous(memory_format=torch.channels_last)
+        mean, variance = torch.empty_like(bias), torch.empty_like(bias)
+        call("norm", "moments", pointer(x), pointer(mean), pointer(variance), *_sizes(x))
+        inverse = (variance + eps).rsqrt()
+        scale = weight * inverse
+        shift = bias - mean * scale
+        out = normalized(x, scale, shift, added, activation)
+        other = out if activation == "relu" else added if activation else None
+        ctx.save_for_backward(x, other, mean, inverse, scale, shift)
+        ctx.activation, ctx.adds = activation, added is not None
+        ctx.mark_non_differentiable(mean, variance)
+        return out, mean, variance
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+        """Of x, weight, bias and what was added."""
+        x, other, mean, inverse, scale, shift = ctx.saved_tensors
+        gradient = gradient.contiguous(memory_format=torch.channels_last)
+        of_sum = torch.empty_like(x) if ctx.activation else gradient
+        plain, with_normalized = torch.empty_like(mean), torch.empty_like(mean)
+        operands = (gradient, x, other, scale, shift, mean, inverse, of_sum, plain, with_normalized)
+        call("norm", "backward_sums", *map(pointer, operands), ACTIVATIONS[ctx.activation], *_sizes(x))
+        pixels = x.numel() // x.shape[1]
+        b = -scale * inverse * with_normalized / pixels
+        c = -scale * plain / pixels - b * mean
+        of_x = of_sum if ctx.activation and not ctx.adds else torch.empty_like(x)
+        call("norm", "backward", *map(pointer, (of_sum, x, scale, b, c, of_x)), *_sizes(x))
+        of_weight = with_normalized if ctx.needs_input_grad[1] else None
+        return of_x, of_weight, plain, of_sum if ctx.adds else None, None, None
+
+
+def normalized(x: Tensor, scale: Tensor, shift: Tensor, added: Tensor | None, activation: str | None) -> Tensor:
+    """activation(x scale + shift + added): maps bf16 [N, C, H, W], channels_last; scale and shift float [C]."""
+    if added is not None:
+        added = added.contiguous(memory_format=torch.channels_last)
+    out = torch.empty_like(x)
+    operands = map(pointer, (x, added, scale, shift, out))
+    call("norm", "forward", *operands, ACTIVATIONS[activation], *_sizes(x))
+    return out
+
+
+def _sizes(x: Tensor) -> tuple[int, int]:
+    return x.numel() // x.shape[1], x.shape[1]

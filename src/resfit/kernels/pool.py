@@ -1,0 +1,58 @@
+"""Max-pooling of 2 x 2 pixels that remembers two bits an output, where torch's keeps a 64-bit index."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from resfit.kernels import takes
+from resfit.kernels.library import call, pointer
+
+
+class MaxPool2x2(torch.autograd.Function):
+    """Max-pooling of 2 x 2 pixels, stride 2: bf16 [N, C, H, W] -> [N, C, H // 2, W // 2], channels_last.
+
+    C is a multiple of 16. Of equal pixels the first gets the gradient, as in torch.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, images: Tensor) -> Tensor:
+        """The largest of every four."""
+        images = images.contiguous(memory_format=torch.channels_last)
+        n, channels, height, width = ctx.shape = images.shape
+        out = _empty((n, channels, height // 2, width // 2))
+        which = torch.empty_like(out, dtype=torch.uint8)
+        call("pool", "pool", *map(pointer, (images, out, which)), n, height, width, channels)
+        ctx.save_for_backward(which)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        """Each gradient where its pixel came from."""
+        (which,) = ctx.saved_tensors
+        n, channels, height, width = ctx.shape
+        gradient = gradient.contiguous(memory_format=torch.channels_last)
+        of_images = _empty(ctx.shape)
+        call("pool", "pool_backward", *map(pointer, (gradient, which, of_images)), n, height, width, channels)
+        return of_images
+
+
+def _empty(shape: tuple[int, ...]) -> Tensor:
+    return torch.empty(shape, dtype=torch.bfloat16, memory_format=torch.channels_last)
+
+
+class MaxPool2d(nn.MaxPool2d):
+    """nn.MaxPool2d that within `fast_kernels()`, under bf16 autocast on a CPU, takes the kernel for 2 x 2 pixels."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        """[N, C, H, W] -> [N, C, H', W']."""
+        suits = images.dtype == torch.bfloat16 and self.kernel_size == self.stride == 2 and images.shape[1] % 16 == 0
+        if suits and min(images.shape[2:]) >= 2 and takes("pool", images):
+            out: Tensor = MaxPool2x2.apply(images)
+            return out
+        pooled: Tensor = super().forward(images)
+        return pooled

@@ -1,0 +1,68 @@
+"""3x3 convolutions by Winograd's method, for AVX-512 with bf16.
+
+Winograd's F(2x2, 3x3) takes 4 products for each output and pair of channels instead of 9, but reads and writes more:
+AMX multiplies so fast that memory would decide.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from resfit.kernels.library import call, pointer
+
+POINTS = 16  # of a tile of 4 x 4 pixels
+FEWEST_TILES = 128  # below, transforming the filters costs more than is saved
+
+
+def tiles(images: Tensor) -> int:
+    """How many tiles images [N, C, H, W] have."""
+    n, _, height, width = images.shape
+    return n * -(-height // 2) * -(-width // 2)
+
+
+class WinogradConvolution(torch.autograd.Function):
+    """3x3 convolution, stride 1, padding 1 (Lavin and Gray 2016).
+
+    images bf16 [N, C, H, W] and filters float [K, C, 3, 3] -> bf16 [N, K, H, W], channels_last. C and K are multiples
+    of 16; operands are rounded to bf16 once transformed, and sums are fp32.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, images: Tensor, filters: Tensor) -> Tensor:
+        """The convolution."""
+        images = images.contiguous(memory_format=torch.channels_last)
+        ctx.save_for_backward(images, filters)
+        return _convolve(images, filters, filters.stride(), len(filters))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """The gradients of images and filters, where they are wanted."""
+        images, filters = ctx.saved_tensors
+        gradient = gradient.contiguous(memory_format=torch.channels_last)
+        of_images = of_filters = None
+        if ctx.needs_input_grad[0]:  # a convolution with the filters turned round, inputs and outputs exchanged
+            outputs, inputs, row, column = filters.stride()
+            turned = (inputs, outputs, -row, -column)
+            of_images = _convolve(gradient, filters, turned, images.shape[1], offset=2 * row + 2 * column)
+        if ctx.needs_input_grad[1]:
+            n, channels, height, width = images.shape
+            of_filters = torch.empty_like(filters)
+            operands = (pointer(images), pointer(gradient), pointer(of_filters))
+            sizes = (n, height, width, channels, len(filters))
+            call("winograd", "filter_gradient", *operands, *of_filters.stride(), *sizes)
+        return of_images, of_filters
+
+
+def _convolve(images: Tensor, filters: Tensor, strides: tuple[int, ...], outputs: int, offset: int = 0) -> Tensor:
+    """Convolve with the filters that begin at an offset and have these strides: outputs, inputs, rows, columns."""
+    n, inputs, height, width = images.shape
+    points = torch.empty(POINTS * inputs * outputs, dtype=torch.bfloat16)
+    call("winograd", "transform_filters", pointer(filters, offset), *strides, pointer(points), inputs, outputs)
+    out = torch.empty((n, outputs, height, width), dtype=torch.bfloat16, memory_format=torch.channels_last)
+    call("winograd", "convolve", pointer(images), pointer(points), pointer(out), n, height, width, inputs, outputs)
+    return out

@@ -1,0 +1,83 @@
+"""Batch normalization with what follows it, against torch's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from kernel_checks import difference, needs
+from torch import Tensor
+
+from resfit.kernels.norm import NormActivation, normalized
+
+pytestmark = needs("norm")
+
+ROUNDING = 0.003  # of a result to bf16; twice where what it is made of was rounded as well
+
+Activate = Callable[[Tensor], Tensor]
+ACTIVATIONS: dict[str | None, Activate] = {None: lambda x: x, "relu": F.relu, "gelu": F.gelu, "silu": F.silu}
+
+
+def maps(seed: int, shape: tuple[int, ...] = (7, 48, 9, 11), scale: float = 1, shift: float = 0) -> Tensor:
+    drawn = torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * scale + shift
+    return drawn.bfloat16().contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("adds", [False, True])
+@pytest.mark.parametrize(("scale", "shift"), [(2, 5), (0.01, -3)])
+def test_it_equals_torchs_forward_and_back(activation: str | None, adds: bool, scale: float, shift: float) -> None:
+    x, gradient = maps(0, scale=scale, shift=shift).requires_grad_(), maps(1)
+    weight, bias = torch.linspace(-1, 2, 48, requires_grad=True), torch.linspace(1, -1, 48, requires_grad=True)
+    given = [x, weight, bias] + ([maps(2).requires_grad_()] if adds else [])
+    exact = [value.detach().double().requires_grad_() for value in given]
+    z = F.batch_norm(exact[0], None, None, exact[1], exact[2], training=True, eps=1e-5)
+    wanted = ACTIVATIONS[activation](z + exact[3] if adds else z)
+    added = given[3] if adds else None
+    out, mean, variance = NormActivation.apply(x, weight, bias, added, activation, 1e-5)
+    assert out.is_contiguous(memory_format=torch.channels_last)
+    assert difference(out, wanted) < ROUNDING
+    assert difference(mean, exact[0].mean((0, 2, 3))) < 1e-6
+    assert difference(variance, exact[0].var((0, 2, 3), unbiased=False)) < 2e-5
+    found = torch.autograd.grad(out, given, gradient)
+    gradients = torch.autograd.grad(wanted, exact, gradient.double())
+    for name, one, other in zip(("x", "weight", "bias", "added"), found, gradients, strict=False):
+        close = 2e-4 if name in ("weight", "bias") else 2 * ROUNDING
+        assert difference(one, other) < close, name
+
+
+@pytest.mark.parametrize("activation", ["gelu", "silu"])
+def test_activations_are_right_everywhere(activation: str) -> None:
+    z = torch.cat((torch.linspace(-12, 12, 4000), torch.tensor([-100.0, -1e30, 1e30, 100.0] + [0.0] * 12)))
+    x = z.bfloat16()[:4000].view(1, 16, 250, 1).contiguous(memory_format=torch.channels_last)
+    out = normalized(x, torch.ones(16), torch.zeros(16), None, activation)
+    wanted = ACTIVATIONS[activation](x.double())
+    assert torch.allclose(out.double(), wanted, rtol=0.004, atol=1e-6)
+    extreme = z.bfloat16()[4000:].view(1, 16, 1, 1)
+    out = normalized(extreme, torch.ones(16), torch.zeros(16), None, activation)
+    wanted = ACTIVATIONS[activation](extreme.double())
+    assert torch.allclose(out.double(), wanted, rtol=0.004, atol=1e-30)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_what_is_not_finite_stays_so(activation: str | None) -> None:
+    x = maps(0)
+    x[3, 5, 2, 2] = float("nan")
+    out, mean, _ = NormActivation.apply(x, torch.ones(48), torch.zeros(48), None, activation, 1e-5)
+    assert mean[5].isnan() and out[:, 5].isnan().all() and out[:, 6].isfinite().all()
+
+
+def test_threads_do_not_change_a_bit() -> None:
+    before, results = torch.get_num_threads(), []
+    x, gradient = maps(0, (9, 64, 16, 16)).requires_grad_(), maps(1, (9, 64, 16, 16))
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            out, *moments = NormActivation.apply(x, torch.ones(64), torch.zeros(64), None, "gelu", 1e-5)
+            results.append((out, *moments, *torch.autograd.grad(out, x, gradient)))
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
