@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -385,3 +387,33 @@ def test_a_damaged_record_is_named(tmp_path: Path, how: str, everything: Recipe)
     with pytest.raises(BadInput, match=r"^damaged record \(.*record.json\): "):
         read_record(file)
     assert isinstance(record, RunRecord)
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from resfit.files import claimed
+
+with claimed(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_one_process_at_a_time_works_in_a_run_folder(tiny: Recipe, tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path / FOLDER)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdout is not None and other.stdout.readline() == b"held\n"
+        for resume in (False, True):
+            with pytest.raises(BadInput, match=r"another process is at work in this run folder \("):
+                train(tiny, out=tmp_path, device="cpu", resume=resume)
+        assert not list((tmp_path / FOLDER).iterdir())
+        other.kill()  # which lets go of it
+    train(tiny, out=tmp_path, device="cpu")
+
+
+def test_a_refused_run_leaves_no_folder(tiny: Recipe, tmp_path: Path) -> None:
+    with pytest.raises(BadInput):
+        train(tiny, out=tmp_path, device="cpu", resume=True)
+    assert not (tmp_path / FOLDER).exists()

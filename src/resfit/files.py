@@ -9,12 +9,53 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from resfit.errors import RunFailed
+from resfit.errors import BadInput, RunFailed
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 
 def cache_dir() -> Path:
     """The user's cache folder for resfit."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "resfit"
+
+
+@contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Hold `folder`, made where it is missing, for this process; raises BadInput where another process holds it.
+
+    The system lets go of it when the process ends, however that comes. Nothing is held where it cannot lock folders
+    (Windows, some network file systems). A folder that is empty at the end is removed.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        held = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise _cannot_write(folder, error) from None
+    try:
+        _lock(folder, held)
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                folder.rmdir()  # only an empty one goes
+    finally:
+        os.close(held)
+
+
+def _lock(folder: Path, held: int) -> None:
+    if fcntl is None:
+        return
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise BadInput(
+            f"another process is at work in this run folder ({folder}): wait for it, stop it, or give another --out"
+        ) from None
+    except OSError:  # a file system without locks
+        return
 
 
 @contextmanager

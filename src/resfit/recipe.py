@@ -223,8 +223,8 @@ class TrainConfig:
     of training on, this side in pixels); `freeze_stem_after` stops a whitening stem's bias at that epoch; `patience`
     stops after so many epochs without a better validation accuracy; `drop_last` leaves an epoch's last partial batch
     out; `skip_easy` leaves this share of the images out of each epoch but the first, those with the lowest loss when
-    they were last trained on, up to the fraction `skip_easy_until` of training. precision auto: bf16 where it is
-    clearly faster, else fp32.
+    they were last trained on, up to the fraction `skip_easy_until` of training. precision auto: bf16 where the
+    device has instructions for it, else fp32.
 
     The state is saved every `checkpoint_minutes`. Where a loss or weight is not finite, the run goes back to the state
     up to `rollbacks` times, with learning rates times `rollback_factor` each time.

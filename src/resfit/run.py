@@ -6,7 +6,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from resfit.environment import environment, pick_device
 from resfit.errors import BadInput, Diverged, RunFailed
 from resfit.evaluate import TTA, fit_temperature, predict_logits, score
 from resfit.fields import from_plain, to_plain
-from resfit.files import append_line, remove_leftovers, write_atomic
+from resfit.files import append_line, claimed, remove_leftovers, write_atomic
 from resfit.interrupt import Interrupted, Interrupts
 from resfit.memory import keep_pages, require_room
 from resfit.modelfile import ModelInfo, load, save_model
@@ -127,31 +127,32 @@ def train(
     if recipe.train.compile and not distributed.alone():
         raise BadInput("several processes train no compiled network (train.compile): give false")
     folder = run_folder(out, recipe, seed)
-    observer = (observer if distributed.is_leader() else None) or Observer()
-    begun = begun_run(folder, recipe, override=override, tell=observer.message) if resume else None
-    if begun is not None:
-        recipe, data_dir = begun.recipe, data_dir or begun.state["data_dir"]
-        device = begun.state["device"] if device == "auto" else device
-    elif distributed.is_leader():
-        require_unused(folder)
-    where = distributed.own_device(pick_device(device))
-    if data is None:
-        with distributed.machine_leader_first():
-            data = _load(recipe, data_dir, offline, observer)
-    recipe = fit_classes(recipe, data)
-    distributed.require_same("data", data.digest)
-    run = _Run(recipe=recipe, seed=seed, data=data, folder=folder, device=where, observer=observer, begin=init)
-    run.options = {"data_dir": None if data_dir is None else str(Path(data_dir).resolve()), "device": device}
-    if begun is not None:
+    with claimed(folder) if distributed.is_leader() else nullcontext():
+        observer = (observer if distributed.is_leader() else None) or Observer()
+        begun = begun_run(folder, recipe, override=override, tell=observer.message) if resume else None
+        if begun is not None:
+            recipe, data_dir = begun.recipe, data_dir or begun.state["data_dir"]
+            device = begun.state["device"] if device == "auto" else device
+        elif distributed.is_leader():
+            require_unused(folder)
+        where = distributed.own_device(pick_device(device))
+        if data is None:
+            with distributed.machine_leader_first():
+                data = _load(recipe, data_dir, offline, observer)
+        recipe = fit_classes(recipe, data)
+        distributed.require_same("data", data.digest)
+        run = _Run(recipe=recipe, seed=seed, data=data, folder=folder, device=where, observer=observer, begin=init)
+        run.options = {"data_dir": None if data_dir is None else str(Path(data_dir).resolve()), "device": device}
+        if begun is not None:
+            if distributed.is_leader():
+                remove_leftovers(folder)
+            run.restore(begun.state)
+            if begun.changes:
+                run.note(f"{run.place}: resumed with another recipe, {begun.changes}")
         if distributed.is_leader():
-            remove_leftovers(folder)
-        run.restore(begun.state)
-        if begun.changes:
-            run.note(f"{run.place}: resumed with another recipe, {begun.changes}")
-    if distributed.is_leader():
-        write_atomic(folder / "recipe.yaml", recipe.to_yaml())
-    with Interrupts() as run.interrupts:
-        return run.execute()
+            write_atomic(folder / "recipe.yaml", recipe.to_yaml())
+        with Interrupts() as run.interrupts:
+            return run.execute()
 
 
 @fast_process()

@@ -21,6 +21,7 @@ from resfit.averaging import WeightAverage
 from resfit.distill import distillation_loss, soft_targets
 from resfit.errors import Diverged, RunFailed
 from resfit.optim import check_gradients, load_buffers, lr_factor, make_optimizers, set_learning_rates
+from resfit.processor import processor
 from resfit.recipe import Recipe
 from resfit.sharpness import perturbed
 from resfit.skipping import EasyImages
@@ -422,11 +423,13 @@ def _resized(images: Tensor, resize: tuple[tuple[float, int], ...], progress: fl
 
 
 def usable_precision(wanted: str, device: torch.device) -> str:
-    """The precision to train in. auto: bf16 where a convolution is clearly faster in it than in fp32, as timed here."""
+    """The precision to train in. auto: bf16 where the device has instructions for it, or is clearly faster in it."""
     if wanted != "auto":
         return wanted
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    if "avx2" in processor()[1]:  # all that it can do is known: nothing has to be timed, which other work could disturb
+        return "bf16" if "avx512_bf16" in processor()[1] else "fp32"
     return "bf16" if _conv_seconds(torch.bfloat16) < 0.8 * _conv_seconds(torch.float32) else "fp32"
 
 

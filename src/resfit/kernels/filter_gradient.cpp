@@ -15,9 +15,10 @@
 
 namespace {
 
-constexpr long TILE = 512, OFFSETS = 9;  // bf16 numbers of a tile; filter positions
-constexpr long DEPTH = 16;                           // tiles over pixels whose operands stay in the first cache
-constexpr long SUMS_BYTES = 900'000;                 // of a slice's sums, which stay in the second cache
+constexpr long TILE = 512, OFFSETS = 9;   // bf16 numbers of a tile; filter positions
+constexpr long DEPTH = 8;                 // tiles over pixels whose operands stay in the first cache
+constexpr long FEWEST_PIXELS = 512;       // of a group, so that sums are seldom taken up again
+constexpr long SUMS_BYTES = 1800'000;    // of a slice's sums, which stay in the second cache
 
 alignas(64) const bf16 ZEROS[32] = {};
 
@@ -125,11 +126,11 @@ struct alignas(64) TileShapes {
     uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
 };
 
-// The fewest images whose rows fill whole tiles and whose pixels fill DEPTH of them.
+// The fewest images whose rows fill whole tiles and are not too few pixels.
 long group_size(long h, long w) {
     long group = 1;
     while (group * w % 32) group *= 2;
-    while (group * h * w < 32 * DEPTH) group *= 2;
+    while (group * h * w < FEWEST_PIXELS) group *= 2;
     return group;
 }
 
