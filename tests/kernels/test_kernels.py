@@ -40,8 +40,8 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 
         return apply
 
-    def convolve(images: Tensor, filters: Tensor) -> Tensor:
-        return nn.functional.conv2d(images, filters.bfloat16(), padding=1)
+    def convolve(images: Tensor, filters: Tensor, stride: int = 1) -> Tensor:
+        return nn.functional.conv2d(images, filters.bfloat16(), stride=stride, padding=filters.shape[-1] // 2)
 
     monkeypatch.setattr(WinogradConvolution, "apply", stand_in("winograd", convolve))
     monkeypatch.setattr(AmxConvolution, "apply", stand_in("filter_gradient", convolve))
@@ -54,10 +54,13 @@ CONVOLUTIONS = [
     (Conv2d(32, 64, 3, padding=1, bias=False), (8, 32, 8, 8), {"winograd", "filter_gradient"}),
     (Conv2d(48, 64, 3, padding=1), (8, 48, 8, 8), {"winograd"}),
     (Conv2d(32, 64, 3, padding=1), (7, 32, 8, 8), {"filter_gradient"}),  # too few tiles for the other
-    (Conv2d(32, 64, 3, padding=1, stride=2), (8, 32, 8, 8), set()),
+    (Conv2d(32, 64, 3, padding=1, stride=2), (8, 32, 8, 8), {"filter_gradient"}),
     (Conv2d(32, 64, 3, padding=0), (8, 32, 8, 8), set()),
-    (Conv2d(32, 64, 1), (8, 32, 8, 8), set()),
-    (Conv2d(32, 64, 5, padding=2), (8, 32, 8, 8), set()),
+    (Conv2d(32, 64, 3, padding=2, dilation=2), (8, 32, 8, 8), set()),
+    (Conv2d(32, 64, 1), (8, 32, 8, 8), {"filter_gradient"}),
+    (Conv2d(32, 64, 1, stride=2), (8, 32, 8, 8), {"filter_gradient"}),
+    (Conv2d(32, 64, 5, padding=2), (8, 32, 8, 8), {"filter_gradient"}),
+    (Conv2d(32, 64, 2), (8, 32, 8, 8), set()),
     (Conv2d(32, 64, 3, padding=1, groups=2), (8, 32, 8, 8), set()),
     (Conv2d(40, 64, 3, padding=1), (8, 40, 8, 8), set()),
     (Conv2d(16, 64, 3, padding=1), (8, 16, 8, 8), set()),

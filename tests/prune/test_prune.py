@@ -15,10 +15,11 @@ import torch
 import resfit
 from resfit import cli, latency
 from resfit.errors import BadInput
+from resfit.modelfile import save_model
 from resfit.prune import prune, short_count
 from resfit.recipe import Recipe
-from resfit.record import RunRecord, read_record
-from resfit.run import train
+from resfit.record import EpochPoint, RunRecord, read_record
+from resfit.run import Observer, train
 
 SHORTER = {"train.epochs": 1, "optim.lr": 0.02}
 
@@ -106,6 +107,43 @@ def test_the_page_shows_each_step_of_the_pruning(pruned):
     for network in record.pruning.networks:
         assert f"{network.params:,}" in page
         assert f"{100 * network.accuracy:.2f}" in page
+
+
+class Cut(Observer):
+    """Breaks a run off at an epoch's end."""
+
+    def epoch_ended(self, point: EpochPoint) -> None:
+        raise RuntimeError("cut")
+
+
+@pytest.mark.parametrize("finish", [False, True])
+def test_a_pruning_that_was_broken_off_goes_on(pruned, whole, tmp_path, finish):
+    """By the same command; `train --resume` may have finished the run before it."""
+    overrides = {**SHORTER, "train.checkpoint_minutes": 1e-9}
+    with pytest.raises(RuntimeError, match="cut"):
+        prune(whole, budget=40_000, overrides=overrides, out=tmp_path, observer=Cut())
+    folder = tmp_path / "wide-40k" / "0"
+    if finish:
+        train(Recipe.from_yaml(folder / "recipe.yaml"), out=tmp_path, resume=True)
+    record = prune(whole, budget=40_000, overrides=overrides, out=tmp_path)
+    wanted, _ = pruned
+    assert record.test == wanted.test and record.curve[-1].train_loss == wanted.curve[-1].train_loss
+    assert record.pruning is not None and record.pruning.widths == wanted.pruning.widths
+    assert read_record(folder) == record
+    with pytest.raises(BadInput, match="a run lies there"):
+        prune(whole, budget=40_000, overrides=overrides, out=tmp_path)
+
+
+def test_the_pruning_of_another_network_is_not_gone_on_with(whole, tmp_path):
+    with pytest.raises(RuntimeError, match="cut"):
+        prune(whole, budget=40_000, overrides=SHORTER, out=tmp_path, observer=Cut())
+    before = tmp_path / "wide-40k" / "0" / "pruned.safetensors"
+    net = resfit.load(before)
+    with torch.no_grad():
+        net.head.weight.add_(1)
+    save_model(before, net, net.spec, net.info)
+    with pytest.raises(BadInput, match="the pruning of another network lies there"):
+        prune(whole, budget=40_000, overrides=SHORTER, out=tmp_path)
 
 
 def test_fine_tuning_begins_with_the_pruned_weights(pruned, whole, tmp_path):

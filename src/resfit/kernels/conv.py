@@ -15,23 +15,37 @@ class Conv2d(nn.Conv2d):
 
     def forward(self, images: Tensor) -> Tensor:
         """[N, C, H, W] -> [N, C', H', W']."""
-        kernel = self._kernel(images)
-        if kernel is None:
+        out: Tensor
+        if self._takes_amx(images):
+            out = AmxConvolution.apply(images.bfloat16(), self.weight, self.stride[0])
+        elif self._takes_winograd(images):
+            out = WinogradConvolution.apply(images.bfloat16(), self.weight)
+        else:
             return super().forward(images)
-        out: Tensor = kernel.apply(images.bfloat16(), self.weight)
         return out if self.bias is None else out + self.bias.to(out.dtype)[:, None, None]
 
-    def _kernel(self, images: Tensor) -> type[torch.autograd.Function] | None:
-        plain = self.kernel_size == (3, 3) and self.stride == self.padding == self.dilation == (1, 1)
-        if not (plain and self.groups == 1 and self.weight.dtype == torch.float32):
-            return None
-        if takes("filter_gradient", images) and self._channels_fill(32) and torch.is_grad_enabled():
-            return AmxConvolution
-        if takes("winograd", images) and self._channels_fill(16) and tiles(images) >= FEWEST_TILES:
-            return WinogradConvolution
-        return None
+    def _takes_amx(self, images: Tensor) -> bool:
+        size, stride = self.kernel_size[0], self.stride[0]
+        keeps_size = self.kernel_size == (size, size) and size % 2 == 1 and self.padding == (size // 2, size // 2)
+        return (
+            keeps_size
+            and self.stride == (stride, stride)
+            and self._is_plain(32)
+            and torch.is_grad_enabled()
+            and takes("filter_gradient", images)
+        )
 
-    def _channels_fill(self, multiple: int) -> bool:
-        """Whether inputs and outputs are both multiples of so many, and at least 32."""
+    def _takes_winograd(self, images: Tensor) -> bool:
+        return (
+            self.kernel_size == (3, 3)
+            and self.stride == self.padding == (1, 1)
+            and self._is_plain(16)
+            and tiles(images) >= FEWEST_TILES
+            and takes("winograd", images)
+        )
+
+    def _is_plain(self, multiple: int) -> bool:
+        """Whether inputs and outputs are both multiples of so many, at least 32, and nothing is out of the ordinary."""
         counts = (self.in_channels, self.out_channels)
-        return min(counts) >= 32 and all(count % multiple == 0 for count in counts)
+        fills = min(counts) >= 32 and all(count % multiple == 0 for count in counts)
+        return fills and self.groups == 1 and self.dilation == (1, 1) and self.weight.dtype == torch.float32

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from resfit.checkpoint import has_state
 from resfit.cost import cost
 from resfit.data import Images
 from resfit.data.normalize import normalizer
@@ -50,7 +51,8 @@ def prune(
 
     The fine-tuning is a run of `recipe`, by default of the run's own (learning-rate rewinding: Renda et al. 2020), with
     `overrides`. Its folder is out/<run's recipe>-<budget>/<run's seed>; it also holds pruned.safetensors, the network
-    ahead of the fine-tuning. The record that is returned has the comparison in its `pruning`.
+    ahead of the fine-tuning. The record that is returned has the comparison in its `pruning`. The same
+    call again goes on where it was interrupted.
 
     Raises BadInput for a run that is not finished, a budget that is met already or out of reach, or a folder in use.
     """
@@ -60,7 +62,8 @@ def prune(
     own = Recipe.from_yaml(Path(run) / "recipe.yaml")
     tuning = _tuning(parent, own, recipe, overrides or {}, budget)
     folder = run_folder(out, tuning, parent.seed)
-    if folder.exists() and any(folder.iterdir()):
+    before = folder / "pruned.safetensors"
+    if folder.exists() and any(folder.iterdir()) and not (before.exists() and _lacks_comparison(folder)):
         raise BadInput(f"a run lies there ({folder}): give another --out, or move it away")
 
     options: dict[str, Any] = {"data_dir": data_dir, "device": device, "offline": offline}
@@ -69,9 +72,15 @@ def prune(
     spec = fit_widths(net.spec, worth, budget)
     small = shrink(net.cpu(), spec, worth)
     tuning = replace(tuning, spec=spec)
-    before = folder / "pruned.safetensors"
-    save_model(before, small, spec, net.info)
-    record = train(tuning, seed=parent.seed, out=out, init=before, observer=observer, **options)
+    if not before.exists():
+        save_model(before, small, spec, net.info)
+    elif not _same(small, load(before)):
+        raise BadInput(f"the pruning of another network lies there ({folder}): give another --out, or move it away")
+    if (folder / "record.json").exists():  # `train --resume` finished it
+        record = read_record(folder)
+    else:
+        start: dict[str, Any] = {"resume": True} if has_state(folder) else {"init": before}
+        record = train(tuning, seed=parent.seed, out=out, observer=observer, **start, **options)
 
     pruning = Pruning(
         parent=ParentRun(recipe=parent.recipe, seed=parent.seed, sha256=_sha256(Path(run) / "model.safetensors")),
@@ -89,6 +98,17 @@ def prune(
     write_report([record], folder / "report.html")
     write_atomic(folder / "record.json", record_text(record))
     return record
+
+
+def _lacks_comparison(folder: Path) -> bool:
+    """Whether a pruning was broken off here: while it was fine-tuned, or before its networks were compared."""
+    return not (folder / "record.json").exists() or read_record(folder).pruning is None
+
+
+def _same(one: Network, other: Network) -> bool:
+    """Whether two networks have the same spec and the same weights."""
+    pairs = zip(one.state_dict().values(), other.state_dict().values(), strict=True)
+    return one.spec == other.spec and all(torch.equal(mine, theirs) for mine, theirs in pairs)
 
 
 def short_count(count: int) -> str:
