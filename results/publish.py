@@ -1,0 +1,55 @@
+"""Puts a finished run's network into results/models/RECIPE: python results/publish.py RUN [--data-dir D]
+
+Its weights are rounded to bf16 (statistics are not), and the test scores in the record beside them are those of exactly these weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from index import HERE, without_places
+
+import resfit
+from resfit.card import write_card
+from resfit.files import write_atomic
+from resfit.modelfile import save_model
+from resfit.record import read_record, record_text
+from resfit.run import evaluate
+
+MOST_BYTES = 10_000_000
+
+
+def publish(run: Path, data_dir: Path | None) -> Path:
+    """The folder of the published network."""
+    record, net = read_record(run), resfit.load(run)
+    folder = HERE / "models" / record.recipe
+    folder.mkdir(parents=True)
+    for parameter in net.parameters():
+        parameter.data = parameter.data.to(torch.bfloat16)
+    save_model(folder / "model.safetensors", net, net.spec, net.info)
+    size = (folder / "model.safetensors").stat().st_size
+    if size > MOST_BYTES:
+        raise SystemExit(f"error: the weights take {size:,} bytes, more than {MOST_BYTES:,}: publish a smaller network")
+    write_atomic(folder / "recipe.yaml", (run / "recipe.yaml").read_text())
+    test = evaluate(folder, tta=record.protocol["tta_views"], data_dir=data_dir)
+    was, now = f"{100 * record.test.accuracy:.2f} %", f"{100 * test.accuracy:.2f} %"
+    event = f"weights rounded to bf16: the test set was scored again, {now} plain after {was}"
+    env = {**record.env, "command": without_places(record.env["command"])}
+    protocol = {**record.protocol, "test_scored": record.protocol["test_scored"] + 1}
+    published = replace(
+        record, test=test, events=(*record.events, event), protocol=protocol, samples=(), augmented="", env=env
+    )
+    write_atomic(folder / "record.json", record_text(published))
+    write_card(folder)
+    return folder
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--data-dir", type=Path)
+    options = parser.parse_args()
+    print(publish(options.run, options.data_dir))
