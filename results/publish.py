@@ -1,6 +1,7 @@
 """Puts a finished run's network into results/models/RECIPE: python results/publish.py RUN [--data-dir D]
 
-Its weights are rounded to bf16 (statistics are not), and the test scores in the record beside them are those of exactly these weights.
+Its weights are rounded to bf16, its statistics are not; the test scores in the record beside them are those of exactly
+these weights.
 """
 
 from __future__ import annotations
