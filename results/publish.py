@@ -17,6 +17,7 @@ import resfit
 from resfit.card import write_card
 from resfit.files import write_atomic
 from resfit.modelfile import save_model
+from resfit.recipe import get_recipe
 from resfit.record import read_record, record_text
 from resfit.run import evaluate
 
@@ -41,7 +42,14 @@ def publish(run: Path, data_dir: Path | None) -> Path:
     env = {**record.env, "command": without_places(record.env["command"])}
     protocol = {**record.protocol, "test_scored": record.protocol["test_scored"] + 1}
     published = replace(
-        record, test=test, events=(*record.events, event), protocol=protocol, samples=(), augmented="", env=env
+        record,
+        description=get_recipe(record.recipe).description,  # what is known of it by now
+        test=test,
+        events=(*record.events, event),
+        protocol=protocol,
+        samples=(),
+        augmented="",
+        env=env,
     )
     write_atomic(folder / "record.json", record_text(published))
     write_card(folder)
