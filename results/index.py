@@ -15,6 +15,7 @@ from pathlib import Path
 
 from reports import device, read_systems, reports_page
 
+from resfit.recipe import get_recipe
 from resfit.record import RunRecord, find_records, group_runs, summarize
 
 HERE = Path(__file__).parent
@@ -43,6 +44,16 @@ def committed(folder: Path = HERE) -> dict[str, list[RunRecord]]:
     """The committed records by recipe."""
     files = sorted(folder.glob("*/*.json"), key=lambda file: (file.parent.name, int(file.stem)))
     return group_runs([RunRecord.from_dict(json.loads(file.read_text())) for file in files])
+
+
+def whole(groups: dict[str, list[RunRecord]]) -> dict[str, list[RunRecord]]:
+    """The groups without runs that were shorter than their recipe says; the page on the reports has these as well."""
+    lengths = {name: get_recipe(records[0].recipe).train.epochs for name, records in groups.items()}
+    return {
+        name: records
+        for name, runs in groups.items()
+        if (records := [record for record in runs if record.config["train"]["epochs"] >= lengths[name]])
+    }
 
 
 def table(groups: dict[str, list[RunRecord]]) -> str:
@@ -95,7 +106,7 @@ def main() -> None:
     """Add records where asked, and rewrite everything that is made from them."""
     if sys.argv[1:2] == ["--add"]:
         add(sys.argv[2:])
-    groups = committed()
+    groups = whole(committed())
     text = table(groups)
     commands = "\n".join(f"- `{name}`: `{records[0].env['command']}`" for name, records in groups.items())
     intro = "Records of real runs; made by `python results/index.py`. Means ± deviation over n seeds."
