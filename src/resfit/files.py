@@ -27,8 +27,9 @@ def claimed(folder: Path) -> Iterator[None]:
     """Hold `folder`, made where it is missing, for this process; raises BadInput where another process holds it.
 
     The system lets go of it when the process ends, however that comes. Nothing is held where it cannot lock folders
-    (Windows, some network file systems). A folder that is empty at the end is removed.
+    (Windows, some network file systems). Folders that were made for it and are empty at the end are removed.
     """
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         held = os.open(folder, os.O_RDONLY)
@@ -40,7 +41,8 @@ def claimed(folder: Path) -> Iterator[None]:
             yield
         finally:
             with contextlib.suppress(OSError):
-                folder.rmdir()  # only an empty one goes
+                for place in made or [folder]:
+                    place.rmdir()  # only an empty one goes
     finally:
         os.close(held)
 

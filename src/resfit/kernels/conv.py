@@ -27,22 +27,12 @@ class Conv2d(nn.Conv2d):
     def _takes_amx(self, images: Tensor) -> bool:
         size, stride = self.kernel_size[0], self.stride[0]
         keeps_size = self.kernel_size == (size, size) and size % 2 == 1 and self.padding == (size // 2, size // 2)
-        return (
-            keeps_size
-            and self.stride == (stride, stride)
-            and self._is_plain(32)
-            and torch.is_grad_enabled()
-            and takes("filter_gradient", images)
-        )
+        suits = keeps_size and self.stride == (stride, stride) and self._is_plain(32)
+        return takes("filter_gradient", images) and suits and torch.is_grad_enabled()
 
     def _takes_winograd(self, images: Tensor) -> bool:
-        return (
-            self.kernel_size == (3, 3)
-            and self.stride == self.padding == (1, 1)
-            and self._is_plain(16)
-            and tiles(images) >= FEWEST_TILES
-            and takes("winograd", images)
-        )
+        suits = self.kernel_size == (3, 3) and self.stride == self.padding == (1, 1) and self._is_plain(16)
+        return takes("winograd", images) and suits and tiles(images) >= FEWEST_TILES
 
     def _is_plain(self, multiple: int) -> bool:
         """Whether inputs and outputs are both multiples of so many, at least 32, and nothing is out of the ordinary."""
