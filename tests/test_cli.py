@@ -159,7 +159,7 @@ def test_without_ray_the_extra_is_named(capsys: pytest.CaptureFixture[str], monk
 
 
 MISTAKES = {
-    "unknown recipe": (["train", "cifar10-9"], "unknown recipe (cifar10-95): did you mean cifar10-94?"),
+    "unknown recipe": (["train", "cifar10-94x"], "unknown recipe (cifar10-94x): did you mean cifar10-94?"),
     "unknown target": (["show", "digit"], "neither a named recipe nor a file (digit): did you mean digits?"),
     "unknown command": (["trian", "digits"], "unknown command (trian): did you mean train?"),
     "unknown section": (["train", "digits", "--trian.epochs", "3"], "unknown field (trian): did you mean train?"),
