@@ -61,6 +61,13 @@ template <Activation A> inline Lanes slope(Lanes z) {
     return Lanes{} + 1.0f;
 }
 
+inline float number(bf16 half) {
+    const uint32_t word = uint32_t(half) << 16;
+    float value;
+    std::memcpy(&value, &word, sizeof value);
+    return value;
+}
+
 // Two sums over all pixels, double [2][channels]. add(first pixel, one past the last, channel, both) adds a block's, of
 // sixteen channels, to what `both` holds.
 template <typename Add> void add_up(long pixels, long channels, double *sums, long threads, Add add) {
@@ -137,9 +144,7 @@ void moments(const bf16 *x, float *mean, float *variance, long pixels, long chan
     });
     for (long c = 0; c < channels; ++c) {
         const double shifted = sums[c] / pixels, square = sums[channels + c] / pixels;
-        const uint32_t word = uint32_t(x[c]) << 16;
-        float pivot;
-        std::memcpy(&pivot, &word, sizeof pivot);
+        const float pivot = number(x[c]);
         mean[c] = pivot + shifted;
         variance[c] = std::max(0.0, square - shifted * shifted);
     }
@@ -176,9 +181,7 @@ void backward_sums(const bf16 *gradient, const bf16 *x, const bf16 *other, const
     default: run(gradient_of_sum<NONE, false>, gradient_of_sum<NONE, false>);
     }
     for (long c = 0; c < channels; ++c) {
-        const uint32_t word = uint32_t(x[c]) << 16;
-        float pivot;
-        std::memcpy(&pivot, &word, sizeof pivot);
+        const float pivot = number(x[c]);
         plain[c] = sums[c];
         with_normalized[c] = (sums[channels + c] - (mean[c] - pivot) * sums[c]) * inverse[c];
     }

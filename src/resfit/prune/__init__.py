@@ -76,11 +76,7 @@ def prune(
         save_model(before, small, spec, net.info)
     elif not _same(small, load(before)):
         raise BadInput(f"the pruning of another network lies there ({folder}): give another --out, or move it away")
-    if (folder / "record.json").exists():  # `train --resume` finished it
-        record = read_record(folder)
-    else:
-        start: dict[str, Any] = {"resume": True} if has_state(folder) else {"init": before}
-        record = train(tuning, seed=parent.seed, out=out, observer=observer, **start, **options)
+    record = _fine_tuned(folder, tuning, seed=parent.seed, out=out, observer=observer, **options)
 
     pruning = Pruning(
         parent=ParentRun(recipe=parent.recipe, seed=parent.seed, sha256=_sha256(Path(run) / "model.safetensors")),
@@ -103,6 +99,14 @@ def prune(
 def _lacks_comparison(folder: Path) -> bool:
     """Whether a pruning was broken off here: while it was fine-tuned, or before its networks were compared."""
     return not (folder / "record.json").exists() or read_record(folder).pruning is None
+
+
+def _fine_tuned(folder: Path, tuning: Recipe, **options: Any) -> RunRecord:
+    """The record of the fine-tuning in `folder`: begun, gone on with, or finished already by `train --resume`."""
+    if (folder / "record.json").exists():
+        return read_record(folder)
+    start: dict[str, Any] = {"resume": True} if has_state(folder) else {"init": folder / "pruned.safetensors"}
+    return train(tuning, **start, **options)
 
 
 def _same(one: Network, other: Network) -> bool:
