@@ -1,4 +1,4 @@
-"""Max-pooling of 2 x 2 pixels that remembers two bits an output, where torch's keeps a 64-bit index."""
+"""Max-pooling of 2 x 2 pixels that remembers a byte an output, where torch's keeps a 64-bit index."""
 
 from __future__ import annotations
 
