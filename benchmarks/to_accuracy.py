@@ -157,6 +157,7 @@ def main() -> None:
     options_parser.add_argument("--recipe", default="cifar10-94")
     options_parser.add_argument("--target", type=float, default=0.94, help="test accuracy, a fraction")
     options_parser.add_argument("--runs", type=int, default=5)
+    options_parser.add_argument("--peer-runs", type=int, help="runs of each peer, the first so many turns (as many)")
     options_parser.add_argument("--turn", type=int, help="runs in a turn (1; on a GPU all)")
     options_parser.add_argument("--epochs", type=int, help="instead of the recipe's")
     options_parser.add_argument("--airbench", type=Path, help="a checkout of KellerJordan/cifar10-airbench")
@@ -185,9 +186,11 @@ def main() -> None:
         for first in range(0, options.runs, turn):
             seeds = list(range(first, min(first + turn, options.runs)))
             mine = in_process(ours, **shared, overrides=overrides, seeds=seeds, limit=options.limit)["runs"]
+            wanted = len(seeds) if options.peer_runs is None else min(len(seeds), options.peer_runs - first)
             theirs = {
-                name: peer(script, folder, len(seeds), shim=device == "cpu", limit=options.limit)
+                name: peer(script, folder, wanted, shim=device == "cpu", limit=options.limit)
                 for name, script in peers.items()
+                if wanted > 0
             }
             for found in side_by_side(mine, theirs):
                 recorder.add(found)

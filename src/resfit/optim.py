@@ -103,8 +103,8 @@ class Muon(torch.optim.Optimizer):
             state["momentum"] = torch.zeros_like(gradient)
         momentum = state["momentum"].mul_(group["momentum"]).add_(gradient)
         direction = gradient.add(momentum, alpha=group["momentum"]) if group["nesterov"] else momentum
-        matrix = direction.reshape(len(direction), -1)
-        update = orthogonalize(matrix.to(self.dtype)).to(matrix.dtype).view_as(direction)
+        rows = direction.permute(0, 2, 3, 1)  # in channels_last the order of memory; the update is the same in any
+        update = orthogonalize(rows.flatten(1).to(self.dtype)).to(rows.dtype).view(rows.shape).permute(0, 3, 1, 2)
         weight.mul_(len(weight) ** 0.5 / weight.norm().clamp(min=1e-7))
         weight.add_(update, alpha=-group["lr"])
 
@@ -120,7 +120,8 @@ def orthogonalize(matrix: Tensor, steps: int = 3) -> Tensor:
     wide = x.T if len(x) > x.shape[1] else x
     for _ in range(steps):
         gram = wide @ wide.T
-        wide = a * wide + (b * gram + c * gram @ gram) @ wide
+        square = torch.addmm(gram, gram, gram, beta=b, alpha=c)
+        wide = torch.addmm(wide, square, wide, beta=a)
     result: Tensor = wide.T if len(x) > x.shape[1] else wide
     return result
 

@@ -9,7 +9,7 @@
 
 namespace {
 
-constexpr long BLOCK = 32;    // pixels whose channels stay in the first cache
+constexpr long BLOCK = 4;      // pixels summed at a time: few, so that memory is read nearly in order
 constexpr long PART = 1024;   // pixels that are summed in fp32; parts are added in double
 
 enum Activation : long { NONE, RELU, GELU, SILU };
