@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import platform
+import subprocess
 import sys
 from pathlib import Path
 
@@ -32,6 +34,28 @@ def test_the_system_says_how_much_is_free() -> None:
     after = free_bytes()
     assert after is not None
     assert after < before or held.sum() == 2**26  # others may give memory back meanwhile
+
+
+TEN_LARGE_BUFFERS = """
+import resource
+import torch
+from resfit.memory import keep_pages
+{first}
+def buffer(): torch.ones(2**24)  # 64 MB
+buffer()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(10): buffer()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the settings are glibc's")
+def test_kept_pages_are_not_asked_for_again() -> None:
+    def faults(first: str) -> int:
+        program = TEN_LARGE_BUFFERS.format(first=first)
+        return int(subprocess.run([sys.executable, "-c", program], capture_output=True, check=True).stdout)
+
+    assert faults("assert keep_pages()") < 200 < faults("")
 
 
 def test_a_set_that_is_too_large_is_refused_before_it_is_looked_for(

@@ -18,6 +18,7 @@ from resfit.errors import BadInput
 # The options' numbers in glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 _TOP_PAD_BYTES = 256 * 2**20
+_ADVISED_BYTES = 4 * 2**30
 _MADV_HUGEPAGE = 14  # of the system's mman.h
 
 
@@ -37,7 +38,7 @@ def keep_pages() -> bool:
     settings = ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, -1), (_M_TOP_PAD, _TOP_PAD_BYTES))
     taken = [mallopt(option, value) == 1 for option, value in settings]
     if all(taken):
-        _advise_huge_pages(libc, free_bytes() or 0)
+        _advise_huge_pages(libc, min(free_bytes() or 0, _ADVISED_BYTES))
     return all(taken)
 
 
