@@ -127,12 +127,12 @@ def same_result(one: RunRecord, other: RunRecord) -> bool:
 def test_a_node_lost_in_the_middle_costs_no_run_and_repeats_no_finished_one(
     two_nodes: Cluster, one_thread: None, tiny: Recipe, tmp_path: Path
 ) -> None:
-    long, finished = tiny.replace({"name": "long", "train.epochs": 600}), []
+    long, finished = tiny.replace({"name": "long", "train.epochs": 200}), []
 
     def lose_a_node(log: Log) -> None:
         """Once the short run is finished and there is a long one in the middle on each node; without a word."""
         under_way = [max(log.of(name)) for name in {name for name, _ in log.epochs} - set(log.finishes)]
-        if log.finishes and len(under_way) == 2 and 2 <= min(under_way) <= max(under_way) <= 450 and not finished:
+        if log.finishes and len(under_way) >= 2 and 2 <= min(under_way) <= max(under_way) <= 150 and not finished:
             finished.extend(log.finishes)
             two_nodes.remove_node(two_nodes.list_all_nodes()[-1], allow_graceful=False)
 
