@@ -16,14 +16,12 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from threading import Timer
-from typing import Any
 
 from common import Numbers, Recorder, Round, in_process, parser, run_main
 
@@ -31,32 +29,36 @@ from resfit.cost import cost
 from resfit.environment import pick_device
 from resfit.errors import BadInput, RunFailed
 from resfit.recipe import DataConfig, get_recipe
+from resfit.record import read_record
 
 SHIM = Path(__file__).parent / "peer_shim.py"
 AIRBENCH = {0.94: "airbench94_muon.py", 0.95: "legacy/airbench95.py", 0.96: "airbench96_faster.py"}
 
 
 def ours(
-    recipe_name: str, overrides: dict[str, Any], seeds: list[int], data_dir: str, device: str, out: str, limit: float
-) -> dict[str, list[Numbers]]:
-    """Runs of resfit, a seed each; none begins after `limit` seconds."""
-    from resfit.run import train
-
-    started, runs = time.perf_counter(), []
-    for seed in seeds:
-        recipe = get_recipe(recipe_name, overrides)
-        record = train(recipe, seed=seed, data_dir=data_dir, device=device, offline=True, out=out)
-        runs.append({"seconds": record.seconds_to_result, "accuracy": record.accuracy, "seed": seed})
-        if time.perf_counter() - started > limit:
-            break
-    return {"runs": runs}
+    recipe: str, seeds: range, out: Path, *, data_dir: Path, device: str, settings: Sequence[str], limit: float
+) -> list[Numbers]:
+    """Runs of `resfit train`, a seed each, in one process; after `limit` seconds it is stopped."""
+    where = ["--data-dir", str(data_dir), "--offline", "--device", device, "--out", str(out)]
+    which = ["--seed", str(seeds.start), "--runs", str(len(seeds))]
+    with _running([sys.executable, "-m", "resfit", "train", recipe, *which, *where, *settings], limit) as process:
+        assert process.stdout is not None
+        last = deque(process.stdout, maxlen=1)
+    folders = {seed: out / recipe / str(seed) for seed in seeds}
+    records = {seed: read_record(folder) for seed, folder in folders.items() if (folder / "record.json").exists()}
+    if not records:
+        raise RunFailed(f"no run was finished (resfit train {recipe}, exit status {process.returncode}): {last.pop()}")
+    return [
+        {"seconds": record.seconds_to_result, "accuracy": record.accuracy, "seed": seed}
+        for seed, record in records.items()
+    ]
 
 
 def peer(script: Path, folder: Path, count: int, shim: bool, limit: float) -> list[Numbers]:
     """The first runs of a peer's script, begun in a folder that holds its data; after `limit` seconds it is stopped."""
     command = [sys.executable, *([str(SHIM)] if shim else []), str(script.resolve())]
     last: deque[str] = deque(maxlen=1)
-    with _running(command, folder, limit) as process:
+    with _running(command, limit, folder) as process:
         assert process.stdout is not None
         runs = list(islice(finished_runs(_remembered(process.stdout, last)), count))
     if not runs:
@@ -66,7 +68,7 @@ def peer(script: Path, folder: Path, count: int, shim: bool, limit: float) -> li
 
 
 @contextmanager
-def _running(command: Sequence[str], folder: Path, limit: float) -> Iterator[subprocess.Popen[str]]:
+def _running(command: Sequence[str], limit: float, folder: Path | None = None) -> Iterator[subprocess.Popen[str]]:
     """A process whose output can be read as it comes; it is stopped at the block's end, or after `limit` seconds."""
     process = subprocess.Popen(
         command,
@@ -180,12 +182,12 @@ def main() -> None:
         folder, keep = Path(place), options.keep or Path(place) / "runs"
         if peers:
             in_process(prepare, data_dir=options.data_dir, folder=folder, images=options.images)
-        shared = {"recipe_name": options.recipe, "data_dir": options.data_dir, "device": device, "out": keep}
-        overrides = {"train.epochs": options.epochs} if options.epochs else {}
+        shared = {"data_dir": options.data_dir, "device": device, "limit": options.limit}
+        overrides = ["--train.epochs", str(options.epochs)] if options.epochs else []
         turn = options.turn or (options.runs if device == "cuda" else 1)
         for first in range(0, options.runs, turn):
-            seeds = list(range(first, min(first + turn, options.runs)))
-            mine = in_process(ours, **shared, overrides=overrides, seeds=seeds, limit=options.limit)["runs"]
+            seeds = range(first, min(first + turn, options.runs))
+            mine = ours(options.recipe, seeds, keep, **shared, settings=overrides)
             wanted = len(seeds) if options.peer_runs is None else min(len(seeds), options.peer_runs - first)
             theirs = {
                 name: peer(script, folder, wanted, shim=device == "cpu", limit=options.limit)

@@ -7,6 +7,7 @@ import platform
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,15 @@ def environment(device: torch.device) -> dict[str, Any]:
         "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
         "threads": torch.get_num_threads(),
         "commit": _commit(),
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": _command(sys.argv),
     }
+
+
+def _command(arguments: Sequence[str]) -> str:
+    """The command line without the program's folder; `python -m PACKAGE` as it was given."""
+    program = Path(arguments[0])
+    begin = ["python", "-m", program.parent.name] if program.name == "__main__.py" else [program.name]
+    return shlex.join([*begin, *arguments[1:]])
 
 
 def pick_device(wanted: str) -> torch.device:

@@ -11,12 +11,14 @@ import step
 import torch
 from ceiling import conv_shapes, measured
 from scaling import stored, training, widened
-from to_accuracy import side_by_side
+from to_accuracy import ours, side_by_side
 from torch import nn
 
 from resfit.cost import cost
+from resfit.errors import RunFailed
 from resfit.net import build
 from resfit.recipe import get_recipe
+from resfit.record import read_record
 
 
 @pytest.mark.parametrize("name", ["cifar10-94", "seed001d", "seed003", "digits"])
@@ -126,3 +128,18 @@ def kilobytes_in_memory(path: Path) -> int:
     _, _, after = Path("/proc/self/smaps").read_text().partition(str(path))
     (line,) = (line for line in after.splitlines()[:6] if line.startswith("Rss:"))
     return int(line.split()[1])
+
+
+def test_our_runs_are_those_of_the_command_that_users_type(tmp_path):
+    settings = ["--train.epochs", "1", "--data.fraction", "0.2"]
+    runs = ours("digits", range(3, 5), tmp_path, data_dir=tmp_path, device="cpu", settings=settings, limit=300.0)
+    records = [read_record(tmp_path / "digits" / str(seed)) for seed in (3, 4)]
+    assert runs == [
+        {"seconds": record.seconds_to_result, "accuracy": record.accuracy, "seed": record.seed} for record in records
+    ]
+    assert records[0].env["command"].startswith("python -m resfit train digits --seed 3 --runs 2")
+
+
+def test_our_failure_is_told_by_its_last_line(tmp_path):
+    with pytest.raises(RunFailed, match="unknown recipe"):
+        ours("digitss", range(1), tmp_path, data_dir=tmp_path, device="cpu", settings=[], limit=300.0)
