@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import subprocess
 import sys
@@ -15,10 +16,12 @@ from PIL import Image
 import resfit
 from resfit import run as run_module
 from resfit.checkpoint import load_state
+from resfit.data import Dataset
 from resfit.errors import BadInput, RunFailed
+from resfit.net import Network
 from resfit.recipe import Recipe
 from resfit.record import EpochPoint, RunRecord, read_record
-from resfit.run import Observer, train, write_summary
+from resfit.run import Observer, fit, train, write_summary
 
 
 class Interrupt(Observer):
@@ -223,6 +226,24 @@ def test_a_summary_of_several_runs(tiny: Recipe, tmp_path: Path) -> None:
     assert summary["accuracy"]["values"] == values
     assert summary["accuracy"]["mean"] == pytest.approx(sum(values) / 2)
     assert summary["seeds"] == [0, 1]
+
+
+@pytest.mark.parametrize("work", [train, fit])
+def test_a_run_lets_go_of_its_network_and_images_when_it_ends(work, tiny: Recipe, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    gc.collect()
+    before = alive()
+    gc.disable()  # only what nothing refers to goes away now
+    try:
+        work(tiny)
+        assert alive() == before
+    finally:
+        gc.enable()
+
+
+def alive() -> int:
+    """The networks, optimizers and data sets that this process holds."""
+    return sum(issubclass(type(thing), (Network, Dataset, torch.optim.Optimizer)) for thing in gc.get_objects())
 
 
 def test_training_leaves_the_processs_arithmetic_as_it_was(tiny: Recipe, tmp_path: Path) -> None:

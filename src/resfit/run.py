@@ -151,7 +151,7 @@ def train(
                 run.note(f"{run.place}: resumed with another recipe, {begun.changes}")
         if distributed.is_leader():
             write_atomic(folder / "recipe.yaml", recipe.to_yaml())
-        with Interrupts() as run.interrupts:
+        with Interrupts() as run.interrupts, _let_go(run):
             return run.execute()
 
 
@@ -181,7 +181,20 @@ def fit(
         raise BadInput("no validation split (data.val): give a count or a fraction of the training images")
     data, recipe = replace(data, test=data.test.take(torch.arange(0))), fit_classes(recipe, data)
     run = _Run(recipe=recipe, seed=seed, data=data, folder=Path(), device=where, observer=observer)
-    return run.fit()
+    with _let_go(run):
+        return run.fit()
+
+
+@contextmanager
+def _let_go(run: _Run) -> Iterator[None]:
+    """Free the run's network, optimizer and images at the block's end.
+
+    The run and its trainer hold each other: left alone, they would wait for Python's search for cycles, which is rare.
+    """
+    try:
+        yield
+    finally:
+        del run.trainer
 
 
 def _load(recipe: Recipe, data_dir: str | Path | None, offline: bool, observer: Observer) -> Dataset:
