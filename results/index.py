@@ -1,8 +1,8 @@
 """Makes what is said of the records from the records: python results/index.py
 
-Writes results/README.md, results/reports.md, the results block of the project's README, and the file behind
-`resfit recipes`. `python results/index.py --add RUN ...` first takes over the records of finished runs, without their
-pictures, which are the data sets' own.
+Writes results/README.md, results/reports.md, two tables of the project's README, and the file behind `resfit recipes`.
+`python results/index.py --add RUN ...` first takes over the records of finished runs, without their pictures, which are
+the data sets' own.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from reports import device, read_systems, reports_page
+from standing import standing
 
 from resfit.recipe import get_recipe
 from resfit.record import RunRecord, find_records, group_runs, summarize
@@ -21,7 +22,7 @@ from resfit.record import RunRecord, find_records, group_runs, summarize
 HERE = Path(__file__).parent
 ROOT = HERE.parent
 SHIPPED = ROOT / "src" / "resfit" / "recipes" / "results.json"
-MARK = "<!-- results -->"
+RECIPES, STANDING = "<!-- results -->", "<!-- standing -->"  # what stands between two of them is made here
 
 
 def add(paths: list[str]) -> None:
@@ -113,9 +114,14 @@ def main() -> None:
     (HERE / "README.md").write_text(f"# Results\n\n{intro}\n\n{text}\n\nCommands:\n\n{commands}\n")
     (HERE / "reports.md").write_text(reports_md(HERE))
     SHIPPED.write_text(json.dumps(shipped(groups), indent=1) + "\n")
-    readme = ROOT / "README.md"
-    before, _, after = readme.read_text().split(MARK)
-    readme.write_text(f"{before}{MARK}\n{text}\n{MARK}{after}")
+    fill(ROOT / "README.md", RECIPES, text)
+    fill(ROOT / "README.md", STANDING, standing(groups, HERE / "reports.json", HERE / "anchors.json"))
+
+
+def fill(page: Path, mark: str, text: str) -> None:
+    """Put `text` between the two marks of a page."""
+    before, _, after = page.read_text().split(mark)
+    page.write_text(f"{before}{mark}\n{text}\n{mark}{after}")
 
 
 if __name__ == "__main__":

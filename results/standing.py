@@ -1,0 +1,107 @@
+"""Where resfit's networks stand on CIFAR-10 among others of at most 5,000,000 parameters: one table, best first.
+
+Rows come from the committed records, from reports.json and from anchors.json, which says where each figure is from.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import astuple, dataclass
+from pathlib import Path
+from typing import Any
+
+from resfit.record import RunRecord, summarize
+
+BUDGET = 5_000_000
+_HEAD = ("network", "parameters", "test accuracy", "with TTA", "n", "protocol", "from")
+_SELECTIONS = {
+    "last": "last weights, test scored once",
+    "best-val": "best epoch on validation images",
+    "best-test": "best epoch on the test set",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A network's line, each cell as it is shown; accuracies in percent, empty where there is none."""
+
+    network: str
+    params: str
+    plain: str
+    tta: str
+    n: str
+    protocol: str
+    source: str
+
+    @property
+    def best(self) -> float:
+        """The higher accuracy, to sort by."""
+        return max(float(cell.split()[0]) for cell in (self.plain, self.tta) if cell)
+
+
+def standing(groups: Mapping[str, Sequence[RunRecord]], reports: Path, anchors: Path) -> str:
+    """The table, of whole runs by recipe and of two files of other people's figures."""
+    systems = json.loads(reports.read_text())["systems"]
+    public = json.loads(anchors.read_text())["results"]
+    rows = [ours(name, records) for name, records in groups.items() if counts(records[0])]
+    rows += [
+        reported(system, measure) for system in systems for measure in system["reported"] if measure["on"] == "test"
+    ]
+    rows += [published(result) for result in public]
+    cells = [_HEAD] + [tuple(cell or "–" for cell in astuple(row)) for row in sorted(rows, key=lambda row: -row.best)]
+    head, *body = [f"| {' | '.join(line)} |" for line in cells]
+    return "\n".join([head, "|" + "---|" * len(_HEAD), *body])
+
+
+def counts(record: RunRecord) -> bool:
+    """Whether a run of CIFAR-10 within the budget did not look at the test set."""
+    return record.data["name"] == "cifar10" and record.params <= BUDGET and not record.protocol["peeking"]
+
+
+def ours(name: str, records: Sequence[RunRecord]) -> Row:
+    """The line of a recipe that was run."""
+    return Row(
+        network=f"**`{name}`**",
+        params=f"{records[0].params / 1e6:.2f}M",
+        plain=percent([record.test.accuracy for record in records]),
+        tta=percent([record.test.accuracy_tta for record in records if record.test.accuracy_tta is not None]),
+        n=str(len(records)),
+        protocol=f"{records[0].epochs} epochs; {_SELECTIONS[records[0].protocol['selection']]}",
+        source="resfit",
+    )
+
+
+def reported(system: Mapping[str, Any], measure: Mapping[str, Any]) -> Row:
+    """The line of a report's system, by one of its accuracies."""
+    note = f", {measure['note']}" if "note" in measure else ""
+    return Row(
+        network=f"report {system['system']}{note}",
+        params=f"{system['params'] / 1e6:.2f}M",
+        plain=measure["accuracy"],
+        tta="",
+        n="1",
+        protocol=f"{system['epochs']} epochs; {_SELECTIONS[system['selection']]}",
+        source="the five reports",
+    )
+
+
+def published(result: Mapping[str, Any]) -> Row:
+    """The line of a public result; whether its epoch was chosen on the test set is mostly not said."""
+    return Row(
+        network=result["network"],
+        params=result["params"],
+        plain=result.get("accuracy", ""),
+        tta=result.get("accuracy_tta", ""),
+        n="" if result["n"] is None else str(result["n"]),
+        protocol=result["training"],
+        source=result["source"],
+    )
+
+
+def percent(values: Sequence[float]) -> str:
+    """Mean ± deviation of accuracies, in percent."""
+    if not values:
+        return ""
+    s = summarize(values)
+    return f"{100 * s.mean:.2f}" + ("" if s.std is None else f" ± {100 * s.std:.2f}")
