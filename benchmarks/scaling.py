@@ -47,8 +47,8 @@ def training(
     import torch
 
     from resfit.data.normalize import normalizer
+    from resfit.fast import fast_process
     from resfit.net import build
-    from resfit.run import fast_process
     from resfit.train import usable_precision
 
     if threads:

@@ -54,8 +54,8 @@ def ours(recipe_name: str, data_dir: str, seconds: float, precision: str, device
 
     from resfit.data import load_dataset
     from resfit.data.normalize import normalizer
+    from resfit.fast import fast_process
     from resfit.net import build
-    from resfit.run import fast_process
 
     recipe = get_recipe(recipe_name, {**STEADY, "train.precision": precision})
     with fast_process():

@@ -19,7 +19,7 @@ from resfit.files import write_atomic
 from resfit.modelfile import save_model
 from resfit.recipe import get_recipe
 from resfit.record import read_record, record_text
-from resfit.run import evaluate
+from resfit.trained import evaluate
 
 MOST_BYTES = 10_000_000
 

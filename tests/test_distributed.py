@@ -34,9 +34,10 @@ from resfit.errors import BadInput, RunFailed
 from resfit.evaluate import predict_logits
 from resfit.interrupt import Interrupted
 from resfit.net import Norm
+from resfit.observer import Observer
 from resfit.recipe import Recipe
 from resfit.record import read_record
-from resfit.run import Observer, train
+from resfit.run import train
 from resfit.spec import NormSpec
 from resfit.train import Trainer
 

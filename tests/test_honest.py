@@ -14,9 +14,10 @@ from torch import Tensor
 
 from resfit import run as run_module
 from resfit.data import Dataset, Images
+from resfit.observer import Observer
 from resfit.recipe import Recipe
 from resfit.record import EpochPoint
-from resfit.run import Observer, fit, train
+from resfit.run import fit, train
 
 Load = Callable[..., Dataset]
 

@@ -14,9 +14,10 @@ import resfit
 from resfit import cli, logs
 from resfit.errors import BadInput
 from resfit.logs import Observers, make_loggers
+from resfit.observer import Observer
 from resfit.recipe import Recipe
 from resfit.record import RunRecord
-from resfit.run import Observer, train
+from resfit.run import train
 
 
 def lasting(record: RunRecord) -> dict[str, Any]:

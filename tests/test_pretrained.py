@@ -17,9 +17,10 @@ from resfit.data import load_dataset
 from resfit.errors import BadInput
 from resfit.modelfile import load
 from resfit.net import build
+from resfit.observer import Observer
 from resfit.pretrained import begin_from, load_teacher
 from resfit.recipe import Recipe
-from resfit.run import Observer, train
+from resfit.run import train
 
 NO_TRAINING = {"optim.lr": 1e-30, "optim.weight_decay": 0.0, "optim.momentum": 0.0, "train.epochs": 1}
 

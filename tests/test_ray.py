@@ -19,9 +19,10 @@ from resfit.data import Dataset, load_dataset
 from resfit.errors import BadInput
 from resfit.executors.jobs import Job, Watcher, run_jobs
 from resfit.executors.local import InProcess, Place
+from resfit.observer import Observer
 from resfit.recipe import Recipe
 from resfit.record import EpochPoint, RunRecord, read_record
-from resfit.run import Observer, run_folder
+from resfit.run import run_folder
 from resfit.tunerecord import read_search
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'resfit[ray]'")

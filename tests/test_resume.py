@@ -20,9 +20,10 @@ from resfit.checkpoint import load_state, save_state
 from resfit.cli import main
 from resfit.errors import BadInput, RunFailed
 from resfit.interrupt import Interrupted
+from resfit.observer import Observer
 from resfit.recipe import Recipe
 from resfit.record import EpochPoint, RunRecord, read_record
-from resfit.run import Observer, train
+from resfit.run import train
 
 # 3 steps an epoch, of two batches each but the last; every part of the state is in use.
 EVERYTHING = {

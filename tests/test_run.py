@@ -19,9 +19,10 @@ from resfit.checkpoint import load_state
 from resfit.data import Dataset
 from resfit.errors import BadInput, RunFailed
 from resfit.net import Network
+from resfit.observer import Observer
 from resfit.recipe import Recipe
 from resfit.record import EpochPoint, RunRecord, read_record
-from resfit.run import Observer, fit, train, write_summary
+from resfit.run import fit, train, write_summary
 
 
 class Interrupt(Observer):

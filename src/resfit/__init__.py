@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from resfit.net import build
     from resfit.predict import predict
     from resfit.preprocess import transform
-    from resfit.run import evaluate, train
+    from resfit.run import train
+    from resfit.trained import evaluate
 
 __all__ = [
     "BadInput",
@@ -77,7 +78,7 @@ class _Package(ModuleType):
 
     @property
     def evaluate(self) -> Any:
-        from resfit.run import evaluate
+        from resfit.trained import evaluate
 
         return evaluate
 

@@ -24,7 +24,7 @@ from resfit.explain import grad_cam, overlay
 from resfit.modelfile import load
 from resfit.net import Network
 from resfit.predict import predict
-from resfit.run import data_of
+from resfit.trained import data_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from resfit.errors import BadInput
 from resfit.fields import nearest, to_plain
-from resfit.run import Observer
+from resfit.observer import Observer
 
 if TYPE_CHECKING:
     from resfit.data import Dataset

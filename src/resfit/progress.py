@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from resfit.run import Observer
+from resfit.observer import Observer
 
 if TYPE_CHECKING:
     from resfit.data import Dataset

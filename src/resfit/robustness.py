@@ -15,11 +15,12 @@ from resfit.corruptions import CORRUPTIONS, SET, SEVERITIES, corrupt
 from resfit.data import Dataset
 from resfit.environment import pick_device
 from resfit.errors import BadInput
+from resfit.fast import fast_process
 from resfit.fields import to_plain
 from resfit.files import write_atomic
 from resfit.modelfile import load
 from resfit.record import CorruptionScore, HumanAgreement, Robustness
-from resfit.run import data_of, fast_process, run_folder_of, scorer
+from resfit.trained import data_of, run_folder_of, scorer
 
 _LEAST_HUMAN_ACCURACY = 0.5  # below it, the labels are taken to be of other images, or in another order
 

@@ -1,11 +1,11 @@
-"""The one place that wires a run: recipe + seed -> run folder. `train` and `evaluate` of the Python API live here."""
+"""The one place that wires a run: recipe + seed -> run folder. `train` of the Python API lives here."""
 
 from __future__ import annotations
 
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,16 +23,18 @@ from resfit.data import Dataset, Images, load_dataset
 from resfit.data.normalize import normalizer
 from resfit.environment import environment, pick_device
 from resfit.errors import BadInput, Diverged, RunFailed
-from resfit.evaluate import TTA, fit_temperature, predict_logits, score
-from resfit.fields import from_plain, to_plain
+from resfit.evaluate import fit_temperature, predict_logits, score
+from resfit.fast import fast_process
+from resfit.fields import to_plain
 from resfit.files import append_line, claimed, remove_leftovers, write_atomic
 from resfit.interrupt import Interrupted, Interrupts
-from resfit.memory import keep_pages, require_room
-from resfit.modelfile import ModelInfo, load, save_model
+from resfit.memory import require_room
+from resfit.modelfile import ModelInfo, save_model
 from resfit.net import FrozenConv, Network, build
+from resfit.observer import Apart, Observer
 from resfit.pictures import png, png_grid
 from resfit.pretrained import begin_from, load_teacher
-from resfit.recipe import DataConfig, Recipe, get_recipe
+from resfit.recipe import Recipe, get_recipe
 from resfit.record import EpochPoint, GivenModel, LayerRow, Metrics, RunRecord, Sample, record_text, summarize
 from resfit.report import write_report
 from resfit.resume import STATE_FORMAT, begun_run, require_unused
@@ -41,54 +43,6 @@ from resfit.version import __version__
 
 _SAVES_SHARE = 0.01  # of the time, at the most
 _WHITENING_IMAGES = 5000
-
-
-class Observer:
-    """What a run tells while it goes on. The default is silent; the command line shows it."""
-
-    def started(self, recipe: Recipe, data: Dataset, folder: Path, note: str) -> None:
-        """The data is in memory; training is about to begin. `note` is one line on device and precision."""
-
-    def stepped(self, epoch: int, done: float) -> None:
-        """`done` is the finished part of the epoch that is under way."""
-
-    def epoch_ended(self, point: EpochPoint) -> None:
-        """An epoch was trained, and validated where its recipe says so."""
-
-    def finished(self, record: RunRecord) -> None:
-        """The run is over and its folder complete."""
-
-    def message(self, text: str) -> None:
-        """A line for the user."""
-
-
-class _Apart(Observer):
-    """Hands on what a run tells; random numbers that are drawn meanwhile are not missing in the run."""
-
-    def __init__(self, observer: Observer, device: torch.device) -> None:
-        self.observer, self.devices = observer, [device] if device.type == "cuda" else []
-
-    def __getattribute__(self, name: str) -> Any:
-        """The observer's own method, with torch's generators put back after each call."""
-        if name in ("observer", "devices"):
-            return super().__getattribute__(name)
-        return torch.random.fork_rng(self.devices)(getattr(self.observer, name))
-
-
-@contextmanager
-def fast_process() -> Iterator[None]:
-    """For speed, keep malloc's pages, and within the block take denormals for zero and use the kernels that suit.
-
-    Denormal gradients make a convolution on a CPU up to forty times slower. torch's worker threads take the setting
-    over from the thread that starts them, so this belongs ahead of the first tensor.
-    """
-    keep_pages()
-    torch.set_flush_denormal(True)
-    try:
-        with kernels.fast_kernels():
-            yield
-    finally:
-        torch.set_flush_denormal(False)
 
 
 @fast_process()
@@ -247,7 +201,7 @@ class _Run:
     interrupts: Interrupts = field(default_factory=Interrupts)
 
     def __post_init__(self) -> None:
-        self.observer = _Apart(self.observer, self.device)
+        self.observer = Apart(self.observer, self.device)
         torch.manual_seed(self.seed)
         self.normalize = normalizer(self.data.mean, self.data.std, self.device)
         self.precision = distributed.from_leader(lambda: usable_precision(self.recipe.train.precision, self.device))
@@ -662,89 +616,6 @@ def _data_facts(data: Dataset) -> dict[str, Any]:
         "duplicates": data.duplicates,
         "notes": list(data.notes),
     }
-
-
-@fast_process()
-def evaluate(
-    target: str | Path,
-    *,
-    tta: str = "none",
-    data_dir: str | Path | None = None,
-    device: str = "auto",
-    offline: bool = False,
-    data: str | None = None,
-) -> Metrics:
-    """Score a run folder's or a model file's network on the test set of the data that it was trained on.
-
-    `data` names another data set for a model file that lies outside its run folder. A network beside its recipe is
-    scored in the recipe's precision, a lone one in fp32.
-    """
-    net = load(target)
-    loaded = data_of(net, target, data_dir=data_dir, offline=offline, data=data)
-    logits, logits_tta = scorer(net, target, pick_device(device))(loaded.test.images, tta)
-    return score(logits, loaded.test.labels, net.info.classes, logits_tta=logits_tta)
-
-
-def data_of(
-    net: Network,
-    target: str | Path,
-    *,
-    data: str | None = None,
-    data_dir: str | Path | None = None,
-    offline: bool = False,
-    progress: Callable[[str], None] | None = None,
-) -> Dataset:
-    """The data that the network of a run folder or model file was trained on, or `data`, at the network's size.
-
-    Raises BadInput where the model lies outside its run folder and `data` is not given, or where classes differ.
-    """
-    trained = _recipe_beside(target)
-    config = trained.data if trained else None
-    if data is not None:
-        config = from_plain(DataConfig, {"name": data, "val": 0}, "data")
-    if config is None:
-        folder = run_folder_of(target)
-        raise BadInput(f"no recipe.yaml beside the model ({folder}): say with --data which data set to score")
-    loaded = load_dataset(
-        config,
-        size=net.spec.input.size,
-        channels=net.spec.input.channels,
-        data_dir=None if data_dir is None else Path(data_dir),
-        offline=offline,
-        progress=progress,
-    )
-    if tuple(loaded.classes) != tuple(net.info.classes):
-        raise BadInput(
-            f"the model knows other classes than {loaded.name} has ({target}): give the data of its training"
-        )
-    return loaded
-
-
-def scorer(net: Network, target: str | Path, where: torch.device) -> Callable[..., tuple[Tensor, Tensor | None]]:
-    """A function from uint8 images [N, C, H, W], and a TTA, to the logits of a loaded network, plain and with TTA.
-
-    Computes on the device, in the precision of the recipe beside the model, or else in fp32.
-    """
-    trained, normalize = _recipe_beside(target), normalizer(net.info.mean, net.info.std, where)
-    precision = usable_precision(trained.train.precision if trained else "fp32", where)
-    share = trained.evaluate.tta_share if trained else 1.0
-    net.to(where)
-
-    def logits(images: Tensor, tta: TTA = "none") -> tuple[Tensor, Tensor | None]:
-        with torch.autocast(where.type, torch.bfloat16, enabled=precision == "bf16"):
-            return predict_logits(net, images.to(where), normalize, tta=tta, tta_share=share)
-
-    return logits
-
-
-def run_folder_of(target: str | Path) -> Path:
-    """The folder of a target that is a run folder or the model file in it."""
-    return Path(target) if Path(target).is_dir() else Path(target).parent
-
-
-def _recipe_beside(target: str | Path) -> Recipe | None:
-    file = run_folder_of(target) / "recipe.yaml"
-    return Recipe.from_yaml(file) if file.exists() else None
 
 
 def write_summary(records: Sequence[RunRecord], folder: Path) -> None:

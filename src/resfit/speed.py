@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 
 from resfit.environment import pick_device
+from resfit.fast import fast_process
 from resfit.latency import latencies
 from resfit.net import build
-from resfit.run import fast_process
 from resfit.spec import NetSpec
 from resfit.train import usable_precision
 

@@ -16,15 +16,17 @@ from torch import Tensor, nn
 from resfit import kernels
 from resfit.data import Dataset
 from resfit.errors import BadInput
+from resfit.fast import fast_process
 from resfit.kernels.conv import Conv2d
 from resfit.kernels.filter_gradient import AmxConvolution
 from resfit.kernels.library import load_library
 from resfit.kernels.pool import MaxPool2d, MaxPool2x2
 from resfit.kernels.winograd import WinogradConvolution
 from resfit.net import Layers, Norm, build
+from resfit.observer import Observer
 from resfit.recipe import Recipe, get_recipe
 from resfit.record import EpochPoint
-from resfit.run import Observer, fast_process, train
+from resfit.run import train
 from resfit.spec import NormSpec
 
 

@@ -16,10 +16,11 @@ import resfit
 from resfit import cli, latency
 from resfit.errors import BadInput
 from resfit.modelfile import save_model
+from resfit.observer import Observer
 from resfit.prune import prune, short_count
 from resfit.recipe import Recipe
 from resfit.record import EpochPoint, RunRecord, read_record
-from resfit.run import Observer, train
+from resfit.run import train
 
 SHORTER = {"train.epochs": 1, "optim.lr": 0.02}
 

@@ -19,9 +19,10 @@ from resfit.cli import main
 from resfit.errors import BadInput
 from resfit.executors.jobs import Job, Watcher
 from resfit.executors.local import InProcess, Place, Processes
+from resfit.observer import Observer
 from resfit.recipe import Recipe
 from resfit.record import EpochPoint, RunRecord, read_record
-from resfit.run import Observer, train
+from resfit.run import train
 from resfit.study.execute import execute
 from resfit.study.plan import Study
 from resfit.studyrecord import StudyRecord, read_study

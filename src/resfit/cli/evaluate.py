@@ -40,7 +40,7 @@ def add(commands: Any) -> None:
 
 def _evaluate(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
     from resfit.fields import to_plain
-    from resfit.run import evaluate
+    from resfit.trained import evaluate
 
     where = {
         "data_dir": options.data_dir,

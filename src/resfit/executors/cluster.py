@@ -29,9 +29,10 @@ from resfit.data import Dataset, Images, load_dataset
 from resfit.errors import BadInput, ResfitError
 from resfit.executors.local import Place, told
 from resfit.files import write_atomic
+from resfit.observer import Observer
 from resfit.recipe import Recipe
 from resfit.record import EpochPoint, RunRecord, read_record
-from resfit.run import Observer, fit, run_folder, train
+from resfit.run import fit, run_folder, train
 from resfit.version import __version__
 
 try:

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from resfit.errors import BadInput
 from resfit.executors.local import Executor
+from resfit.observer import Observer
 from resfit.recipe import Recipe
 from resfit.record import EpochPoint, RunRecord, read_record
-from resfit.run import Observer, run_folder
+from resfit.run import run_folder
 from resfit.studyrecord import FailedRun, JudgedBy
 
 

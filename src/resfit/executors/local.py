@@ -17,9 +17,10 @@ import torch
 from resfit import processes
 from resfit.checkpoint import has_state
 from resfit.errors import BadInput, ResfitError, RunFailed
+from resfit.observer import Observer
 from resfit.recipe import Recipe
 from resfit.record import EpochPoint, RunRecord, read_record
-from resfit.run import Observer, run_folder, train
+from resfit.run import run_folder, train
 
 
 @dataclass(frozen=True, kw_only=True)

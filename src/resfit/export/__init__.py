@@ -23,7 +23,7 @@ from resfit.files import write_atomic
 from resfit.modelfile import load, model_file
 from resfit.net import Network
 from resfit.record import EXPORTS, Agreement, ExportRecord, read_exports
-from resfit.run import data_of
+from resfit.trained import data_of
 from resfit.version import __version__
 
 __all__ = ["FORMATS", "export"]

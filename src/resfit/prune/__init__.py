@@ -17,18 +17,21 @@ from resfit.data import Images
 from resfit.data.normalize import normalizer
 from resfit.environment import pick_device
 from resfit.errors import BadInput
+from resfit.fast import fast_process
 from resfit.files import write_atomic
 from resfit.latency import latencies
 from resfit.modelfile import load, save_model
 from resfit.net import Network
+from resfit.observer import Observer
 from resfit.pretrained import remark_on_weights
 from resfit.prune.channels import importance, shrink
 from resfit.prune.widths import fit_widths
 from resfit.recipe import Recipe, get_recipe
 from resfit.record import ParentRun, PrunedNetwork, Pruning, RunRecord, read_record, record_text
 from resfit.report import write_report
-from resfit.run import Observer, data_of, evaluate, fast_process, run_folder, train
+from resfit.run import run_folder, train
 from resfit.spec import NetSpec
+from resfit.trained import data_of, evaluate
 
 _IMAGES, _BATCH = 2000, 100  # training images that the channels are judged by
 _CRITERION = "first-order Taylor (Molchanov et al. 2019) on training images"

@@ -31,9 +31,10 @@ from resfit.cost import cost
 from resfit.environment import environment, pick_device
 from resfit.errors import BadInput, RunFailed
 from resfit.fields import to_plain
+from resfit.observer import Observer
 from resfit.recipe import Recipe
 from resfit.record import EpochPoint
-from resfit.run import Observer, fit
+from resfit.run import fit
 from resfit.scale import scaled
 from resfit.tune.space import Dimension, Space
 from resfit.tunerecord import Outcome, TrialRecord, TuneRecord
