@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -64,7 +64,8 @@ class FailedRun:
 class StudyRecord:
     """A study's result. `epochs` and `fraction` (of the training images) are those of the baseline.
 
-    `wanted` counts the runs of the whole study, finished or not.
+    `wanted` counts the runs of the whole study, finished or not. `env` is the first run's: processor, versions, commit,
+    command.
     """
 
     resfit: str
@@ -78,6 +79,7 @@ class StudyRecord:
     wanted: int
     points: tuple[PointRecord, ...]
     failed: tuple[FailedRun, ...] = ()
+    env: dict[str, Any] = field(default_factory=dict)
 
     @property
     def comparisons(self) -> int:

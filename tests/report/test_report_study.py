@@ -122,6 +122,12 @@ def test_a_study_without_a_finished_run_has_a_page() -> None:
     assert "0 of 6 runs are finished" in text(page) and "<svg" not in page
 
 
+def test_a_studys_page_tells_machine_and_command() -> None:
+    env = {"cpu": "Some CPU", "gpu": None, "torch": "2.11", "command": "resfit study pair --runs 3"}
+    page = text(study_page.render_study(replace(WHOLE, env=env), runs()))
+    assert "Some CPU, torch 2.11; its command: resfit study pair --runs 3" in page
+
+
 def test_text_of_others_is_escaped() -> None:
     hostile = make_study(point("base", 0.9, 0.8), point(EVIL, 0.9, 0.8), description=EVIL)
     search = replace(SEARCH, recipe=EVIL, trials=(replace(SEARCH.trials[0], note=EVIL, values={EVIL: EVIL}),))

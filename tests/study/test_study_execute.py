@@ -77,6 +77,7 @@ def test_a_study_leaves_run_folders_its_numbers_and_a_page(study: Study, tmp_pat
     assert (result.judged_by, result.finished, result.wanted) == ("validation", 4, 4)
     assert slow.overrides == {"optim.lr": 0.001} and slow.against_baseline is not None
     assert read_study(tmp_path / "s") == result
+    assert result.env == records[0].env
     page = (tmp_path / "s" / "report.html").read_text()
     assert "Judged by the validation accuracy" in page
 

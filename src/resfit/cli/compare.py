@@ -46,10 +46,13 @@ def _compare(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
 
 
 def _difference_text(difference: Any) -> str:
+    from resfit.report.words import p_value
+
     if difference is None:
         return "baseline"
     text = f"{100 * difference.difference:+.2f} points"
     if difference.interval is None:
         return f"{text} (an interval needs two runs of each)"
     low, high = (100 * bound for bound in difference.interval)
-    return f"{text} ({low:+.2f} to {high:+.2f}, p = {difference.p_value:.3f})"
+    p = p_value(difference.p_value)
+    return f"{text} ({low:+.2f} to {high:+.2f}, p {p if p.startswith('<') else '= ' + p})"

@@ -124,6 +124,8 @@ def _print_result(result: StudyRecord, out: Path) -> None:
 
 
 def _row(point: PointRecord, baseline: bool) -> list[Any]:
+    from resfit.report.words import p_value
+
     if point.accuracy is None:
         return [point.name, 0, "", "", "", "", ""]
     accuracy, against = point.accuracy, point.against_baseline
@@ -132,5 +134,5 @@ def _row(point: PointRecord, baseline: bool) -> list[Any]:
     row = [point.name, accuracy.n, f"{100 * accuracy.mean:.2f}{spread} %", interval]
     if against is None:
         return [*row, "baseline" if baseline else "-", "", ""]
-    p_values = [f"{p:.3f}" if p is not None else "-" for p in (against.p_value, against.p_corrected)]
-    return [*row, f"{100 * against.difference:+.2f} points", *p_values]
+    p_values = (against.p_value, against.p_corrected)
+    return [*row, f"{100 * against.difference:+.2f} points", *map(p_value, p_values)]

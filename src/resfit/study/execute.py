@@ -47,6 +47,7 @@ def execute(
         wanted=len(jobs),
         points=against_baseline(points, study.baseline),
         failed=tuple(failed),
+        env=runs[0].env if runs else {},
     )
     write_atomic(out / "study.json", json.dumps(result.to_dict(), indent=1))
     write_study(result, runs, out / "report.html")
