@@ -21,6 +21,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
+from signal import SIGTERM
 from threading import Timer
 
 from common import Numbers, Recorder, Round, in_process, parser, run_main
@@ -33,6 +34,7 @@ from resfit.record import read_record
 
 SHIM = Path(__file__).parent / "peer_shim.py"
 AIRBENCH = {0.94: "airbench94_muon.py", 0.95: "legacy/airbench95.py", 0.96: "airbench96_faster.py"}
+_ENDED = (0, 128 + SIGTERM, -SIGTERM)  # exit statuses of a command that was finished, or stopped at the limit
 
 
 def ours(
@@ -44,10 +46,12 @@ def ours(
     with _running([sys.executable, "-m", "resfit", "train", recipe, *which, *where, *settings], limit) as process:
         assert process.stdout is not None
         last = deque(process.stdout, maxlen=1)
+        process.wait()
     folders = {seed: out / recipe / str(seed) for seed in seeds}
     records = {seed: read_record(folder) for seed, folder in folders.items() if (folder / "record.json").exists()}
-    if not records:
-        raise RunFailed(f"no run was finished (resfit train {recipe}, exit status {process.returncode}): {last.pop()}")
+    if not records or process.returncode not in _ENDED:  # records of an earlier measurement may lie there
+        said = last.pop() if last else "nothing"
+        raise RunFailed(f"not measured (resfit train {recipe}, exit status {process.returncode}): it said last: {said}")
     return [
         {"seconds": record.seconds_to_result, "accuracy": record.accuracy, "seed": seed}
         for seed, record in records.items()

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from reports import device, read_systems, reports_page
-from standing import standing
+from standing import bare_percent, standing
 
 from resfit.recipe import get_recipe
 from resfit.record import RunRecord, find_records, group_runs, summarize
@@ -80,10 +80,7 @@ def table(groups: dict[str, list[RunRecord]]) -> str:
 
 def percent(values: list[float]) -> str:
     """Mean ± deviation in percent."""
-    if not values:
-        return "–"
-    s = summarize(values)
-    return f"{100 * s.mean:.2f} %" if s.std is None else f"{100 * s.mean:.2f} ± {100 * s.std:.2f} %"
+    return f"{bare_percent(values)} %" if values else "–"
 
 
 def shipped(groups: dict[str, list[RunRecord]]) -> dict[str, object]:

@@ -64,8 +64,8 @@ def ours(name: str, records: Sequence[RunRecord]) -> Row:
     return Row(
         network=f"**`{name}`**",
         params=f"{records[0].params / 1e6:.2f}M",
-        plain=percent([record.test.accuracy for record in records]),
-        tta=percent([record.test.accuracy_tta for record in records if record.test.accuracy_tta is not None]),
+        plain=bare_percent([record.test.accuracy for record in records]),
+        tta=bare_percent([record.test.accuracy_tta for record in records if record.test.accuracy_tta is not None]),
         n=str(len(records)),
         protocol=f"{records[0].epochs} epochs; {_SELECTIONS[records[0].protocol['selection']]}",
         source="resfit",
@@ -99,7 +99,7 @@ def published(result: Mapping[str, Any]) -> Row:
     )
 
 
-def percent(values: Sequence[float]) -> str:
+def bare_percent(values: Sequence[float]) -> str:
     """Mean ± deviation of accuracies, in percent."""
     if not values:
         return ""

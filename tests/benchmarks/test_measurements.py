@@ -138,6 +138,8 @@ def test_our_runs_are_those_of_the_command_that_users_type(tmp_path):
         {"seconds": record.seconds_to_result, "accuracy": record.accuracy, "seed": record.seed} for record in records
     ]
     assert records[0].env["command"].startswith("python -m resfit train digits --seed 3 --runs 2")
+    with pytest.raises(RunFailed, match="exit status 2"):  # records that lie there are not taken for new ones
+        ours("digits", range(3, 5), tmp_path, data_dir=tmp_path, device="cpu", settings=settings, limit=300.0)
 
 
 def test_our_failure_is_told_by_its_last_line(tmp_path):
