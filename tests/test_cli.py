@@ -110,6 +110,20 @@ def test_train_evaluate_report_compare(capsys: pytest.CaptureFixture[str], recip
     assert "points" in printed(capsys, "compare", f"{out}/tiny", f"{out}/other")
 
 
+def test_train_shortens_a_recipe_in_proportion(
+    capsys: pytest.CaptureFixture[str], recipe_file: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "runs"
+    steps = ("--schedule.name", "multistep", "--schedule.milestones", "[1.5]")
+    printed(capsys, "train", str(recipe_file), "--out", str(out), "--epochs", "2", "--fraction", "0.5", *steps)
+    config = read_record(out / "tiny" / "0").config
+    assert (config["train"]["epochs"], config["schedule"]["milestones"]) == (2, [1.0])
+    assert config["data"]["fraction"] == 0.5
+    assert config["deviations"][-1] == "scaled for a comparison: 2 instead of 3 epochs, 0.5 of the training images"
+    assert "(--epochs)" in fails(capsys, "train", str(recipe_file), "--epochs", "0")
+    assert "give the run folder alone" in fails(capsys, "train", "--resume", str(out / "tiny" / "0"), "--epochs", "2")
+
+
 def test_resume_needs_nothing_but_the_folder(
     capsys: pytest.CaptureFixture[str], recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -129,6 +129,14 @@ def test_a_bad_value_is_refused_by_name_and_rule(section, values, field, allowed
     assert allowed in line.split(f"({section}.{field})")[1]
 
 
+def test_a_milestone_that_is_never_reached_is_refused():
+    schedule = {"name": "multistep", "milestones": [10, 20]}
+    line = complaint(schedule=schedule, train={"epochs": 20})
+    assert "schedule.milestones is [20.0]" in line
+    assert "before the last of 20 (train.epochs; --epochs scales both)" in line
+    Recipe.from_dict({"name": "r", "spec": SPEC, "schedule": schedule, "train": {"epochs": 21}})
+
+
 @pytest.mark.parametrize(
     ("values", "field"),
     [({"evaluate": {"selection": "best-val"}}, "evaluate.selection"), ({"train": {"patience": 5}}, "train.patience")],

@@ -315,6 +315,9 @@ class Recipe:
         ends_on_norm = any(block.layout.norm_last for _, _, block in self.spec.plan())
         dead = self.init.zero_last_norm and not self.spec.norm.gain and ends_on_norm
         _check("init.zero_last_norm", True, not dead, "false, or norms with a gain (spec.norm.gain)")
+        late = [m for m in self.schedule.milestones if m >= self.train.epochs and self.schedule.name == "multistep"]
+        early = f"epochs before the last of {self.train.epochs} (train.epochs; --epochs scales both)"
+        _check("schedule.milestones", late, not late, early)
         if self.evaluate.selection == "best-val" or self.train.patience:
             field = "evaluate.selection" if self.evaluate.selection == "best-val" else "train.patience"
             needs = self.data.val > 0 or self.evaluate.selection == "best-test"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from resfit.cli.executors import add_executor_options, check_executor_options, executor
-from resfit.cli.words import add_data_options, print_table
+from resfit.cli.words import add_data_options, add_scale_options, check_scale_options, print_table
 from resfit.errors import BadInput
 
 if TYPE_CHECKING:
@@ -35,24 +35,6 @@ def add(commands: Any) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (auto)")
     add_data_options(parser)
     parser.set_defaults(run=_study, takes_fields=True)
-
-
-def add_scale_options(parser: argparse.ArgumentParser) -> None:
-    """Add --epochs and --fraction."""
-    parser.add_argument(
-        "--epochs", type=int, metavar="E", help="epochs of the base recipe; all schedules go along in proportion"
-    )
-    parser.add_argument(
-        "--fraction", type=float, default=1.0, metavar="F", help="train on this fraction of the training images (1)"
-    )
-
-
-def check_scale_options(options: argparse.Namespace) -> None:
-    """Refuse numbers that no training can have."""
-    if options.epochs is not None and options.epochs < 1:
-        raise BadInput(f"epochs is {options.epochs} (--epochs): give at least 1")
-    if not 0 < options.fraction <= 1:
-        raise BadInput(f"fraction is {options.fraction} (--fraction): give a number above 0, at most 1")
 
 
 def _study(options: argparse.Namespace, overrides: dict[str, Any]) -> int:

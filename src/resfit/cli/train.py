@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from resfit.cli.executors import add_executor_options, check_executor_options, executor
-from resfit.cli.words import RECIPE, add_data_options, print_table
+from resfit.cli.words import RECIPE, add_data_options, add_scale_options, check_scale_options, print_table
 from resfit.errors import BadInput
 
 if TYPE_CHECKING:
@@ -26,12 +26,13 @@ def add(commands: Any) -> None:
         description="Train a recipe. The run folder OUT/RECIPE/SEED holds recipe, record, metrics, model and report.",
         usage="resfit train RECIPE [options] [--section.field VALUE ...]",
         epilog="With --workers or --ray a repeated command goes on: finished runs are not run again. Every field of a "
-        "recipe can be given as --section.field VALUE, as in --train.epochs 5 or --spec.stages.0.channels 32. "
+        "recipe can be given as --section.field VALUE, as in --optim.lr 0.05 or --spec.stages.0.channels 32. "
         + _field_help(Recipe),
     )
     parser.add_argument("recipe", metavar="RECIPE", nargs="?", help=RECIPE)
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="the first run's seed (0)")
     parser.add_argument("--runs", type=int, default=1, metavar="N", help="this many runs, of seeds S, S+1, ... (1)")
+    add_scale_options(parser)
     parser.add_argument("--budget", metavar="N", help="refuse a network of more parameters (the recipe's, mostly 5M)")
     parser.add_argument("--out", type=Path, default=Path("runs"), metavar="DIR", help="where run folders go (runs)")
     parser.add_argument("--resume", type=Path, metavar="RUN", help="go on with an unfinished run folder")
@@ -66,6 +67,7 @@ def _field_help(kind: Any) -> str:
 def _train(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
     from resfit.budget import parse_count, require_fit
     from resfit.recipe import get_recipe
+    from resfit.scale import scaled
 
     if options.override and options.resume is None:
         raise BadInput("nothing to override (--override): it goes with --resume RUN")
@@ -73,7 +75,10 @@ def _train(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
         overrides = {**overrides, "budget": parse_count(options.budget)}
     recipe_target, seed, out = _what_to_train(options)
 
+    check_scale_options(options)
     recipe = get_recipe(recipe_target, overrides)
+    if options.epochs is not None or options.fraction != 1:
+        recipe = scaled(recipe, (options.epochs or recipe.train.epochs) / recipe.train.epochs, options.fraction)
     if options.runs < 1:
         raise BadInput(f"runs is {options.runs} (--runs): give at least 1")
     if seed < 0:
@@ -143,8 +148,9 @@ def _what_to_train(options: argparse.Namespace) -> tuple[str, int, Path]:
     folder = options.resume.resolve()
     if not (folder / "recipe.yaml").exists() or not folder.name.isdecimal():
         raise BadInput(f"not a run folder ({options.resume}): give one that resfit train began")
-    if options.recipe is not None or options.runs != 1 or options.init:
-        raise BadInput("a resumed run has its recipe, seed and weights (--resume): give the run folder alone")
+    scaled = options.epochs is not None or options.fraction != 1
+    if options.recipe is not None or options.runs != 1 or options.init or scaled:
+        raise BadInput("a resumed run has its recipe, length, seed and weights (--resume): give the run folder alone")
     return str(folder / "recipe.yaml"), int(folder.name), folder.parent.parent
 
 

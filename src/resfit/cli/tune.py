@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from resfit.cli.executors import add_executor_options, check_executor_options, on_ray
-from resfit.cli.study import add_scale_options, check_scale_options
-from resfit.cli.words import RECIPE, add_data_options, print_table
+from resfit.cli.words import RECIPE, add_data_options, add_scale_options, check_scale_options, print_table
 from resfit.errors import BadInput
 
 if TYPE_CHECKING:

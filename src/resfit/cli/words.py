@@ -1,10 +1,12 @@
-"""What several commands have in common: the words for their arguments, the data options, tables."""
+"""What several commands have in common: the words for their arguments, the data options, scaling, tables."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 from typing import Any
+
+from resfit.errors import BadInput
 
 TARGET = "a recipe's name, a recipe or spec YAML file, a run folder, or a model.safetensors"
 RECIPE = "a recipe's name or a recipe YAML file"
@@ -19,6 +21,24 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
         help="where the data lies; else RESFIT_DATA_DIR, else the cache folder, into which it is downloaded",
     )
     parser.add_argument("--offline", action="store_true", help="never open a socket (or RESFIT_OFFLINE=1)")
+
+
+def add_scale_options(parser: argparse.ArgumentParser) -> None:
+    """Add --epochs and --fraction."""
+    parser.add_argument(
+        "--epochs", type=int, metavar="E", help="train for so many epochs; all schedules go along in proportion"
+    )
+    parser.add_argument(
+        "--fraction", type=float, default=1.0, metavar="F", help="train on this fraction of the training images (1)"
+    )
+
+
+def check_scale_options(options: argparse.Namespace) -> None:
+    """Refuse numbers that no training can have."""
+    if options.epochs is not None and options.epochs < 1:
+        raise BadInput(f"epochs is {options.epochs} (--epochs): give at least 1")
+    if not 0 < options.fraction <= 1:
+        raise BadInput(f"fraction is {options.fraction} (--fraction): give a number above 0, at most 1")
 
 
 def print_table(header: list[str], rows: list[list[Any]], right: tuple[int, ...] = ()) -> None:
