@@ -230,8 +230,8 @@ def markdown(records: Sequence[Record]) -> str:
     for section in sections(records):
         parts.append(f"## {section.title}\n\n{section.lead}\n")
         parts += [_markdown_table(found) for found in section.tables]
-    commands = "\n".join(f"- `python benchmarks/{record['env']['command']}` on {where(record)}" for record in records)
-    return "\n".join([*parts, f"Commands:\n\n{commands}\n"])
+    commands = dict.fromkeys(f"- `python benchmarks/{r['env']['command']}` on {where(r)}\n" for r in records)
+    return "\n".join([*parts, f"Commands:\n\n{''.join(commands)}"])
 
 
 def _markdown_table(found: Table) -> str:

@@ -7,8 +7,8 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
-from common import medians
-from page import html, markdown, sections
+from common import RECORDS, medians, read_records
+from page import HERE, html, markdown, sections
 
 CPU = {
     "cpu": "Some <CPU>",
@@ -105,3 +105,7 @@ def test_the_page_is_one_file_with_every_chart_and_shows_names_as_text(records):
 def test_a_benchmark_without_records_has_no_section(records):
     assert [section.title for section in sections(records[:1])] == ["Training step"]
     assert sections([]) == []
+
+
+def test_the_committed_table_is_that_of_the_committed_records():
+    assert (HERE / "README.md").read_text(encoding="utf-8") == markdown(read_records(RECORDS))
