@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -188,11 +189,13 @@ def test_the_state_is_saved_by_the_clock_and_the_final_one_once(
     tiny: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     saved: list[tuple[int, int]] = []
+    slow = {"seconds": 0.0}
     real = run_module.save_state
 
     def save(path: Path, state: dict[str, Any]) -> None:
         now = state["trainer"]["under_way"]
         saved.append((state["trainer"]["epoch"], now["seen"] if now else 0))
+        time.sleep(slow["seconds"])
         real(path, state)
 
     monkeypatch.setattr(run_module, "save_state", save)
@@ -200,8 +203,14 @@ def test_the_state_is_saved_by_the_clock_and_the_final_one_once(
     count = train(recipe, out=tmp_path / "seldom").data["n_train"]
     assert saved == [(0, 0), (2, 0)]
     saved.clear()
+    recipe = recipe.replace({"train.checkpoint_minutes": 1e-9})
+    slow["seconds"] = 0.2  # so that the next save may come after 20 s, and never more than 1 % of the time goes there
+    train(recipe, out=tmp_path / "slow")
+    assert saved == [(0, 0), (2, 0)]
+    saved.clear()
+    slow["seconds"] = 0.0
     monkeypatch.setattr(run_module, "_SAVES_SHARE", 1e9)
-    train(recipe.replace({"train.checkpoint_minutes": 1e-9}), out=tmp_path / "often")
+    train(recipe, out=tmp_path / "often")
     steps = [512, 1024, count]
     ends = [(0, 0), *((0, n) for n in steps), (1, 0), *((1, n) for n in steps), (2, 0)]
     assert saved == ends
