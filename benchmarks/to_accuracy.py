@@ -47,7 +47,7 @@ def ours(
         assert process.stdout is not None
         last = deque(process.stdout, maxlen=1)
         process.wait()
-    folders = {seed: out / recipe / str(seed) for seed in seeds}
+    folders = {seed: out / get_recipe(recipe).name / str(seed) for seed in seeds}
     records = {seed: read_record(folder) for seed, folder in folders.items() if (folder / "record.json").exists()}
     if not records or process.returncode not in _ENDED:  # records of an earlier measurement may lie there
         said = last.pop() if last else "nothing"

@@ -33,7 +33,10 @@ def add(paths: list[str]) -> None:
         target.parent.mkdir(exist_ok=True)
         env = {**record.env, "command": without_places(record.env["command"])}
         plain = replace(record, samples=(), augmented="", env=env).to_dict()
-        target.write_text(json.dumps(plain, indent=1) + "\n")
+        text = json.dumps(plain, indent=1) + "\n"
+        if target.exists() and target.read_text() != text:
+            raise SystemExit(f"error: another record lies there ({target}): remove it, if this one is to replace it")
+        target.write_text(text)
 
 
 def without_places(command: str) -> str:

@@ -39,14 +39,18 @@ def publish(run: Path, data_dir: Path | None) -> Path:
     test = evaluate(folder, tta=record.protocol["tta_views"], data_dir=data_dir)
     was, now = f"{100 * record.test.accuracy:.2f} %", f"{100 * test.accuracy:.2f} %"
     event = f"weights rounded to bf16: the test set was scored again, {now} plain after {was}"
+    description = get_recipe(record.recipe).description  # what is known of it by now
     env = {**record.env, "command": without_places(record.env["command"])}
     protocol = {**record.protocol, "test_scored": record.protocol["test_scored"] + 1}
     published = replace(
         record,
-        description=get_recipe(record.recipe).description,  # what is known of it by now
+        description=description,
+        config={**record.config, "description": description},
         test=test,
         events=(*record.events, event),
         protocol=protocol,
+        robustness=None,  # these two were measured before the rounding
+        human=None,
         samples=(),
         augmented="",
         env=env,

@@ -124,6 +124,53 @@ def test_train_shortens_a_recipe_in_proportion(
     assert "give the run folder alone" in fails(capsys, "train", "--resume", str(out / "tiny" / "0"), "--epochs", "2")
 
 
+def test_compare_holds_like_against_like(capsys: pytest.CaptureFixture[str], recipe_file: Path, tmp_path: Path) -> None:
+    tta, plain = tmp_path / "tta", tmp_path / "plain"
+    short = ("train", str(recipe_file), "--epochs", "1", "--out")
+    printed(capsys, *short, str(tta))
+    printed(capsys, *short, str(plain), "--evaluate.tta", "none", "--evaluate.selection", "best-test")
+    records = [read_record(folder / "tiny" / "0") for folder in (tta, plain)]
+    both = (str(tta), str(tta / "tiny" / "0"), str(plain))
+    compared = json.loads(printed(capsys, "compare", *both, "--json"))
+    assert compared["measure"] == "accuracy"
+    assert [runs["n"] for runs in compared["runs"].values()] == [1, 1]
+    assert [runs["mean"] for runs in compared["runs"].values()] == [record.test.accuracy for record in records]
+    assert "tiny (2) (peeked)" in printed(capsys, "compare", *both)
+    assert json.loads(printed(capsys, "compare", both[0], "--json"))["measure"] == "accuracy with TTA"
+
+
+def test_a_report_replaces_no_file_but_a_report(
+    capsys: pytest.CaptureFixture[str], recipe_file: Path, tmp_path: Path
+) -> None:
+    printed(capsys, "train", str(recipe_file), "--epochs", "1", "--out", str(tmp_path / "runs"))
+    page, mine = tmp_path / "page.html", tmp_path / "mine.html"
+    mine.write_text("my own")
+    for _ in range(2):
+        printed(capsys, "report", str(tmp_path / "runs"), "--out", str(page))
+    assert "no report of resfit's lies there" in fails(capsys, "report", str(tmp_path / "runs"), "--out", str(mine))
+    assert mine.read_text() == "my own"
+
+
+def test_a_renamed_run_is_not_resumed_as_another(
+    capsys: pytest.CaptureFixture[str], recipe_file: Path, tmp_path: Path
+) -> None:
+    printed(capsys, "train", str(recipe_file), "--epochs", "1", "--out", str(tmp_path / "runs"))
+    (tmp_path / "runs" / "tiny").rename(tmp_path / "runs" / "old")
+    assert "call it tiny again" in fails(capsys, "train", "--resume", str(tmp_path / "runs" / "old" / "0"))
+
+
+def test_the_time_left_counts_the_epochs_of_this_process(capsys: pytest.CaptureFixture[str]) -> None:
+    from resfit.progress import Progress
+    from resfit.record import EpochPoint
+
+    shown = Progress(epochs=100)
+    shown.began -= 10
+    times = {"lr": 0.1, "seconds": 10.0, "images": 1}
+    unseen = dict.fromkeys(("val_loss", "val_accuracy", "test_accuracy"))
+    shown.epoch_ended(EpochPoint(epoch=90, train_loss=1.0, train_accuracy=0.5, **unseen, **times))
+    assert "about 1:40 left" in capsys.readouterr().err
+
+
 def test_resume_needs_nothing_but_the_folder(
     capsys: pytest.CaptureFixture[str], recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -156,9 +156,14 @@ def test_override_replaces_one_field_and_leaves_the_original():
 @pytest.mark.parametrize(
     "dotted", ["spec.stages.9.blocks", "spec.stages.-1.blocks", "spec.stages.²", "spec.", "..", ""]
 )
-def test_a_path_that_leads_nowhere_is_refused_when_the_whole_is_checked(dotted):
+def test_a_path_that_leads_nowhere_is_refused(dotted):
     with pytest.raises(BadInput):
         from_plain(Recipe, override(get_recipe("digits").to_dict(), dotted, 1))
+
+
+def test_an_item_that_a_list_lacks_is_named():
+    with pytest.raises(BadInput, match=r"no item 9 in a list of 2 \(9\.blocks\): give 0 to 1"):
+        override({"stages": [{"blocks": 1}, {"blocks": 2}]}, "stages.9.blocks", 1)
 
 
 @pytest.mark.parametrize(

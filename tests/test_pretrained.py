@@ -217,6 +217,9 @@ def test_weights_that_saw_validation_images_are_noted(tiny: Recipe, source: Path
     record = train(tiny.replace({**NO_TRAINING, "data.split_seed": 1}), out=tmp_path, init=source)
     assert record.init is not None
     assert "trained on images that this run validates on" in record.init.note
+    record = train(tiny.replace({**NO_TRAINING, "data.fraction": 0.5}), out=tmp_path / "half", init=source)
+    assert record.init is not None
+    assert record.init.note.startswith("perhaps trained on images that this run validates on")
 
 
 def test_a_model_without_a_record_is_noted(tiny: Recipe, source: Path, tmp_path: Path) -> None:

@@ -129,12 +129,39 @@ def test_a_bad_value_is_refused_by_name_and_rule(section, values, field, allowed
     assert allowed in line.split(f"({section}.{field})")[1]
 
 
-def test_a_milestone_that_is_never_reached_is_refused():
-    schedule = {"name": "multistep", "milestones": [10, 20]}
-    line = complaint(schedule=schedule, train={"epochs": 20})
-    assert "schedule.milestones is [20.0]" in line
-    assert "before the last of 20 (train.epochs; --epochs scales both)" in line
-    Recipe.from_dict({"name": "r", "spec": SPEC, "schedule": schedule, "train": {"epochs": 21}})
+@pytest.mark.parametrize(
+    ("values", "remark"),
+    [
+        (
+            {"schedule": {"name": "multistep", "milestones": [10, 20]}},
+            "milestones at 20 of 20 epochs are never reached",
+        ),
+        ({"schedule": {"warmup": 20}}, "a warm-up of 20 of 20 epochs never ends"),
+        ({"train": {"resize": [[0.0, 16]]}}, "training ends on images of 16x16"),
+        ({"schedule": {"name": "multistep", "milestones": [10, 19]}}, None),
+        ({"schedule": {"warmup": 19}}, None),
+        ({"train": {"resize": [[0.0, 16], [0.5, 32]]}}, None),
+    ],
+)
+def test_what_is_seldom_meant_is_remarked_on(values, remark):
+    plain = {"name": "r", "spec": SPEC, **values}
+    found = Recipe.from_dict({**plain, "train": {**plain.get("train", {}), "epochs": 20}}).remarks()
+    assert found == [] if remark is None else found[0].startswith(remark) and len(found) == 1
+
+
+def test_no_shipped_recipe_is_remarked_on():
+    assert [get_recipe(name).remarks() for name in recipe_names()] == [[]] * len(recipe_names())
+
+
+def test_images_are_resized_only_where_the_classifier_gets_as_many_features():
+    windowed = {**SPEC, "pool": {"kind": "avg", "size": 8}}
+    line = complaint(spec=windowed, train={"resize": [[0.0, 16], [0.5, 32]]})
+    assert "16 (train.resize): give sides that leave the classifier as many features" in line
+    Recipe.from_dict({"name": "r", "spec": SPEC, "train": {"resize": [[0.0, 16], [0.5, 32]]}})
+
+
+def test_only_a_whitening_stem_is_frozen():
+    assert "a stem of kind whiten" in complaint(train={"freeze_stem_after": 1})
 
 
 @pytest.mark.parametrize(

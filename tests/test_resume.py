@@ -236,8 +236,9 @@ def test_a_changed_recipe_is_shown_and_refused_and_with_override_taken(everythin
         train(changed, out=tmp_path, resume=True)
     with pytest.raises(BadInput, match=r"a run cannot change spec.activation under way \(.*\"relu\" -> \"gelu\""):
         train(everything.replace({"spec.activation": "gelu"}), out=tmp_path, resume=True, override=True)
-    for late in ({"distill.teacher": "runs/a/0"}, {"train.skip_easy": 0.2}):
-        with pytest.raises(BadInput, match=r"a run cannot change (distill|train\.skip_easy) under way"):
+    for late in ({"distill.teacher": "runs/a/0"}, {"train.skip_easy": 0.2}, {"evaluate.selection": "best-test"}):
+        fixed = r"(distill|train\.skip_easy|evaluate\.selection)"
+        with pytest.raises(BadInput, match=rf"a run cannot change {fixed} under way"):
             train(everything.replace(late), out=tmp_path, resume=True, override=True)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     record = train(changed, out=tmp_path, resume=True, override=True)

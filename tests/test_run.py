@@ -173,6 +173,12 @@ def test_patience_stops_early(tiny: Recipe, tmp_path: Path) -> None:
     assert len(record.curve) == record.epochs
 
 
+def test_patience_waits_for_another_validation(tiny: Recipe, tmp_path: Path) -> None:
+    still = {"optim.lr": 1e-9, "optim.weight_decay": 0.0, "spec.norm.momentum": 1e-6}
+    record = train(tiny.replace({**still, "train.epochs": 9, "train.patience": 1, "evaluate.every": 3}), out=tmp_path)
+    assert record.epochs == 6
+
+
 def test_validating_less_often_changes_no_weight(tiny: Recipe, tmp_path: Path) -> None:
     train(tiny, out=tmp_path / "often")
     seldom = train(tiny.replace({"evaluate.every": 3}), out=tmp_path / "seldom")
@@ -215,7 +221,12 @@ def test_a_folder_of_images_trains_with_nothing_but_its_place(tmp_path: Path) ->
     assert record.data["classes"] == ["dark", "light", "middle"]
     assert record.spec["num_classes"] == 3
     assert record.data["n_train"] + record.data["n_val"] + record.data["n_test"] == 60
-    assert resfit.load(tmp_path / "runs" / "folder" / "0").info.classes == ("dark", "light", "middle")
+    run = tmp_path / "runs" / "folder" / "0"
+    assert resfit.load(run).info.classes == ("dark", "light", "middle")
+    assert resfit.evaluate(run, data_dir=tmp_path / "images").accuracy == record.test.accuracy
+    Image.new("RGB", (20, 14), (90, 9, 90)).save(tmp_path / "images" / "dark" / "new.png")
+    with pytest.raises(BadInput, match="put images to test on into test/"):
+        resfit.evaluate(run, data_dir=tmp_path / "images")
 
 
 def test_a_summary_of_several_runs(tiny: Recipe, tmp_path: Path) -> None:

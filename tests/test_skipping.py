@@ -29,6 +29,12 @@ def test_none_is_left_out_twice_in_a_row():
     assert easy.leave_out(order).tolist() == [0, 1, 2, 3, 8, 9]
 
 
+def test_with_a_share_above_one_half_every_image_is_seen_every_other_time():
+    easy, order = remembered(share=0.8), torch.arange(10)
+    seen = [set(easy.leave_out(order).tolist()) for _ in range(2)]
+    assert seen[0] | seen[1] == set(range(10))
+
+
 def test_images_that_were_never_trained_on_stay_while_others_can_go():
     easy = EasyImages(10, 0.5, CPU)
     easy.remember(torch.arange(5), torch.randn(5, 3), torch.zeros(5).long())

@@ -121,6 +121,9 @@ def _overridden(inner: object, dotted: str, value: object) -> object:
         items = list(inner)
         items[int(head)] = _overridden(items[int(head)], rest, value) if rest else value
         return items
+    if isinstance(inner, list) and rest:
+        allowed = f"0 to {len(inner) - 1}" if inner else "the whole list"
+        raise BadInput(f"no item {head} in a list of {len(inner)} ({head}.{rest}): give {allowed}")
     return override(inner if isinstance(inner, Mapping) else {}, dotted, value)
 
 

@@ -113,6 +113,8 @@ def _listed(images: Sequence[str | Path | Image]) -> tuple[list[str], list[Path 
     names: list[str] = []
     sources: list[Path | Image] = []
     for image in images:
+        if isinstance(image, str) and "://" in image:
+            raise BadInput(f"an address, not a file ({image}): download it first")
         found = _files(Path(image)) if isinstance(image, str | Path) else [image]
         names += [str(one) if isinstance(one, Path) else f"image {len(names) + 1}" for one in found]
         sources += found

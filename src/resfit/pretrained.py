@@ -18,6 +18,7 @@ from resfit.spec import NetSpec
 
 # What of a spec may differ without another meaning of the weights, those of the head apart.
 _FREE = frozenset({"num_classes", "head", "dropout", "input"})
+_OTHER_FOLDER = "trained on other images of the same classes: this run may validate or be tested on some of them"
 _UNKNOWN = "no record says on what images it was trained: this run may validate or be tested on some of them"
 
 
@@ -66,6 +67,14 @@ def load_teacher(target: str | Path, net: Network, data: Dataset) -> tuple[nn.Mo
     return behind, replace(found, taken="its answers to the training images", note=note)
 
 
+def model_sha256(target: str | Path) -> str:
+    """Of the model file, or of a run folder's; raises BadInput where there is none."""
+    file = Path(target) / "model.safetensors" if Path(target).is_dir() else Path(target)
+    if not file.is_file():
+        raise BadInput(f"no model there ({file}): give a run folder or a model.safetensors")
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
 def _load(target: str | Path) -> tuple[Network, RunRecord | None, GivenModel]:
     """A trained network, the record of its run folder, and what a record says of both."""
     net = load(target)
@@ -77,7 +86,7 @@ def _load(target: str | Path) -> tuple[Network, RunRecord | None, GivenModel]:
         record,
         GivenModel(
             path=str(target),
-            sha256=hashlib.sha256(file.read_bytes()).hexdigest(),
+            sha256=model_sha256(target),
             params=sum(parameter.numel() for parameter in net.parameters()),
             recipe=record.recipe if record else None,
             data=record.data["digest"] if record else None,
@@ -104,8 +113,12 @@ def remark_on_weights(record: RunRecord | None, data: Dataset) -> str:
     """What has to be said of a run on `data` that begins with the weights of the recorded one; mostly nothing."""
     if record is None:
         return _UNKNOWN
-    if record.data["digest"] != data.digest and _other_split(record, data) and len(data.val):
-        return "trained on images that this run validates on, so that its validation says too much"
+    if record.data["digest"] != data.digest and record.data["name"] == data.name:
+        if data.name == "folder":
+            return _OTHER_FOLDER if tuple(record.data["classes"]) == data.classes else ""
+        if len(data.val) and record.data["n_test"] == len(data.test):
+            may = "" if _other_split(record, data) else "perhaps "  # on a fraction the split itself may be the same
+            return f"{may}trained on images that this run validates on, so that its validation says too much"
     return _peeked(record) if record.data["name"] == data.name else ""
 
 

@@ -26,7 +26,7 @@ class Progress(Observer):
         self.epochs = epochs
         self.console = Console(stderr=True, highlight=False)
         self.bar: Bar | None = None
-        self.began = time.perf_counter()
+        self.began, self.shown = time.perf_counter(), 0
 
     def __enter__(self) -> Progress:
         return self
@@ -63,8 +63,8 @@ class Progress(Observer):
             parts.append(f"val {100 * point.val_accuracy:.2f} %")
         if point.test_accuracy is not None:
             parts.append(f"test {100 * point.test_accuracy:.2f} %")
-        passed = time.perf_counter() - self.began
-        left = passed / point.epoch * (self.epochs - point.epoch)
+        self.shown += 1  # a resumed run has made the others before
+        left = (time.perf_counter() - self.began) / self.shown * (self.epochs - point.epoch)
         parts.append(f"{point.seconds:.1f} s")
         if self.bar is None:
             parts.append(f"about {_clock(left)} left")
@@ -72,7 +72,7 @@ class Progress(Observer):
 
     def message(self, text: str) -> None:
         """A line for the user."""
-        self.console.print(text, markup=False)
+        self.console.print(text, markup=False, soft_wrap=True)
         sys.stderr.flush()
 
 

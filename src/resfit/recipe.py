@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -223,8 +223,8 @@ class TrainConfig:
     of training on, this side in pixels); `freeze_stem_after` stops a whitening stem's bias at that epoch; `patience`
     stops after so many epochs without a better validation accuracy; `drop_last` leaves an epoch's last partial batch
     out; `skip_easy` leaves this share of the images out of each epoch but the first, those with the lowest loss when
-    they were last trained on, up to the fraction `skip_easy_until` of training. precision auto: bf16 where the
-    device has instructions for it, else fp32.
+    they were last trained on and none twice in a row (so half of them at most), up to the fraction `skip_easy_until` of
+    training. precision auto: bf16 where the device has instructions for it, else fp32.
 
     The state is saved every `checkpoint_minutes`. Where a loss or weight is not finite, the run goes back to the state
     up to `rollbacks` times, with learning rates times `rollback_factor` each time.
@@ -315,13 +315,28 @@ class Recipe:
         ends_on_norm = any(block.layout.norm_last for _, _, block in self.spec.plan())
         dead = self.init.zero_last_norm and not self.spec.norm.gain and ends_on_norm
         _check("init.zero_last_norm", True, not dead, "false, or norms with a gain (spec.norm.gain)")
-        late = [m for m in self.schedule.milestones if m >= self.train.epochs and self.schedule.name == "multistep"]
-        early = f"epochs before the last of {self.train.epochs} (train.epochs; --epochs scales both)"
-        _check("schedule.milestones", late, not late, early)
         if self.evaluate.selection == "best-val" or self.train.patience:
             field = "evaluate.selection" if self.evaluate.selection == "best-val" else "train.patience"
             needs = self.data.val > 0 or self.evaluate.selection == "best-test"
             _check(field, "set", needs, "a validation split with data.val")
+        for _, side in self.train.resize:
+            alike = _pooled_side(self.spec, side) == self.spec.pooled_side
+            _check("train.resize", side, alike, "sides that leave the classifier as many features (spec.pool)")
+        frozen = self.train.freeze_stem_after is None or self.spec.stem.kind == "whiten"
+        _check("train.freeze_stem_after", self.train.freeze_stem_after, frozen, "null, or a stem of kind whiten")
+
+    def remarks(self) -> list[str]:
+        """What is allowed and seldom meant, in a line each: a schedule that is cut off, another size at the end."""
+        epochs, found = self.train.epochs, []
+        late = [f"{m:g}" for m in self.schedule.milestones if self.schedule.name == "multistep" and m >= epochs]
+        if late:
+            found.append(f"milestones at {', '.join(late)} of {epochs} epochs are never reached: --epochs scales both")
+        if self.schedule.warmup >= epochs:
+            found.append(f"a warm-up of {self.schedule.warmup:g} of {epochs} epochs never ends: --epochs scales both")
+        if self.train.resize and self.train.resize[-1][1] != self.spec.input.size:
+            side, size = self.train.resize[-1][1], self.spec.input.size
+            found.append(f"training ends on images of {side}x{side} (train.resize), scored are {size}x{size}")
+        return found
 
     @classmethod
     def from_dict(cls, data: object) -> Recipe:
@@ -348,6 +363,14 @@ class Recipe:
         for dotted, value in overrides.items():
             plain = override(plain, dotted, value)
         return Recipe.from_dict(plain)
+
+
+def _pooled_side(spec: NetSpec, side: int) -> int | None:
+    """`spec`'s for images of `side` pixels; None where they are too small."""
+    try:
+        return replace(spec, input=replace(spec.input, size=side)).pooled_side
+    except BadInput:
+        return None
 
 
 def recipe_names() -> list[str]:

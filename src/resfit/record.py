@@ -342,10 +342,11 @@ def _digest(plain: dict[str, Any]) -> str:
 
 
 def find_records(paths: Sequence[str | Path]) -> list[RunRecord]:
-    """The records at `paths`; a folder without one stands for all those in its subfolders, in order."""
+    """The records at `paths`, in order: of files, run folders, folders that hold some, or of files SEED.json."""
     found: list[RunRecord] = []
     for path in map(Path, paths):
         inner = sorted(path.glob("**/record.json"), key=_seed_order) if path.is_dir() else []
+        inner = inner or sorted(path.glob("[0-9]*.json"), key=lambda file: file.stem.zfill(9))
         found += [read_record(file) for file in inner] or [read_record(path)]
     return found
 
@@ -391,16 +392,19 @@ class Comparison:
 
 
 def compare(a: Sequence[float], b: Sequence[float]) -> Comparison:
-    """Compare two sets of runs by Welch's t-test, which takes no equal deviations for granted."""
+    """Compare two sets of runs by Welch's t-test, which takes no equal deviations for granted.
+
+    Interval and p-value are None where there is no spread to judge by: a side of one run, or equal runs on both.
+    """
     sum_a, sum_b = summarize(a), summarize(b)
     difference = sum_b.mean - sum_a.mean
     if sum_a.std is None or sum_b.std is None:
         return Comparison(a=sum_a, b=sum_b, difference=difference, interval=None, p_value=None)
     var_a, var_b = sum_a.std**2 / sum_a.n, sum_b.std**2 / sum_b.n
     error = math.sqrt(var_a + var_b)
-    if error == 0.0:
-        p_value = 1.0 if difference == 0.0 else 0.0
-        return Comparison(a=sum_a, b=sum_b, difference=difference, interval=(difference, difference), p_value=p_value)
+    if error == 0.0:  # equal runs on either side say nothing of how far others would lie apart
+        p_value = 1.0 if difference == 0.0 else None
+        return Comparison(a=sum_a, b=sum_b, difference=difference, interval=None, p_value=p_value)
     freedom = error**4 / (var_a**2 / (sum_a.n - 1) + var_b**2 / (sum_b.n - 1))
     half = _t_quantile(freedom) * error
     from scipy.stats import t as student  # half a second that only comparisons pay

@@ -16,8 +16,11 @@ from resfit.recipe import Recipe
 
 STATE_FORMAT = 4
 
-# What the saved tensors belong to: no run can change it under way.
-_FIXED = ("name", "spec", "data", "init", "optim.name", "average.name", "distill", "train.precision", "train.skip_easy")
+# What the saved tensors and the best weights so far belong to: no run can change it under way.
+_FIXED = (
+    *("name", "spec", "data", "init", "optim.name", "average.name", "distill"),
+    *("train.precision", "train.skip_easy", "evaluate.selection"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)

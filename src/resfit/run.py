@@ -248,7 +248,7 @@ class _Run:
     def fit(self) -> tuple[EpochPoint, ...]:
         """Train and validate; nothing is written and the test set is not scored."""
         self.save_due = math.inf
-        self.observer.started(self.recipe, self.data, self.folder, self._note())
+        self._tell_the_start()
         for result in self.trainer.epochs():
             self.curve.append(self._validated(result))
             self.observer.epoch_ended(self.curve[-1])
@@ -256,8 +256,14 @@ class _Run:
                 break
         return tuple(self.curve)
 
+    def _tell_the_start(self) -> None:
+        self.observer.started(self.recipe, self.data, self.folder, self._note())
+        for remark in self.recipe.remarks():
+            self.observer.message(remark)
+
     def _note(self) -> str:
-        parts = [self.device.type, self.precision, f"{torch.get_num_threads()} threads"]
+        threads = torch.get_num_threads()
+        parts = [self.device.type, self.precision, f"{threads} thread{'s' if threads > 1 else ''}"]
         parts += [] if distributed.alone() else [f"{distributed.world_size()} processes"]
         parts += [f"kernels: {' '.join(self.kernels)}"] if self.kernels else []
         parts += ["no C++ compiler was found for faster kernels"] if self._may_use_kernels and not self.kernels else []
@@ -276,7 +282,7 @@ class _Run:
     def execute(self) -> RunRecord:
         """Train what is left, score the test set, and leave the folder complete."""
         began = time.perf_counter()
-        self.observer.started(self.recipe, self.data, self.folder, self._note())
+        self._tell_the_start()
         self.clock += time.perf_counter() - began  # a log that is slow to open is no part of the run
         self._write_metrics()
         self._save_state()
@@ -376,7 +382,10 @@ class _Run:
 
     def _out_of_patience(self) -> bool:
         patience = self.recipe.train.patience
-        return bool(patience and self.best and self.trainer.epoch - self.best[1] >= patience)
+        if not (patience and self.best and self.curve):
+            return False
+        judged = self.curve[-1].val_accuracy is not None or self.curve[-1].test_accuracy is not None
+        return judged and self.trainer.epoch - self.best[1] >= patience
 
     def _logits(self, part: Images, tta: bool = False) -> tuple[Tensor, Tensor | None]:
         config = self.recipe.evaluate

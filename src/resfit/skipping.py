@@ -23,9 +23,12 @@ class EasyImages:
         self.losses[index] = F.cross_entropy(logits.detach().float(), labels, reduction="none")
 
     def leave_out(self, order: Tensor) -> Tensor:
-        """`order`, indices int64 [N], without the images of lowest loss; these count as hardest the next time."""
+        """`order`, indices int64 [N], without the images of lowest loss; these stay in the next time.
+
+        Fewer are left out where too few are known by a loss, as with a share above one half.
+        """
         easiest = self.losses.argsort(stable=True)[: self.skipped]
         kept = torch.ones(len(self.losses), dtype=torch.bool, device=order.device)
-        kept[easiest] = False
+        kept[easiest] = self.losses[easiest].isinf()
         self.losses[easiest] = torch.inf
         return order[kept[order]]

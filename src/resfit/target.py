@@ -29,6 +29,10 @@ def find_target(text: str) -> Target:
         is_folder, is_file = path.is_dir(), path.is_file()
     except (OSError, ValueError) as error:  # no text that a path can be
         raise BadInput(f"not a recipe or a file ({text[:40]!r}): {getattr(error, 'strerror', error)}") from None
+    if "://" in text:
+        raise BadInput(f"an address, not a file ({text}): download it first")
+    if is_folder and not (path / "recipe.yaml").is_file():
+        raise BadInput(f"no run folder ({text}): give one that resfit train made, with its recipe.yaml")
     if is_folder:
         return _of_recipe(Recipe.from_yaml(path / "recipe.yaml"))
     if path.suffix == ".safetensors":
@@ -49,7 +53,10 @@ def _of_yaml(path: Path) -> Target:
     data = read_yaml(path)
     if isinstance(data, dict) and "spec" in data:
         return _of_recipe(Recipe.from_yaml(path))
-    return Target(name=path.stem, spec=NetSpec.from_dict(data))
+    try:
+        return Target(name=path.stem, spec=NetSpec.from_dict(data))
+    except BadInput as error:
+        raise BadInput(f"{path}: {error}") from None
 
 
 def _spec_in_model(path: Path) -> NetSpec:

@@ -18,7 +18,7 @@ from resfit.fields import from_plain
 from resfit.modelfile import load
 from resfit.net import Network
 from resfit.recipe import DataConfig, Recipe
-from resfit.record import Metrics
+from resfit.record import Metrics, read_record
 from resfit.train import usable_precision
 
 
@@ -54,7 +54,8 @@ def data_of(
 ) -> Dataset:
     """The data that the network of a run folder or model file was trained on, or `data`, at the network's size.
 
-    Raises BadInput where the model lies outside its run folder and `data` is not given, or where classes differ.
+    Raises BadInput where the model lies outside its run folder and `data` is not given, where classes differ, and where
+    the test images are drawn from others than at the training, which may have seen some of them.
     """
     trained = _recipe_beside(target)
     config = trained.data if trained else None
@@ -74,6 +75,12 @@ def data_of(
     if tuple(loaded.classes) != tuple(net.info.classes):
         raise BadInput(
             f"the model knows other classes than {loaded.name} has ({target}): give the data of its training"
+        )
+    file = run_folder_of(target) / "record.json"
+    if data is None and loaded.test_drawn and file.exists() and read_record(file).data["digest"] != loaded.digest:
+        raise BadInput(
+            f"the images are not those of the training, which may have seen some of what would be tested ({target}): "
+            "put images to test on into test/ and others into train/"
         )
     return loaded
 

@@ -197,8 +197,26 @@ def test_a_folder_without_class_folders_is_refused(tmp_path: Path, content: list
 
 
 def test_classes_too_small_to_split_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="leaves none to test on"):
+        load(write_images(tmp_path / "one", {"ant": 1, "bee": 1}))
     with pytest.raises(BadInput, match="leaves class 0 none to train on"):
-        load(write_images(tmp_path / "few", {"ant": 1, "bee": 1}))
+        load(write_images(tmp_path / "few", {"ant": 2, "bee": 3}), val=2)
+
+
+def test_classes_are_mixed(flat: Path) -> None:
+    data = load(flat, val=0)
+    assert set(data.train.labels[:8].tolist()) == {0, 1, 2}
+    assert not torch.equal(data.test.labels, data.test.labels.sort().values)
+
+
+def test_more_images_leave_most_of_the_test_images_where_they_are(tmp_path: Path) -> None:
+    def tested(folder: Path) -> set[bytes]:
+        return {image.numpy().tobytes() for image in load(folder, val=0).test.images}
+
+    folder = write_images(tmp_path / "some", {"ant": 100, "bee": 100})
+    before = tested(folder)
+    shutil.copy(folder / "bee" / "000.png", folder / "ant" / "0000.png")
+    assert len(before) == 40 and len(before & tested(folder)) >= 39
 
 
 def test_no_folder_given_or_there_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flat: Path) -> None:

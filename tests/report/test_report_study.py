@@ -71,9 +71,9 @@ def text(page: str) -> str:
 
 def test_a_verdict_says_plainly_what_was_found() -> None:
     assert study_page.verdict(WHOLE) == [
-        "up is better than base.",
-        "down is worse than base.",
-        "near is not told apart from base.",
+        "up is better than the baseline, base.",
+        "down is worse than the baseline, base.",
+        "near is not told apart from the baseline, base.",
         "Nothing is said of once: that takes two finished runs of each and of the baseline.",
     ]
     assert study_page.verdict(make_study(point("base"), point("a")))[0].startswith("Nothing was compared yet")

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from PIL import Image
 from tiny_recipe import TINY
 
 from resfit.cli import main
@@ -109,6 +110,50 @@ def test_an_unfinished_run_goes_on_from_its_state(
     _, log = run(study, tmp_path)
     assert [epoch for job, epoch in log.epochs if job == "plain, seed 0"] == [2]
     assert len(read_record(tmp_path / "s" / "plain" / "0").curve) == 2
+
+
+def test_an_interrupted_study_leaves_the_page_of_what_is_finished(study: Study, tmp_path: Path) -> None:
+    class Breaking(Log):
+        def epoch_ended(self, job: Job, point: EpochPoint) -> None:
+            if str(job) == "slow, seed 0":
+                raise KeyboardInterrupt
+
+    executor = InProcess(Place(out=tmp_path / "s"), "cpu")
+    with pytest.raises(KeyboardInterrupt):
+        execute(study, study.recipes(), executor, tmp_path / "s", seeds=1, watcher=Breaking())
+    left = json.loads((tmp_path / "s" / "study.json").read_text())
+    assert [point["seeds"] for point in left["points"]] == [[0], []]
+    assert "1 of 2 runs" in (tmp_path / "s" / "report.html").read_text()
+
+
+def test_finished_runs_from_other_weights_are_refused(study: Study, tmp_path: Path) -> None:
+    run(study, tmp_path)
+    out = tmp_path / "s"
+    executor = InProcess(Place(out=out, init=str(out / "slow" / "0")), "cpu")
+    with pytest.raises(BadInput, match=r"a run from other weights lies there \(.*plain/0\)"):
+        execute(study, study.recipes(), executor, out, seeds=2)
+
+
+def test_finished_runs_on_other_images_are_refused(tmp_path: Path) -> None:
+    for place, level in (("a", 40), ("b", 90)):
+        for label in ("dark", "light"):
+            for n in range(6):
+                path = tmp_path / place / label / f"{n}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.new("L", (8, 8), level + 20 * (label == "light") + n).save(path)
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump({**TINY, "data": {"name": "folder", "val": 2}, "train": {"epochs": 1}}))
+    study = Study(name="s", recipe=str(path), baseline="plain", points={"plain": {}})
+    out = tmp_path / "s"
+
+    def run_on(place: str) -> None:
+        executor = InProcess(Place(out=out, data_dir=tmp_path / place), "cpu")
+        execute(study, study.recipes(), executor, out, seeds=1)
+
+    run_on("a")
+    run_on("a")
+    with pytest.raises(BadInput, match="a run on other images lies there"):
+        run_on("b")
 
 
 def test_a_failed_run_is_told_and_the_others_go_on(study: Study, tmp_path: Path) -> None:

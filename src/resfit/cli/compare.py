@@ -25,23 +25,29 @@ def add(commands: Any) -> None:
 def _compare(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
     from resfit.fields import to_plain
     from resfit.record import compare, find_records, group_runs, summarize
+    from resfit.report.groups import group, unique
 
-    groups = group_runs(find_records(options.runs))
-    if len({record.data["name"] for runs in groups.values() for record in runs}) > 1:
-        raise BadInput("the runs are on different data sets (RUN): compare runs on one")
-    values = {name: [record.accuracy for record in runs] for name, runs in groups.items()}
+    records = unique(find_records(options.runs))
+    if len(data := group(records)) > 1:
+        names = ", ".join(part.name for part in data)
+        raise BadInput(f"the runs are on different data sets (RUN: {names}): compare runs on one")
+    what = "accuracy with TTA" if data[0].tta else "accuracy"  # with, only where every run has it
+    groups = group_runs(records)
+    values = {name: [r.accuracy if data[0].tta else r.test.accuracy for r in runs] for name, runs in groups.items()}
     first = next(iter(values))
     differences = {name: compare(values[first], values[name]) for name in values if name != first}
     if options.json:
-        summaries = {name: to_plain(summarize(group)) for name, group in values.items()}
-        print(json.dumps({"baseline": first, "runs": summaries, "differences": to_plain(differences)}, indent=1))
+        summaries = {name: to_plain(summarize(found)) for name, found in values.items()}
+        facts = {"baseline": first, "measure": what, "runs": summaries, "differences": to_plain(differences)}
+        print(json.dumps(facts, indent=1))
         return 0
     rows = []
-    for name, group in values.items():
-        s = summarize(group)
+    for name, found in values.items():
+        s = summarize(found)
         spread = f" ± {100 * s.std:.2f}" if s.std is not None else ""
-        rows.append([name, s.n, f"{100 * s.mean:.2f}{spread} %", _difference_text(differences.get(name))])
-    print_table(["runs", "n", "test accuracy", f"difference from {first} (95 % interval)"], rows, right=(1,))
+        peeked = " (peeked)" if any(record.protocol["peeking"] for record in groups[name]) else ""
+        rows.append([name + peeked, s.n, f"{100 * s.mean:.2f}{spread} %", _difference_text(differences.get(name))])
+    print_table(["runs", "n", f"test {what}", f"difference from {first} (95 % interval)"], rows, right=(1,))
     return 0
 
 
@@ -52,7 +58,7 @@ def _difference_text(difference: Any) -> str:
         return "baseline"
     text = f"{100 * difference.difference:+.2f} points"
     if difference.interval is None:
-        return f"{text} (an interval needs two runs of each)"
+        return f"{text} (an interval needs two runs of each that differ)"
     low, high = (100 * bound for bound in difference.interval)
     p = p_value(difference.p_value)
     return f"{text} ({low:+.2f} to {high:+.2f}, p {p if p.startswith('<') else '= ' + p})"

@@ -74,7 +74,7 @@ def _found(options: argparse.Namespace) -> Iterator[tuple[Design, Speed | None]]
     from resfit.solver import design
 
     top = options.top if options.top is not None else (5 if options.family else 1)
-    for name, value in (("--top", top), ("--latency", options.latency or 1)):
+    for name, value in (("--top", top), ("--latency", 1 if options.latency is None else options.latency)):
         if not 0 < value < float("inf"):
             raise BadInput(f"{value} is not a limit ({name}): give a number above 0")
     designs = design(

@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from resfit.errors import BadInput
+
 
 def add(commands: Any) -> None:
     """Add the command."""
@@ -24,5 +26,7 @@ def _report(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
     from resfit.report import write_report
 
     records = find_records(options.runs)
+    if options.out.is_file() and b"Made by resfit" not in options.out.read_bytes():
+        raise BadInput(f"a file that is no report of resfit's lies there ({options.out}): give another --out")
     print(f"{write_report(records, options.out)}: {len(records)} run{'s' if len(records) > 1 else ''}")
     return 0

@@ -84,7 +84,9 @@ def _train(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
     if seed < 0:
         raise BadInput(f"seed is {seed} (--seed): give 0 or more")
     check_executor_options(options)
-    print(f"{recipe.name}: {require_fit(recipe.spec, recipe.budget)}", flush=True)
+    verdict = require_fit(recipe.spec, recipe.budget)
+    guessed = f" (with {recipe.spec.num_classes} classes)" if recipe.data.name == "folder" else ""
+    print(f"{recipe.name}: {verdict}{guessed}", flush=True)
     if options.workers is not None or options.ray is not None:
         return _train_many(options, recipe, range(seed, seed + options.runs))
     from resfit.distributed import is_leader
@@ -141,6 +143,8 @@ def _train_many(options: argparse.Namespace, recipe: Recipe, seeds: range) -> in
 
 def _what_to_train(options: argparse.Namespace) -> tuple[str, int, Path]:
     """Recipe, first seed and parent folder: of a new run, or of the folder to resume."""
+    from resfit.recipe import plain_recipe
+
     if options.resume is None:
         if options.recipe is None:
             raise BadInput("no recipe (RECIPE): give a name that resfit recipes lists, or a YAML file")
@@ -151,6 +155,8 @@ def _what_to_train(options: argparse.Namespace) -> tuple[str, int, Path]:
     scaled = options.epochs is not None or options.fraction != 1
     if options.recipe is not None or options.runs != 1 or options.init or scaled:
         raise BadInput("a resumed run has its recipe, length, seed and weights (--resume): give the run folder alone")
+    if (name := plain_recipe(str(folder / "recipe.yaml"))["name"]) != folder.parent.name:
+        raise BadInput(f"the run's folder was renamed ({folder.parent}): call it {name} again")
     return str(folder / "recipe.yaml"), int(folder.name), folder.parent.parent
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from resfit.cli.executors import add_executor_options, check_executor_options, on_ray
 from resfit.cli.words import RECIPE, add_data_options, add_scale_options, check_scale_options, print_table
-from resfit.errors import BadInput
+from resfit.errors import BadInput, RunFailed
 
 if TYPE_CHECKING:
     from resfit.tunerecord import TuneRecord
@@ -78,6 +78,9 @@ def _tune(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
         result, status = run_search(search, options.trials, workers=options.workers or 1, cluster=cluster), 0
     except KeyboardInterrupt:
         result, status = record(search), 130
+    except RunFailed:
+        _write(record(search), folder)  # what the trials before have found
+        raise
     _write(result, folder)
     if options.json:
         print(json.dumps(result.to_dict(), indent=1))

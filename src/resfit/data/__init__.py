@@ -29,7 +29,8 @@ class Dataset:
 
     `mean` and `std` are per channel of `train` alone, on the 0..1 scale. `digest` (SHA-256, hex) is the same for two
     runs that saw the same data in the same splits. `duplicates` counts, for "train/val", "train/test" and "val/test",
-    the images of the second that also stand in the first. `notes` are one-line remarks for the user.
+    the images of the second that also stand in the first. `notes` are one-line remarks for the user. `test_drawn`: the
+    test images were taken from all, and not set apart by who made the set.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Dataset:
     digest: str
     duplicates: dict[str, int]
     notes: tuple[str, ...] = ()
+    test_drawn: bool = False
 
 
 def load_dataset(
@@ -108,6 +110,7 @@ def _described(name: str, source: Source, parts: dict[str, Images]) -> Dataset:
         std=std,
         digest=digest(parts, hashes),
         duplicates=duplicates,
+        test_drawn=source.test_drawn,
         notes=source.notes + tuple(_remark(pair, count) for pair, count in duplicates.items() if count),
     )
 

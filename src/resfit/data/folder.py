@@ -3,6 +3,9 @@
 The images are decoded once, in the order train, val, test, into one array in the cache folder. It is mapped into
 memory and the splits are slices of it: a set need not fit into memory. Small sets are kept there too, as decoding even
 a thousand photographs takes a minute.
+
+Within a split images stand in the order of a hash of their names: classes are mixed, so that any first thousand is a
+fair sample, and files that are added later leave nearly all of the test images where they are.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -27,7 +31,7 @@ from resfit.memory import free_bytes
 from resfit.recipe import DataConfig
 
 _SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-_TEST_PART, _TEST_SEED = 0.2, 0  # fixed, so that data.split_seed never moves an image into the test set
+_TEST_PART = 0.2
 
 Classes = Mapping[str, Sequence[Path]]  # the image files of each class
 Samples = list[tuple[Path, int]]  # image files and their labels
@@ -45,7 +49,7 @@ def load_folder(config: DataConfig, places: Places, *, size: int, channels: int)
     _check(parts, folders)
     notes += _ignored(folders, parts)
     names = sorted(next(iter(parts.values())))
-    splits = _split({name: _samples(part, names) for name, part in parts.items()}, config)
+    splits = _split({name: _samples(part, names, root) for name, part in parts.items()}, config)
     if "val" in parts and config.val:
         notes.append(f"{folders['val'].name}/ is the validation set; data.val is not used")
     files = [path for split in splits.values() for path, _ in split]
@@ -54,7 +58,7 @@ def load_folder(config: DataConfig, places: Places, *, size: int, channels: int)
     for name, images in zip(splits, torch.split(pixels, [len(split) for split in splits.values()]), strict=True):
         labels = torch.tensor([label for _, label in splits[name]], dtype=torch.int64)
         sets[name] = Images(images=images, labels=labels)
-    return Source(classes=tuple(names), **sets, notes=tuple(notes))
+    return Source(classes=tuple(names), **sets, notes=tuple(notes), test_drawn="all" in parts)
 
 
 def _root(places: Places) -> Path:
@@ -140,21 +144,40 @@ def _ignored(folders: Mapping[str, Path], parts: Mapping[str, Classes]) -> list[
     return [f"{count} other file{'s' if count > 1 else ''} ignored"] if count else []
 
 
-def _samples(classes: Classes, names: Sequence[str]) -> Samples:
-    return [(path, label) for label, name in enumerate(names) for path in classes[name]]
+def _samples(classes: Classes, names: Sequence[str], root: Path) -> Samples:
+    samples = [(path, label) for label, name in enumerate(names) for path in classes[name]]
+    return sorted(samples, key=lambda sample: _place(sample[0].relative_to(root)))
+
+
+def _place(path: Path) -> bytes:
+    return hashlib.sha256(os.fsencode(path.as_posix())).digest()
 
 
 def _split(parts: Mapping[str, Samples], config: DataConfig) -> dict[str, Samples]:
     """Train, val and test, in this order."""
     if "all" in parts:
-        every = parts["all"]
-        train, test = _take_out(every, max(1, round(_TEST_PART * len(every))), _TEST_SEED)
+        train, test = _take_test(parts["all"])
     else:
         train, test = parts["train"], parts["test"]
     if "val" in parts:
         return {"train": train, "val": parts["val"], "test": test}
     train, val = _take_out(train, val_count(config.val, len(train)), config.split_seed)
     return {"train": train, "val": val, "test": test}
+
+
+def _take_test(samples: Samples) -> tuple[Samples, Samples]:
+    """Each class's first fifth is for testing, whatever data.split_seed is; a class's only image is for training."""
+    sizes = Counter(label for _, label in samples)
+    if set(sizes.values()) == {1}:
+        raise BadInput("one image of each class leaves none to test on (data): add images")
+    wanted = {label: min(size - 1, max(1, round(_TEST_PART * size))) for label, size in sizes.items()}
+    seen: Counter[int] = Counter()
+    train: Samples = []
+    test: Samples = []
+    for path, label in samples:
+        seen[label] += 1
+        (test if seen[label] <= wanted[label] else train).append((path, label))
+    return train, test
 
 
 def _take_out(samples: Samples, count: int, seed: int) -> tuple[Samples, Samples]:

@@ -33,13 +33,17 @@ class Images:
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """What a source delivers. `val` is None where the validation images are still to be taken from `train`."""
+    """What a source delivers. `val` is None where the validation images are still to be taken from `train`.
+
+    `test_drawn`: the test images were taken from all, and not set apart by who made the set.
+    """
 
     classes: tuple[str, ...]
     train: Images
     test: Images
     val: Images | None = None
     notes: tuple[str, ...] = ()
+    test_drawn: bool = False
 
 
 def resized(part: Images, size: int) -> Images:

@@ -60,12 +60,13 @@ def run_jobs(
     """Run what is not finished of `jobs`; the records of all that are now, in the jobs' order, and what failed.
 
     `executor` has to put its run folders into `out`. Raises BadInput, ahead of any run, where `out` holds runs of other
-    settings.
+    settings, on other images, or from other weights.
     """
     watcher = watcher or Watcher()
     for job in jobs:
         _check_folder(run_folder(out, job.recipe, job.seed), job.recipe)
-    records = {str(job): record for job in jobs if (record := _finished(out, job)) is not None}
+    records = _finished(jobs, out)
+    executor.place.require_own(list(records.values()))
     todo = [job for job in jobs if str(job) not in records]
     watcher.planned(todo, list(records.values()), judged_by(jobs))
     failed: list[FailedRun] = []
@@ -101,9 +102,14 @@ def _submitted(
     return future
 
 
-def _finished(out: Path, job: Job) -> RunRecord | None:
-    folder = run_folder(out, job.recipe, job.seed)
-    return read_record(folder) if (folder / "record.json").exists() else None
+def finished_runs(jobs: Sequence[Job], out: Path) -> list[RunRecord]:
+    """The records that `jobs` have left in `out` so far, in their order."""
+    return list(_finished(jobs, out).values())
+
+
+def _finished(jobs: Sequence[Job], out: Path) -> dict[str, RunRecord]:
+    folders = {str(job): run_folder(out, job.recipe, job.seed) for job in jobs}
+    return {job: read_record(folder) for job, folder in folders.items() if (folder / "record.json").exists()}
 
 
 def _check_folder(folder: Path, recipe: Recipe) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import Pipe
@@ -16,11 +17,14 @@ import torch
 
 from resfit import processes
 from resfit.checkpoint import has_state
+from resfit.data import load_dataset
 from resfit.errors import BadInput, ResfitError, RunFailed
 from resfit.observer import Observer
-from resfit.recipe import Recipe
+from resfit.pretrained import model_sha256
+from resfit.recipe import DataConfig, Recipe
 from resfit.record import EpochPoint, RunRecord, read_record
 from resfit.run import run_folder, train
+from resfit.spec import InputSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,9 +54,29 @@ class Place:
             observer=observer,
         )
 
+    def require_own(self, records: Sequence[RunRecord]) -> None:
+        """Raise BadInput for a finished run that began from other weights, or saw another folder of images."""
+        begins = model_sha256(self.init) if self.init else None
+        digests: dict[tuple[DataConfig, InputSpec], str] = {}
+        for record in records:
+            folder = self.out / record.recipe / str(record.seed)
+            if (record.init.sha256 if record.init else None) != begins:
+                raise BadInput(f"a run from other weights lies there ({folder}): give another --out")
+            recipe = Recipe.from_dict(record.config)
+            if recipe.data.name != "folder":
+                continue
+            data, images = recipe.data, recipe.spec.input
+            if (data, images) not in digests:
+                loaded = load_dataset(data, size=images.size, channels=images.channels, data_dir=self.data_dir)
+                digests[data, images] = loaded.digest
+            if digests[data, images] != record.data["digest"]:
+                raise BadInput(f"a run on other images lies there ({folder}): give another --out")
+
 
 class Executor(Protocol):
     """Takes runs and gives each one's record in time. To be used in a `with` block, whose end stops what goes on."""
+
+    place: Place
 
     def submit(self, recipe: Recipe, seed: int, observer: Observer) -> Future[RunRecord]:
         """The record to come; a run that fails leaves its exception there."""

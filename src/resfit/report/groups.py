@@ -68,12 +68,12 @@ class DataGroup:
         return recipe.accuracy_tta if self.tta and recipe.accuracy_tta else recipe.accuracy
 
     def pairs(self) -> list[Pair]:
-        """Each two recipes with at least two runs each."""
-        repeated = [recipe for recipe in self.recipes if len(recipe.runs) > 1]
-        return [
+        """Each two recipes whose difference has an interval."""
+        pairs = [
             Pair(better=a, worse=b, comparison=compare(self.ranked_by(b).values, self.ranked_by(a).values))
-            for a, b in combinations(repeated, 2)
+            for a, b in combinations(self.recipes, 2)
         ]
+        return [pair for pair in pairs if pair.comparison.interval]
 
 
 def unique(records: Iterable[RunRecord]) -> list[RunRecord]:
@@ -103,7 +103,8 @@ def _data_key(run: RunRecord) -> tuple[object, ...]:
 
 def _recipe_key(run: RunRecord) -> tuple[object, ...]:
     """Runs that agree in this differ by seed and machine alone."""
-    return run.recipe, json.dumps(run.config, sort_keys=True, default=str), run.data.get("digest")
+    config = json.dumps(run.config, sort_keys=True, default=str)
+    return run.recipe, config, run.data.get("digest"), run.init and run.init.sha256
 
 
 def _by(records: Iterable[RunRecord], key: Callable[[RunRecord], tuple[object, ...]]) -> dict[object, list[RunRecord]]:

@@ -115,7 +115,7 @@ def verdict(study: StudyRecord) -> list[str]:
         "not told apart from": [name for name, against in compared if against.differs is False],
     }
     said = [
-        f"{_listed(names)} {'is' if len(names) == 1 else 'are'} {words} {study.baseline}."
+        f"{_listed(names)} {'is' if len(names) == 1 else 'are'} {words} the baseline, {study.baseline}."
         for words, names in groups.items()
         if names
     ]

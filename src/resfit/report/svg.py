@@ -51,7 +51,7 @@ def nice_axis(values: Iterable[float], start: float, end: float, *, most: int = 
     lo, hi = min(found), max(found)
     if hi - lo < 1e-12:
         pad = abs(lo) * 0.05 or 0.5
-        lo, hi = lo - pad, hi + pad
+        lo, hi = lo - pad if lo else lo, hi + pad  # no rate or loss below zero
     step = _nice_step((hi - lo) / (most - 1))
     first, last = math.floor(lo / step + 1e-9), math.ceil(hi / step - 1e-9)
     ticks = [round(i * step, 12) for i in range(first, last + 1)]

@@ -7,14 +7,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from resfit.cost import cost
-from resfit.executors.jobs import Job, Watcher, judged_by, run_jobs
+from resfit.executors.jobs import Job, Watcher, finished_runs, judged_by, run_jobs
 from resfit.executors.local import Executor
 from resfit.files import write_atomic
 from resfit.recipe import Recipe
 from resfit.record import RunRecord
 from resfit.report.study import write_study
 from resfit.study.plan import Study
-from resfit.studyrecord import JudgedBy, PointRecord, StudyRecord, against_baseline, summarize_point
+from resfit.studyrecord import FailedRun, JudgedBy, PointRecord, StudyRecord, against_baseline, summarize_point
 from resfit.version import __version__
 
 
@@ -29,11 +29,28 @@ def execute(
 ) -> StudyRecord:
     """Run `recipes`, the study's points, each with the seeds 0 ... `seeds` - 1, in `out`, the folder of the study.
 
-    Finished runs are taken as they are, unfinished ones go on, failed ones are reported and the others run. Raises
+    Finished runs are taken as they are, unfinished ones go on, failed ones are reported and the others run. Where that
+    is interrupted, record and page are of what is finished. Raises
     BadInput where `out` holds runs of other settings. `executor` has to put its run folders into `out`.
     """
     jobs = [Job(recipe=recipe, seed=seed) for seed in range(seeds) for recipe in recipes.values()]
-    runs, failed = run_jobs(jobs, executor, out, watcher)
+    try:
+        runs, failed = run_jobs(jobs, executor, out, watcher)
+    except KeyboardInterrupt:
+        _write(study, recipes, jobs, finished_runs(jobs, out), [], out)
+        raise
+    return _write(study, recipes, jobs, runs, failed, out)
+
+
+def _write(
+    study: Study,
+    recipes: Mapping[str, Recipe],
+    jobs: Sequence[Job],
+    runs: Sequence[RunRecord],
+    failed: Sequence[FailedRun],
+    out: Path,
+) -> StudyRecord:
+    """The study's record and page, of the runs that are finished."""
     points = _points(study, recipes, runs, judged_by(jobs))
     result = StudyRecord(
         resfit=__version__,
@@ -57,12 +74,9 @@ def execute(
 def _points(
     study: Study, recipes: Mapping[str, Recipe], runs: Sequence[RunRecord], judge: JudgedBy
 ) -> list[PointRecord]:
-    settings = study.settings()
+    found = {name: [run for run in runs if run.recipe == name] for name in recipes}
+    prices = {name: own[0].params if own else cost(recipes[name].spec).params for name, own in found.items()}
     return [
-        summarize_point(
-            PointRecord(name=name, overrides=settings[name], params=cost(recipe.spec).params),
-            [run for run in runs if run.recipe == name],
-            judge,
-        )
-        for name, recipe in recipes.items()
+        summarize_point(PointRecord(name=name, overrides=overrides, params=prices[name]), found[name], judge)
+        for name, overrides in study.settings().items()
     ]

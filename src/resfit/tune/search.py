@@ -120,7 +120,8 @@ class Search:
         config = {
             key: value for key, value in self.recipe.to_dict().items() if key not in ("description", "deviations")
         }
-        return {"recipe": config, "space": self.space.to_dict(), "epochs": self.epochs, "fraction": self.fraction}
+        scale = {"epochs": self.epochs, "fraction": self.fraction}
+        return {"recipe": config, "space": self.space.to_dict(), **scale, "seed": self.seed}
 
 
 def say(line: str) -> None:
@@ -373,13 +374,17 @@ def _refusal(search: Search, trial: optuna.Trial, drawn: dict[str, Any]) -> str 
 class _Reporter(Observer):
     """Hands a trial's validation accuracies to Optuna, and ends the trial where they are hopeless."""
 
-    def __init__(self, study: optuna.Study, trial: optuna.Trial) -> None:
-        self.study, self.trial = study, trial
+    def __init__(self, search: Search, study: optuna.Study, trial: optuna.Trial) -> None:
+        self.search, self.study, self.trial = search, study, trial
         self.epoch = self.epochs = 0
 
     def started(self, recipe: Recipe, data: Dataset, folder: Path, note: str) -> None:
-        """Keep what the trials are trained on."""
+        """Keep what the trials are trained on; raises BadInput where earlier ones saw other images."""
         self.epochs = recipe.train.epochs
+        seen = self.study.user_attrs.get("data")
+        searched = any(path.startswith("data.") for path in self.search.space.dimensions)
+        if seen and seen["digest"] != data.digest and not searched:
+            raise BadInput(f"earlier trials were trained on other images ({self.search.storage}): give another --out")
         if "data" not in self.study.user_attrs:
             sizes = {"n_train": len(data.train), "n_val": len(data.val), "n_test": 0}
             self.study.set_user_attr("data", {"name": data.name, "digest": data.digest, **sizes, "note": note})
@@ -395,7 +400,7 @@ class _Reporter(Observer):
 
 def _train(search: Search, study: optuna.Study, trial: optuna.Trial, drawn: dict[str, Any], train: Fit) -> str:
     """Train one trial, and say how it ended. Settings that diverge, or that memory is too small for, are no good."""
-    recipe, reporter, began = search.trial_recipe(drawn), _Reporter(study, trial), time.perf_counter()
+    recipe, reporter, began = search.trial_recipe(drawn), _Reporter(search, study, trial), time.perf_counter()
     try:
         curve = train(recipe, search.seed, reporter)
     except optuna.TrialPruned:
