@@ -25,9 +25,9 @@ GATE = "pip install '.[test]' && pytest"  # run by .ci/run, which takes it from 
 # A document's longest runs are made shorter, with the same commands.
 SHORTER = {
     "pip install . && ": "",
-    "cifar10-94 --runs 3": "digits --runs 2 --train.epochs 1",
+    "cifar10-94 --runs 3": "digits --runs 2 --epochs 1",
     "cifar10-94": "digits",
-    "--data-dir my-images": "--data-dir my-images --train.epochs 1",
+    "--data-dir my-images": "--data-dir my-images --epochs 1",
 }
 
 

@@ -41,8 +41,9 @@ def test_the_learning_rate_at_a_share_of_the_training_is_the_same(
 
 def test_all_that_is_counted_in_epochs_goes_along() -> None:
     train = {"epochs": 100, "patience": 30, "freeze_stem_after": 25, "resize": [[0.0, 6], [0.5, 8]]}
+    spec = {**TINY["spec"], "stem": {"kind": "whiten", "kernel": 2, "channels": 8}}
     long = Recipe.from_dict(
-        {**TINY, "train": train, "evaluate": {"every": 4}, "average": {"name": "ema", "decay": 0.99}}
+        {**TINY, "spec": spec, "train": train, "evaluate": {"every": 4}, "average": {"name": "ema", "decay": 0.99}}
     )
     short = scaled(long, 0.1, 0.5)
     assert (short.train.epochs, short.train.patience, short.train.freeze_stem_after) == (10, 3, 2.5)

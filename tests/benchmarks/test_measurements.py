@@ -143,5 +143,5 @@ def test_our_runs_are_those_of_the_command_that_users_type(tmp_path):
 
 
 def test_our_failure_is_told_by_its_last_line(tmp_path):
-    with pytest.raises(RunFailed, match="unknown recipe"):
-        ours("digitss", range(1), tmp_path, data_dir=tmp_path, device="cpu", settings=[], limit=300.0)
+    with pytest.raises(RunFailed, match="unknown field"):
+        ours("digits", range(1), tmp_path, data_dir=tmp_path, device="cpu", settings=["--optim.rate", "1"], limit=300.0)

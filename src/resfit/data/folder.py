@@ -4,8 +4,9 @@ The images are decoded once, in the order train, val, test, into one array in th
 memory and the splits are slices of it: a set need not fit into memory. Small sets are kept there too, as decoding even
 a thousand photographs takes a minute.
 
-Within a split images stand in the order of a hash of their names: classes are mixed, so that any first thousand is a
-fair sample, and files that are added later leave nearly all of the test images where they are.
+Images to train on stand in the order of a hash of their names: classes are mixed, so that any first thousand is a fair
+sample, and files that are added later leave nearly all of the test images where they are. Test images stand in the
+order of their names.
 """
 
 from __future__ import annotations
@@ -159,6 +160,7 @@ def _split(parts: Mapping[str, Samples], config: DataConfig) -> dict[str, Sample
         train, test = _take_test(parts["all"])
     else:
         train, test = parts["train"], parts["test"]
+    test = sorted(test)
     if "val" in parts:
         return {"train": train, "val": parts["val"], "test": test}
     train, val = _take_out(train, val_count(config.val, len(train)), config.split_seed)
