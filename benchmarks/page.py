@@ -57,7 +57,8 @@ def where(record: Record) -> str:
     env = record["env"]
     if env["gpu"]:
         return str(env["gpu"])
-    return f"{env['cpu']}, {(env['cpu_features'] or ['–'])[-1]}, {env['threads']} threads"
+    threads = "1 thread" if env["threads"] == 1 else f"{env['threads']} threads"
+    return f"{env['cpu']}, {(env['cpu_features'] or ['–'])[-1]}, {threads}"
 
 
 def accuracy_section(records: Sequence[Record]) -> Section:

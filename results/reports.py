@@ -118,7 +118,8 @@ def device(record: RunRecord) -> str:
     env = record.env
     if env["gpu"]:
         return str(env["gpu"])
-    return f"{env['threads']} threads, {', '.join(env['cpu_features'][1:])}, {record.precision}"
+    threads = "1 thread" if env["threads"] == 1 else f"{env['threads']} threads"
+    return f"{threads}, {', '.join(env['cpu_features'][1:])}, {record.precision}"
 
 
 def count(value: int | None) -> str:
