@@ -18,7 +18,8 @@ from resfit.card import render_card, runs_like, write_card
 from resfit.cli import main
 from resfit.errors import BadInput
 from resfit.recipe import Recipe
-from resfit.record import RunRecord, read_record
+from resfit.record import GivenModel, Robustness, RunRecord, read_record
+from resfit.report.words import percent
 from resfit.run import train
 
 
@@ -124,3 +125,15 @@ def test_a_card_needs_a_record_and_a_model(run: Path, tmp_path: Path) -> None:
     (run / "model.safetensors").unlink()
     with pytest.raises(BadInput, match=r"no model\.safetensors"):
         write_card(run)
+
+
+def test_the_card_says_where_the_weights_came_from_and_what_corruptions_did(run: Path) -> None:
+    record = read_record(run)
+    plain = render_card(record, [record])
+    assert "trained from scratch with resfit" in plain
+    assert "scales, crops and corruptions were not measured.\n- It was" in plain
+    given = GivenModel(path="old/run", sha256="0" * 64, params=1, recipe="old", data=None)
+    made = Robustness(set="resfit-1", seed=0, images=10, clean=0.9, mean=0.7, kinds=())
+    card = render_card(replace(record, init=given, robustness=made), [record])
+    assert "fine-tuned from the weights of another with resfit" in card
+    assert f"(resfit-1) it is {percent(0.7)} accurate in the mean; other cameras, scales and crops were not" in card
