@@ -211,11 +211,28 @@ def mean(values: Sequence[float], shown: Callable[[float], str]) -> str:
     return shown(s.mean) if s.std is None else f"{shown(s.mean)} ± {shown(s.std)}"
 
 
+def overhead_section(records: Sequence[Record]) -> Section:
+    """What runs cost beyond their own time, on Ray and in one process."""
+    rows = []
+    for record in records:
+        for side, name in (("ray", "on Ray"), ("here", "in this process")):
+            found, runs = record["medians"][side], str(record["settings"]["runs"])
+            times = (number(found[key], 2) for key in ("first", "median", "largest"))
+            rows.append(cells(record["subject"], where(record), name, *times, runs))
+    head = ("recipe", "machine", "where", "first run, s", "median of the others, s", "largest of them, s", "runs")
+    lead = (
+        "From the end of the run before to the end of a run, less the run's own seconds. The first one on Ray also "
+        "joins the cluster, starts a process and imports torch."
+    )
+    return Section(title="What a run costs beyond its own time", lead=lead, tables=(table(head, rows, 3),), charts=())
+
+
 SECTIONS = {
     "to_accuracy": accuracy_section,
     "step": step_section,
     "ceiling": ceiling_section,
     "scaling": scaling_section,
+    "overhead": overhead_section,
 }
 
 

@@ -102,6 +102,13 @@ def test_the_page_is_one_file_with_every_chart_and_shows_names_as_text(records):
     assert "<CPU>" not in page
 
 
+def test_what_a_run_costs_beyond_its_own_time_has_a_row_for_each_place():
+    times = {"first": 5.5, "median": 0.0625, "largest": 0.25}
+    found = record("overhead", "digits", [{"ray": times, "here": {**times, "first": 0.5}, "ratios": {}}], runs=10)
+    assert row(markdown([found]), "| on Ray |").endswith("| 5.50 | 0.06 | 0.25 | 10 |")
+    assert "| 0.50 | 0.06 |" in row(markdown([found]), "| in this process |")
+
+
 def test_a_benchmark_without_records_has_no_section(records):
     assert [section.title for section in sections(records[:1])] == ["Training step"]
     assert sections([]) == []
