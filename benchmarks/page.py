@@ -19,7 +19,7 @@ from resfit.files import write_atomic
 from resfit.record import summarize
 from resfit.report.figures import LineChart, Series
 from resfit.report.svg import draw_lines
-from resfit.report.words import DASH, bare_percent, count, number, percent, rate
+from resfit.report.words import DASH, bare_percent, count, number, percent, rate, thread_count
 
 HERE = Path(__file__).parent
 INTRO = "Made by benchmarks/page.py from the records. Medians over the rounds; ratios are taken within a round."
@@ -57,8 +57,7 @@ def where(record: Record) -> str:
     env = record["env"]
     if env["gpu"]:
         return str(env["gpu"])
-    threads = "1 thread" if env["threads"] == 1 else f"{env['threads']} threads"
-    return f"{env['cpu']}, {(env['cpu_features'] or ['–'])[-1]}, {threads}"
+    return f"{env['cpu']}, {(env['cpu_features'] or ['–'])[-1]}, {thread_count(env['threads'])}"
 
 
 def accuracy_section(records: Sequence[Record]) -> Section:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from resfit.record import RunRecord, group_runs, summarize
+from resfit.report.words import thread_count
 
 MISSING = "not measured yet"
 _HEAD = (
@@ -118,8 +119,7 @@ def device(record: RunRecord) -> str:
     env = record.env
     if env["gpu"]:
         return str(env["gpu"])
-    threads = "1 thread" if env["threads"] == 1 else f"{env['threads']} threads"
-    return f"{threads}, {', '.join(env['cpu_features'][1:])}, {record.precision}"
+    return f"{thread_count(env['threads'])}, {', '.join(env['cpu_features'][1:])}, {record.precision}"
 
 
 def count(value: int | None) -> str:

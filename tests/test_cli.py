@@ -119,7 +119,7 @@ def test_train_shortens_a_recipe_in_proportion(
     config = read_record(out / "tiny" / "0").config
     assert (config["train"]["epochs"], config["schedule"]["milestones"]) == (2, [1.0])
     assert config["data"]["fraction"] == 0.5
-    assert config["deviations"][-1] == "scaled for a comparison: 2 instead of 3 epochs, 0.5 of the training images"
+    assert config["deviations"][-1] == "scaled: 2 instead of 3 epochs, 0.5 of the training images"
     assert "(--epochs)" in fails(capsys, "train", str(recipe_file), "--epochs", "0")
     assert "give the run folder alone" in fails(capsys, "train", "--resume", str(out / "tiny" / "0"), "--epochs", "2")
 

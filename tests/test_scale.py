@@ -51,7 +51,7 @@ def test_all_that_is_counted_in_epochs_goes_along() -> None:
     assert short.train.resize == long.train.resize
     steps = 20  # of the long training; the short one has a twentieth as many
     assert short.average.decay == pytest.approx(long.average.decay**steps)
-    assert short.deviations == ("scaled for a comparison: 10 instead of 100 epochs, 0.5 of the training images",)
+    assert short.deviations == ("scaled: 10 instead of 100 epochs, 0.5 of the training images",)
     assert short.spec == long.spec and short.optim == long.optim and short.augment == long.augment
 
 

@@ -37,6 +37,7 @@ from resfit.pretrained import begin_from, load_teacher
 from resfit.recipe import Recipe, get_recipe
 from resfit.record import EpochPoint, GivenModel, LayerRow, Metrics, RunRecord, Sample, record_text, summarize
 from resfit.report import write_report
+from resfit.report.words import thread_count
 from resfit.resume import STATE_FORMAT, begun_run, require_unused
 from resfit.train import EpochResult, Trainer, usable_precision
 from resfit.version import __version__
@@ -262,8 +263,7 @@ class _Run:
             self.observer.message(remark)
 
     def _note(self) -> str:
-        threads = torch.get_num_threads()
-        parts = [self.device.type, self.precision, f"{threads} thread{'s' if threads > 1 else ''}"]
+        parts = [self.device.type, self.precision, thread_count(torch.get_num_threads())]
         parts += [] if distributed.alone() else [f"{distributed.world_size()} processes"]
         parts += [f"kernels: {' '.join(self.kernels)}"] if self.kernels else []
         parts += ["no C++ compiler was found for faster kernels"] if self._may_use_kernels and not self.kernels else []

@@ -43,4 +43,4 @@ def _times(value: float | None, factor: float) -> float | None:
 def _in_words(recipe: Recipe, epochs: int, fraction: float) -> str:
     parts = [f"{epochs} instead of {recipe.train.epochs} epochs"] if epochs != recipe.train.epochs else []
     parts += [f"{fraction:g} of the training images"] if fraction != 1 else []
-    return f"scaled for a comparison: {', '.join(parts)}"
+    return f"scaled: {', '.join(parts)}"

@@ -205,9 +205,7 @@ def test_the_command(study: Study, tmp_path: Path, capsys: pytest.CaptureFixture
     assert "4 of 4 runs are finished" in told.out
     record = read_record(tmp_path / "pair" / "slow" / "1")
     assert (record.epochs, record.config["data"]["fraction"]) == (1, 0.5)
-    assert record.protocol["deviations"] == [
-        "scaled for a comparison: 1 instead of 2 epochs, 0.5 of the training images"
-    ]
+    assert record.protocol["deviations"] == ["scaled: 1 instead of 2 epochs, 0.5 of the training images"]
     assert main([*words, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["judged_by"] == "validation"
     assert main([*words, "--optim.lr", "1e30", "--out", str(tmp_path / "diverging")]) == 1

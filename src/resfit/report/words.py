@@ -113,8 +113,13 @@ def device(record: RunRecord) -> str:
     threads = record.env.get("threads")
     parts = [{"cuda": "GPU", "cpu": "CPU"}.get(record.device, record.device), record.precision]
     if record.device == "cpu" and threads:
-        parts.append(f"{threads} threads" if threads != 1 else "1 thread")
+        parts.append(thread_count(threads))
     return ", ".join(parts)
+
+
+def thread_count(threads: int) -> str:
+    """1 as "1 thread"."""
+    return "1 thread" if threads == 1 else f"{threads} threads"
 
 
 def peeked(record: RunRecord) -> bool:

@@ -30,8 +30,8 @@ def execute(
     """Run `recipes`, the study's points, each with the seeds 0 ... `seeds` - 1, in `out`, the folder of the study.
 
     Finished runs are taken as they are, unfinished ones go on, failed ones are reported and the others run. Where that
-    is interrupted, record and page are of what is finished. Raises
-    BadInput where `out` holds runs of other settings. `executor` has to put its run folders into `out`.
+    is interrupted, record and page are of what is finished. Raises BadInput where `out` holds runs of other settings,
+    on other images, or from other weights. `executor` has to put its run folders into `out`.
     """
     jobs = [Job(recipe=recipe, seed=seed) for seed in range(seeds) for recipe in recipes.values()]
     try:

@@ -385,7 +385,7 @@ class _Reporter(Observer):
         searched = any(path.startswith("data.") for path in self.search.space.dimensions)
         if seen and seen["digest"] != data.digest and not searched:
             raise BadInput(f"earlier trials were trained on other images ({self.search.storage}): give another --out")
-        if "data" not in self.study.user_attrs:
+        if seen is None:
             sizes = {"n_train": len(data.train), "n_val": len(data.val), "n_test": 0}
             self.study.set_user_attr("data", {"name": data.name, "digest": data.digest, **sizes, "note": note})
 
