@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from tiny_recipe import TINY
 
 from resfit.recipe import Recipe
@@ -43,3 +44,14 @@ def signals_as_in_a_terminal() -> Iterator[None]:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture
+def two_classes(tmp_path: Path) -> Path:
+    """A folder of 20 dark and 20 light images, 8 x 8, all different."""
+    for label, level in (("dark", 40), ("light", 200)):
+        for n in range(20):
+            path = tmp_path / "images" / label / f"{n}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("L", (8, 8), level + n).save(path)
+    return tmp_path / "images"

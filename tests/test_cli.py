@@ -99,7 +99,7 @@ def test_train_evaluate_report_compare(capsys: pytest.CaptureFixture[str], recip
     assert page.read_text().lstrip().lower().startswith("<!doctype html>")
 
     other = ("train", str(recipe_file), "--runs", "2", "--out", out, "--name", "other", "--train.epochs", "1")
-    assert fails(capsys, *other).startswith("error: unrecognized arguments: --name")
+    assert fails(capsys, *other).startswith("error: unknown option (--name): a recipe's fields are --section.field;")
     renamed = tmp_path / "other.yaml"
     renamed.write_text(yaml.safe_dump({**TINY, "name": "other"}))
     printed(capsys, "train", str(renamed), "--runs", "2", "--out", out, "--train.epochs=1")
@@ -225,7 +225,11 @@ MISTAKES = {
     "unknown command": (["trian", "digits"], "unknown command (trian): did you mean train?"),
     "unknown section": (["train", "digits", "--trian.epochs", "3"], "unknown field (trian): did you mean train?"),
     "unknown field": (["train", "digits", "--train.epoch", "3"], "unknown field (train.epoch): did you mean epochs?"),
-    "unknown option": (["train", "digits", "--sed", "3"], "unrecognized arguments: --sed"),
+    "unknown option": (["train", "digits", "--sed", "3"], "unknown option (--sed): did you mean --seed?"),
+    "unknown option = value": (["train", "digits", "--epoch=3"], "unknown option (--epoch=3): did you mean --epochs?"),
+    "field without section": (["train", "digits", "--lr", "0.1"], "a recipe's fields are --section.field; see"),
+    "a word too many": (["train", "digits", "extra"], "unknown word (extra): "),
+    "unknown option alone": (["--versio"], "unknown option (--versio): did you mean --version?"),
     "no value": (["train", "digits", "--train.epochs"], "no value (--train.epochs): give one"),
     "wrong type": (["train", "digits", "--train.epochs", "many"], "'many' is not a whole number (train.epochs)"),
     "channels of 0": (["train", "digits", "--spec.stages.0.channels", "0"], "channels is 0 (spec.stages[0].channels)"),

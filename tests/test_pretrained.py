@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from PIL import Image
 from test_run import Interrupt, without_times
 
 import resfit
@@ -67,16 +66,6 @@ def test_training_begins_with_the_given_weights(tiny: Recipe, source: Path, tmp_
     assert f"begins from {source}: all weights" in listener.lines
 
 
-@pytest.fixture
-def two_classes(tmp_path: Path) -> Path:
-    for label, level in (("dark", 40), ("light", 200)):
-        for n in range(20):
-            path = tmp_path / "images" / label / f"{n}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.new("L", (8, 8), level + n).save(path)
-    return tmp_path / "images"
-
-
 def test_the_head_begins_anew_for_other_classes(tiny: Recipe, source: Path, two_classes: Path, tmp_path: Path) -> None:
     listener = Listener()
     recipe = tiny.replace({**NO_TRAINING, "data.name": "folder", "data.val": 0.1, "spec.dropout.head": 0.5})
@@ -94,16 +83,16 @@ def test_as_many_classes_of_other_names_are_other_classes(tiny: Recipe, source: 
     renamed = type(data)(**{**vars(data), "classes": tuple("abcdefghij")})
     net = build(tiny.spec)
     fresh = net.head.weight.clone()
-    begin_from(source, net, renamed)
+    begin_from(source, net, renamed, tiny.data)
     assert torch.equal(net.head.weight, fresh)
-    begin_from(source, net, data)
+    begin_from(source, net, data, tiny.data)
     assert torch.equal(net.head.weight, load(source).head.weight)
 
 
 def test_a_head_of_another_form_begins_anew(tiny: Recipe, source: Path) -> None:
     net = build(tiny.replace({"spec.head.bias": False}).spec)
     fresh = net.head.weight.clone()
-    given = begin_from(source, net, load_dataset(tiny.data, size=8, channels=1))
+    given = begin_from(source, net, load_dataset(tiny.data, size=8, channels=1), tiny.data)
     assert torch.equal(net.head.weight, fresh)
     assert "but the head's" in given.taken
 
@@ -172,7 +161,7 @@ def test_a_student_of_a_whole_weight_follows_the_teacher_and_not_the_labels(tiny
     from test_train import weights
 
     data = load_dataset(tiny.data, size=8, channels=1)
-    behind, _ = load_teacher(source, build(tiny.spec), data)
+    behind, _ = load_teacher(source, build(tiny.spec), data, tiny.data)
     run = trainer(tiny.replace({"distill": {"teacher": "x", "weight": 1.0}}), teachers=[behind])
     run.net.load_state_dict(weights(load(source)))
     run.net.eval()
@@ -219,7 +208,16 @@ def test_weights_that_saw_validation_images_are_noted(tiny: Recipe, source: Path
     assert "trained on images that this run validates on" in record.init.note
     record = train(tiny.replace({**NO_TRAINING, "data.fraction": 0.5}), out=tmp_path / "half", init=source)
     assert record.init is not None
-    assert record.init.note.startswith("perhaps trained on images that this run validates on")
+    assert record.init.note == ""
+
+
+def test_a_student_of_fewer_images_has_its_teachers_validation_images(
+    tiny: Recipe, source: Path, tmp_path: Path
+) -> None:
+    fewer = learns_from(source, **{"data.fraction": 0.5})
+    assert train(tiny.replace(fewer), out=tmp_path).teachers[0].note == ""
+    with pytest.raises(BadInput, match="on images that this run validates on"):
+        train(tiny.replace({**fewer, "data.split_seed": 1}), out=tmp_path / "other")
 
 
 def test_a_model_without_a_record_is_noted(tiny: Recipe, source: Path, tmp_path: Path) -> None:

@@ -316,6 +316,19 @@ def test_drop_last_leaves_the_partial_batch_out(tiny: Recipe) -> None:
     assert [r.train_epoch().images for r in (kept, dropped, all_there_is)] == [256, 200, 256]
 
 
+def test_a_last_image_alone_joins_the_batch_before_it(tiny: Recipe) -> None:
+    """At a 1 x 1 map a norm has nothing to take the variance of."""
+    stages = [{"blocks": 1, "channels": 8}] * 4
+    run = trainer(tiny.replace({"train.batch_size": 51, "spec.stages": stages}))
+    assert [len(batch) for batch in run._batches(torch.arange(256))] == [51, 51, 51, 51, 52]
+    assert run.train_epoch().images == 256
+    assert len(run._batches(torch.arange(257))) == 6
+    dropped = trainer(tiny.replace({"train.batch_size": 51, "train.drop_last": True}))
+    assert [len(batch) for batch in dropped._batches(torch.arange(256))] == [51] * 5
+    singles = trainer(tiny.replace({"train.batch_size": 1}))
+    assert [len(batch) for batch in singles._batches(torch.arange(3))] == [1, 1, 1]
+
+
 def test_every_image_is_seen_once_an_epoch(tiny: Recipe) -> None:
     run = trainer(tiny)
     for _ in range(2):

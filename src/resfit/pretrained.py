@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -13,16 +15,18 @@ from resfit.distill import Renormalized
 from resfit.errors import BadInput
 from resfit.modelfile import load
 from resfit.net import Network
+from resfit.recipe import DataConfig, Recipe
 from resfit.record import GivenModel, RunRecord, read_record
 from resfit.spec import NetSpec
 
 # What of a spec may differ without another meaning of the weights, those of the head apart.
 _FREE = frozenset({"num_classes", "head", "dropout", "input"})
 _OTHER_FOLDER = "trained on other images of the same classes: this run may validate or be tested on some of them"
+_SEEN = "trained on images that this run validates on, so that its validation says too much"
 _UNKNOWN = "no record says on what images it was trained: this run may validate or be tested on some of them"
 
 
-def begin_from(target: str | Path, net: Network, data: Dataset) -> GivenModel:
+def begin_from(target: str | Path, net: Network, data: Dataset, config: DataConfig) -> GivenModel:
     """Give `net` the weights of a trained network, all but the head's where the classes differ.
 
     Raises BadInput where `target` is no trained network, or one of another spec.
@@ -35,7 +39,7 @@ def begin_from(target: str | Path, net: Network, data: Dataset) -> GivenModel:
         weights = {name: value for name, value in weights.items() if not name.startswith("head.")}
         taken += f" but the head's, which begins anew for {len(data.classes)} classes"
     net.load_state_dict({**net.state_dict(), **weights})
-    return replace(found, taken=taken, note=remark_on_weights(record, data))
+    return replace(found, taken=taken, note=remark_on_weights(record, data.facts(), config))
 
 
 def _differing(ours: NetSpec, theirs: NetSpec) -> list[str]:
@@ -49,7 +53,7 @@ def _head_shapes(net: Network) -> dict[str, tuple[int, ...]]:
     return {name: tuple(value.shape) for name, value in net.head.state_dict().items()}
 
 
-def load_teacher(target: str | Path, net: Network, data: Dataset) -> tuple[nn.Module, GivenModel]:
+def load_teacher(target: str | Path, net: Network, data: Dataset, config: DataConfig) -> tuple[nn.Module, GivenModel]:
     """A network that takes what `net` takes to logits of the same classes, and what it is.
 
     Raises BadInput where it knows other classes, takes other images, or was trained on images that `data` keeps for
@@ -60,7 +64,8 @@ def load_teacher(target: str | Path, net: Network, data: Dataset) -> tuple[nn.Mo
         raise BadInput(f"the teacher knows other classes than {data.name} has ({target}): give one that knows the same")
     if teacher.spec.input != net.spec.input:
         raise BadInput(f"the teacher takes images of another shape ({target}): give one with this recipe's spec.input")
-    _check_training_images(target, record, data)
+    if record is not None:
+        _check_training_images(target, record, data.facts(), config)
     note = _UNKNOWN if record is None else _peeked(record)
     given, own = (data.mean, data.std), (teacher.info.mean, teacher.info.std)
     behind = teacher if given == own else Renormalized(teacher, given=given, own=own)
@@ -94,44 +99,48 @@ def _load(target: str | Path) -> tuple[Network, RunRecord | None, GivenModel]:
     )
 
 
-def _check_training_images(target: str | Path, record: RunRecord | None, data: Dataset) -> None:
-    if record is None or record.data["digest"] == data.digest:
+def _check_training_images(target: str | Path, record: RunRecord, data: Mapping[str, Any], config: DataConfig) -> None:
+    if record.data["digest"] == data["digest"] or _same_validation(record, data, config):
         return
-    if not _other_split(record, data):
+    if not _same_set(record, data):
         raise BadInput(
             f"the teacher was trained on other images than this run's ({target}): train one on the same data, with the "
             "same data.val and data.split_seed"
         )
-    if len(data.val):
+    if data["n_val"]:
         raise BadInput(
             f"the teacher was trained on images that this run validates on ({target}): train one with this run's "
             "data.val and data.split_seed, or give data.val 0"
         )
 
 
-def remark_on_weights(record: RunRecord | None, data: Dataset) -> str:
-    """What has to be said of a run on `data` that begins with the weights of the recorded one; mostly nothing."""
+def remark_on_weights(record: RunRecord | None, data: Mapping[str, Any], config: DataConfig) -> str:
+    """What has to be said of a run that begins with the weights of the recorded one; mostly nothing.
+
+    The run's images are `data`, as a record has them, and `config` chose them.
+    """
     if record is None:
         return _UNKNOWN
-    if record.data["digest"] != data.digest and record.data["name"] == data.name:
-        if data.name == "folder":
-            return _OTHER_FOLDER if tuple(record.data["classes"]) == data.classes else ""
-        if len(data.val) and record.data["n_test"] == len(data.test):
-            may = "" if _other_split(record, data) else "perhaps "  # on a fraction the split itself may be the same
-            return f"{may}trained on images that this run validates on, so that its validation says too much"
-    return _peeked(record) if record.data["name"] == data.name else ""
+    if record.data["name"] != data["name"]:
+        return ""
+    if record.data["digest"] != data["digest"]:
+        if data["name"] == "folder":
+            return _OTHER_FOLDER if record.data["classes"] == data["classes"] else ""
+        if data["n_val"] and _same_set(record, data) and not _same_validation(record, data, config):
+            return _SEEN
+    return _peeked(record)
 
 
-def _other_split(record: RunRecord, data: Dataset) -> bool:
-    """Whether it was trained on other ones of the same training images, and kept the same test images apart.
-
-    An image folder's name says nothing of its content.
-    """
+def _same_set(record: RunRecord, data: Mapping[str, Any]) -> bool:
+    """Whether its images come from the same set, with the same test images. A folder's name says nothing of them."""
     theirs = record.data
-    trainable = theirs["n_train"] + theirs["n_val"]
-    ours = len(data.train) + len(data.val)
-    same = (theirs["name"], trainable, theirs["n_test"]) == (data.name, ours, len(data.test))
-    return same and data.name != "folder"
+    return data["name"] != "folder" and (theirs["name"], theirs["n_test"]) == (data["name"], data["n_test"])
+
+
+def _same_validation(record: RunRecord, data: Mapping[str, Any], config: DataConfig) -> bool:
+    """Whether it kept the same images for validation, on however many of the others it was trained."""
+    theirs = Recipe.from_dict(record.config).data
+    return _same_set(record, data) and (theirs.val, theirs.split_seed) == (config.val, config.split_seed)
 
 
 def _peeked(record: RunRecord) -> str:

@@ -19,7 +19,7 @@ from resfit.augment import augment
 from resfit.budget import require_fit
 from resfit.checkpoint import STATE, newest_state, save_state
 from resfit.cost import cost
-from resfit.data import Dataset, Images, load_dataset
+from resfit.data import Dataset, Images, class_names, load_dataset
 from resfit.data.normalize import normalizer
 from resfit.environment import environment, pick_device
 from resfit.errors import BadInput, Diverged, RunFailed
@@ -94,7 +94,7 @@ def train(
         if data is None:
             with distributed.machine_leader_first():
                 data = _load(recipe, data_dir, offline, observer)
-        recipe = fit_classes(recipe, data)
+        recipe = fit_classes(recipe, data.classes)
         distributed.require_same("data", data.digest)
         run = _Run(recipe=recipe, seed=seed, data=data, folder=folder, device=where, observer=observer, begin=init)
         run.options = {"data_dir": None if data_dir is None else str(Path(data_dir).resolve()), "device": device}
@@ -134,7 +134,7 @@ def fit(
     data = data or _load(recipe, data_dir, offline, observer)
     if not len(data.val):
         raise BadInput("no validation split (data.val): give a count or a fraction of the training images")
-    data, recipe = replace(data, test=data.test.take(torch.arange(0))), fit_classes(recipe, data)
+    data, recipe = replace(data, test=data.test.take(torch.arange(0))), fit_classes(recipe, data.classes)
     run = _Run(recipe=recipe, seed=seed, data=data, folder=Path(), device=where, observer=observer)
     with _let_go(run):
         return run.fit()
@@ -168,16 +168,22 @@ def run_folder(out: str | Path, recipe: Recipe, seed: int) -> Path:
     return Path(out) / recipe.name / str(seed)
 
 
-def fit_classes(recipe: Recipe, data: Dataset) -> Recipe:
+def fit_classes(recipe: Recipe, classes: Sequence[str]) -> Recipe:
     """The recipe with as many classes as an image folder has; for other data the numbers have to agree."""
-    wanted, found = recipe.spec.num_classes, len(data.classes)
+    wanted, found = recipe.spec.num_classes, len(classes)
     if wanted == found:
         return recipe
     if recipe.data.name != "folder":
-        raise BadInput(f"{wanted} classes, but {data.name} has {found} (spec.num_classes): give {found}")
+        raise BadInput(f"{wanted} classes, but {recipe.data.name} has {found} (spec.num_classes): give {found}")
     recipe = replace(recipe, spec=replace(recipe.spec, num_classes=found))
     require_fit(recipe.spec, recipe.budget)
     return recipe
+
+
+def for_folder(recipe: Recipe, data_dir: Path | None) -> Recipe:
+    """The recipe with the classes of the image folder that it is for, ahead of any work; other recipes as they are."""
+    classes = class_names(recipe.data, data_dir)
+    return recipe if classes is None else fit_classes(recipe, classes)
 
 
 @dataclass(kw_only=True)
@@ -214,7 +220,7 @@ class _Run:
         self.net = build(self.recipe.spec, self.recipe.init).to(self.device)
         whiten_stem(self.net, self.normalize(images[:_WHITENING_IMAGES]))
         if self.begin is not None:
-            self.init = begin_from(self.begin, self.net, self.data)
+            self.init = begin_from(self.begin, self.net, self.data, self.recipe.data)
             self.observer.message(f"begins from {self.init}")
         distributed.begin_alike(self.net)
         self.teachers = self._load_teachers()
@@ -236,8 +242,8 @@ class _Run:
         self.save_due = 0.0  # by time.perf_counter()
 
     def _load_teachers(self) -> list[tuple[nn.Module, GivenModel]]:
-        distill = self.recipe.distill
-        loaded = [load_teacher(target, self.net, self.data) for target in (distill.teachers if distill else ())]
+        distill, config = self.recipe.distill, self.recipe.data
+        loaded = [load_teacher(target, self.net, self.data, config) for target in (distill.teachers if distill else ())]
         for _, teacher in loaded:
             self.observer.message(f"learns from {teacher}")
         return loaded
@@ -447,7 +453,7 @@ class _Run:
                 "kernels": list(self.kernels),
                 "world_size": distributed.world_size(),
             },
-            data=_data_facts(data),
+            data=data.facts(),
             protocol={
                 "selection": self.selection,
                 "tta": recipe.evaluate.tta != "none",
@@ -610,21 +616,6 @@ def samples(logits: Tensor, data: Dataset, count: int = 8) -> tuple[Sample, ...]
         )
         for i in chosen
     )
-
-
-def _data_facts(data: Dataset) -> dict[str, Any]:
-    return {
-        "name": data.name,
-        "digest": data.digest,
-        "n_train": len(data.train),
-        "n_val": len(data.val),
-        "n_test": len(data.test),
-        "classes": list(data.classes),
-        "mean": list(data.mean),
-        "std": list(data.std),
-        "duplicates": data.duplicates,
-        "notes": list(data.notes),
-    }
 
 
 def write_summary(records: Sequence[RunRecord], folder: Path) -> None:

@@ -283,10 +283,19 @@ class Trainer:
         return self.easy.leave_out(order) if self.easy is not None and skipping else order
 
     def _batches(self, order: Tensor) -> list[Tensor]:
-        """`order` in batches; with `drop_last` the partial one is left out, unless it is all there is."""
+        """`order` in batches; with `drop_last` the partial one is left out, unless it is all there is.
+
+        A last image alone joins the batch before it: a norm needs two.
+        """
         config = self.recipe.train
-        whole, rest = divmod(len(order), config.batch_size)
-        return list(order.split(config.batch_size)[: whole + (rest > 0 and not (config.drop_last and whole > 0))])
+        batches = list(order.split(config.batch_size))
+        if len(batches) > 1 and len(batches[-1]) < config.batch_size:
+            partial = batches.pop()
+            if len(partial) == 1 and not config.drop_last:
+                partial = torch.cat((batches.pop(), partial))
+            if not config.drop_last:
+                batches.append(partial)
+        return batches
 
     def _set_rates(self, progress: float) -> None:
         epochs = self.recipe.train.epochs

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from resfit.data import Dataset, load_dataset
+from resfit.data import Dataset, class_names, load_dataset
 from resfit.errors import BadInput
 from resfit.recipe import DataConfig
 
@@ -67,6 +67,17 @@ def test_folder_contract_with_splits(parted: Path, check_contract: Callable[...,
     check_contract(data, size=8, channels=3, counts=(24, 9, 12))
     assert data.notes == ("val/ is the validation set; data.val is not used",)
     assert_labels_fit(data)
+
+
+def test_the_classes_are_known_ahead(flat: Path, parted: Path) -> None:
+    for folder in (flat, parted):
+        assert class_names(DataConfig(name="folder"), folder) == ("ant", "bee", "cat")
+    assert class_names(DataConfig(name="cifar10"), flat) is None
+    with pytest.raises(BadInput, match="no such folder"):
+        class_names(DataConfig(name="folder"), flat / "nowhere")
+    shutil.rmtree(parted / "test" / "bee")
+    with pytest.raises(BadInput, match="differ in classes: bee"):
+        class_names(DataConfig(name="folder"), parted)
 
 
 def test_its_own_validation_set_stays_with_val_0(parted: Path) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 import resfit.run
 from resfit.cli import main
+from resfit.cost import cost
 from resfit.errors import BadInput, RunFailed
 from resfit.recipe import Recipe
 from resfit.tunerecord import TuneRecord, read_search
@@ -107,6 +108,49 @@ def test_a_search_goes_on_to_its_count_and_refuses_another_in_its_place(tiny: Re
         run_search(search(recipe, tmp_path, epochs=2), 4)
     with pytest.raises(BadInput, match=r"another search lies there .*recipe changed"):
         run_search(search(recipe.replace({"optim.momentum": 0.5}), tmp_path), 4)
+
+
+def test_trials_on_other_images_are_refused(tiny: Recipe, tmp_path: Path, two_classes: Path) -> None:
+    recipe = one_epoch(tiny).replace({"data.name": "folder", "data.fraction": 1.0, "data.val": 0.25})
+    run_search(search(recipe, tmp_path, data_dir=two_classes), 1)
+    (two_classes / "dark" / "0.png").unlink()
+    with pytest.raises(BadInput, match="earlier trials were trained on other images"):
+        run_search(search(recipe, tmp_path, data_dir=two_classes), 2)
+
+
+def test_a_folders_classes_are_counted_ahead_of_the_trials(
+    tiny: Recipe, tmp_path: Path, two_classes: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "tiny.yaml"
+    plain = {**TINY, "data": {"name": "folder", "val": 0.25}, "train": {**TINY["train"], "epochs": 1}}
+    file.write_text(yaml.safe_dump(plain))
+    space = tmp_path / "space.yaml"
+    space.write_text("optim.lr: {low: 1.0e-2, high: 1.0, log: true}\n")
+    words = ["tune", str(file), "--space", str(space), "--trials", "1", "--data-dir", str(two_classes)]
+    assert main([*words, "--out", str(tmp_path / "runs")]) == 0, capsys.readouterr().err
+    found = read_search(tmp_path / "runs" / "tiny-tune" / "tune.json")
+    two = tiny.replace({"spec.num_classes": 2})
+    assert [trial.params for trial in found.trials] == [cost(two.spec).params]
+    assert Recipe.from_dict(found.config).spec.num_classes == 2
+
+
+def test_an_ended_search_leaves_its_trials(tiny: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Where what is left of the space is refused, the trials before are not lost."""
+    file, space = tmp_path / "tiny.yaml", tmp_path / "space.yaml"
+    file.write_text(yaml.safe_dump({**TINY, "train": {**TINY["train"], "epochs": 1}}))
+    space.write_text("optim.lr: {low: 1.0e-2, high: 1.0, log: true}\n")
+    words = ["tune", str(file), "--space", str(space), "--out", str(tmp_path / "runs")]
+    assert main([*words, "--trials", "1"]) == 0, capsys.readouterr().err
+    folder = tmp_path / "runs" / "tiny-tune"
+    for name in ("tune.json", "report.html", "best.yaml"):
+        (folder / name).unlink()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("resfit.tune.search._refusal", lambda *given: "nothing fits")
+        assert main([*words, "--trials", "2"]) == 1
+    assert "trials in a row were refused (the last: nothing fits)" in capsys.readouterr().err
+    found = read_search(folder / "tune.json")
+    assert [trial.outcome for trial in found.trials].count("complete") == 1
+    assert found.best == 0 and (folder / "report.html").exists() and (folder / "best.yaml").exists()
 
 
 def test_a_torn_last_line_is_dropped(tiny: Recipe, tmp_path: Path) -> None:

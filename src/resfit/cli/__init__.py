@@ -12,6 +12,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
 from typing import Any
 
 from resfit.cli import (
@@ -128,6 +129,16 @@ class _Parser(argparse.ArgumentParser):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options, allow_abbrev=False)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        """Parse, and refuse what is left over here, where this command's own options can be named."""
+        options, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            near = get_close_matches(unknown[0].partition("=")[0], self._option_string_actions, n=1, cutoff=0.75)
+            fields = "a recipe's fields are --section.field; " if self.get_default("takes_fields") else ""
+            hint = f"did you mean {near[0]}?" if near else f"{fields}see {self.prog} --help"
+            raise BadInput(f"unknown {'option' if unknown[0].startswith('-') else 'word'} ({unknown[0]}): {hint}")
+        return options, unknown
 
     def error(self, message: str) -> Any:
         """Refuse the words, naming the nearest command where that is what is wrong."""

@@ -84,9 +84,11 @@ def _train(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
     if seed < 0:
         raise BadInput(f"seed is {seed} (--seed): give 0 or more")
     check_executor_options(options)
-    verdict = require_fit(recipe.spec, recipe.budget)
-    guessed = f" (with {recipe.spec.num_classes} classes)" if recipe.data.name == "folder" else ""
-    print(f"{recipe.name}: {verdict}{guessed}", flush=True)
+    if recipe.data.name == "folder" and options.resume is None:
+        from resfit.run import for_folder
+
+        recipe = for_folder(recipe, options.data_dir)
+    print(f"{recipe.name}: {require_fit(recipe.spec, recipe.budget)}", flush=True)
     if options.workers is not None or options.ray is not None:
         return _train_many(options, recipe, range(seed, seed + options.runs))
     from resfit.distributed import is_leader

@@ -59,11 +59,12 @@ def _tune(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
     if options.trials < 1 or options.seed < 0:
         raise BadInput("trials (--trials) are 1 or more, and a seed (--seed) is 0 or more: give others")
     recipe, space = get_recipe(options.recipe, overrides), get_space(options.space)
+    from resfit.run import for_folder
     from resfit.tune.search import Search, record, run_search
 
     folder = options.out / f"{recipe.name}-tune"
     search = Search(
-        recipe=recipe,
+        recipe=for_folder(recipe, options.data_dir),
         space=space,
         storage=options.storage or str(folder / "journal.log"),
         epochs=options.epochs,

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from resfit.data.cifar import load_cifar
 from resfit.data.digits import load_digits
-from resfit.data.folder import load_folder
+from resfit.data.folder import folder_classes, load_folder
 from resfit.data.images import Images, Source, channel_statistics, count_duplicates, digest, image_hashes, resized
 from resfit.data.places import Places
 from resfit.data.split import stratified_part, stratified_split, val_count
@@ -17,7 +18,7 @@ from resfit.errors import BadInput
 from resfit.memory import free_bytes, require_room
 from resfit.recipe import DataConfig
 
-__all__ = ["Dataset", "Images", "load_dataset", "stratified_split"]
+__all__ = ["Dataset", "Images", "class_names", "load_dataset", "stratified_split"]
 
 
 _IMAGES = {"cifar10": 60_000, "cifar100": 60_000, "svhn": 99_289}  # of 3 x 32 x 32 bytes
@@ -45,6 +46,21 @@ class Dataset:
     notes: tuple[str, ...] = ()
     test_drawn: bool = False
 
+    def facts(self) -> dict[str, Any]:
+        """What a record says of it."""
+        return {
+            "name": self.name,
+            "digest": self.digest,
+            "n_train": len(self.train),
+            "n_val": len(self.val),
+            "n_test": len(self.test),
+            "classes": list(self.classes),
+            "mean": list(self.mean),
+            "std": list(self.std),
+            "duplicates": self.duplicates,
+            "notes": list(self.notes),
+        }
+
 
 def load_dataset(
     config: DataConfig,
@@ -69,6 +85,16 @@ def load_dataset(
         reason, where = error.strerror or error, error.filename or config.name
         raise BadInput(f"{reason} ({where}): check the path, its permissions and the free space") from None
     return _described(config.name, source, _parts(source, config, size))
+
+
+def class_names(config: DataConfig, data_dir: Path | None = None) -> tuple[str, ...] | None:
+    """The classes of an image folder, without a look at its images; None for data that has to be loaded to know them.
+
+    Raises BadInput where there is no such folder.
+    """
+    if config.name != "folder":
+        return None
+    return folder_classes(Places(data_dir=data_dir, offline=True, tell=lambda line: None))
 
 
 def _needed_bytes(name: str, size: int) -> int:

@@ -46,10 +46,8 @@ def load_folder(config: DataConfig, places: Places, *, size: int, channels: int)
     """
     root = _root(places)
     folders, notes = _layout(root)
-    parts = {name: _classes(folder) for name, folder in folders.items()}
-    _check(parts, folders)
+    parts, names = _found(folders)
     notes += _ignored(folders, parts)
-    names = sorted(next(iter(parts.values())))
     splits = _split({name: _samples(part, names, root) for name, part in parts.items()}, config)
     if "val" in parts and config.val:
         notes.append(f"{folders['val'].name}/ is the validation set; data.val is not used")
@@ -60,6 +58,19 @@ def load_folder(config: DataConfig, places: Places, *, size: int, channels: int)
         labels = torch.tensor([label for _, label in splits[name]], dtype=torch.int64)
         sets[name] = Images(images=images, labels=labels)
     return Source(classes=tuple(names), **sets, notes=tuple(notes), test_drawn="all" in parts)
+
+
+def folder_classes(places: Places) -> tuple[str, ...]:
+    """The names of the classes, without a look at the images; raises BadInput as `load_folder` does."""
+    folders, _ = _layout(_root(places))
+    return tuple(_found(folders)[1])
+
+
+def _found(folders: Mapping[str, Path]) -> tuple[dict[str, Classes], list[str]]:
+    """Each split's image files by class, and the names of the classes."""
+    parts = {name: _classes(folder) for name, folder in folders.items()}
+    _check(parts, folders)
+    return parts, sorted(next(iter(parts.values())))
 
 
 def _root(places: Places) -> Path:

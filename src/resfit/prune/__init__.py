@@ -92,7 +92,8 @@ def prune(
         widths=_widths(net.spec, spec),
     )
     assert record.init is not None
-    known = {"recipe": parent.recipe, "data": parent.data["digest"], "note": remark_on_weights(parent, data)}
+    remark = remark_on_weights(parent, record.data, tuning.data)
+    known = {"recipe": parent.recipe, "data": parent.data["digest"], "note": remark}
     record = replace(record, pruning=pruning, init=replace(record.init, **known))
     write_report([record], folder / "report.html")
     write_atomic(folder / "record.json", record_text(record))
