@@ -24,6 +24,7 @@ from resfit.recipe import Recipe, get_recipe, recipe_names
 ROOT = Path(__file__).parent.parent
 RESULTS = "<!-- results -->"
 REPORTS = "<!-- reports -->"
+MEASURED = "<!-- measured -->"
 
 
 def on_files(files: Any, config: Any) -> Any:
@@ -42,6 +43,8 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
     """Put what is made from records and recipes where a page asks for it."""
     if RESULTS in markdown:
         markdown = markdown.replace(RESULTS, results_table())
+    if MEASURED in markdown:
+        markdown = markdown.replace(MEASURED, measured_table())
     return markdown.replace(REPORTS, reports_table()) if REPORTS in markdown else markdown
 
 
@@ -132,7 +135,13 @@ def results_table() -> str:
     sys.path.insert(0, str(ROOT / "results"))
     import index
 
-    return str(index.table(index.committed()))
+    return str(index.table(index.whole(index.committed())))
+
+
+def measured_table() -> str:
+    """The table of results/reports.md."""
+    lines = (ROOT / "results" / "reports.md").read_text(encoding="utf-8").splitlines()
+    return "\n".join(line for line in lines if line.startswith("|"))
 
 
 def reports_table() -> str:

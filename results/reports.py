@@ -11,6 +11,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from resfit.cost import cost
+from resfit.recipe import get_recipe
 from resfit.record import RunRecord, group_runs, summarize
 from resfit.report.words import thread_count
 
@@ -19,7 +21,7 @@ _HEAD = (
     "report",
     "recipe",
     "parameters reported",
-    "measured",
+    "of the recipe",
     "accuracy reported",
     "measured by the report's protocol",
     "measured by resfit's",
@@ -31,9 +33,9 @@ _INTRO = """# The five reports
 
 Made by `python results/index.py` from `reports.json` (what the reports say, each figure with its source) and the
 committed records. Accuracies are without test-time augmentation; means ± deviation over n runs. The report's protocol
-takes its best epoch: "peeked" marks those that were chosen on the test set itself, which reads too high. By resfit's
-the test set is scored once, with weights that were chosen without it. Where runs of both stand behind a row, the first
-line of a cell is of the report's protocol and the last of resfit's.
+takes its best epoch: "peeked" marks those that were chosen on the test set itself, so that the figure is too high. By
+resfit's the test set is scored once, with weights that were chosen without it. In a cell with two lines the first
+follows the report's protocol and the last resfit's. A run's command names all that a shortened one changes.
 """
 
 
@@ -54,6 +56,7 @@ def read_systems(path: Path) -> list[dict[str, Any]]:
 def row(system: dict[str, Any], records: Sequence[RunRecord]) -> list[str]:
     """The cells of one system."""
     mine = [record for record in records if record.recipe == system["recipe"] and record.data["name"] == "cifar10"]
+    recipe = get_recipe(system["recipe"])
     own = chosen(record for record in mine if record.protocol["selection"] == system["selection"])
     ours = chosen(record for record in mine if not record.protocol["peeking"])
     runs = own if own == ours else own + ours
@@ -61,7 +64,7 @@ def row(system: dict[str, Any], records: Sequence[RunRecord]) -> list[str]:
         system["system"],
         f"`{system['recipe']}`",
         count(system["params"]),
-        lines(count(record.params) for record in runs),
+        count(cost(recipe.spec).params),
         lines(map(reported, system["reported"])),
         by_the_report(system, own),
         mean([record.test.accuracy for record in ours]),
@@ -110,8 +113,10 @@ def length(record: RunRecord, reported_epochs: int) -> str:
     told = f"{record.epochs} of {reported_epochs}"
     if record.epochs >= reported_epochs:
         return f"{told}, full length"
-    stopped = record.config["train"]["epochs"] >= reported_epochs
-    return f"{told}, {'stopped early by its own rule' if stopped else 'shortened'}"
+    asked = record.config["train"]["epochs"]
+    how = ["shortened"] if asked < reported_epochs else []
+    how += ["stopped early by its own rule"] if record.epochs < asked else []
+    return ", ".join([told, *how])
 
 
 def device(record: RunRecord) -> str:

@@ -35,9 +35,9 @@ class Row:
     source: str
 
     @property
-    def best(self) -> float:
-        """The higher accuracy, to sort by."""
-        return max(float(cell.split()[0]) for cell in (self.plain, self.tta) if cell)
+    def rank(self) -> float:
+        """What the table is sorted by: the accuracy without test-time augmentation, where it is known."""
+        return float((self.plain or self.tta).split()[0])
 
 
 def standing(groups: Mapping[str, Sequence[RunRecord]], reports: Path, anchors: Path) -> str:
@@ -49,7 +49,7 @@ def standing(groups: Mapping[str, Sequence[RunRecord]], reports: Path, anchors: 
         reported(system, measure) for system in systems for measure in system["reported"] if measure["on"] == "test"
     ]
     rows += [published(result) for result in public]
-    cells = [_HEAD] + [tuple(cell or "–" for cell in astuple(row)) for row in sorted(rows, key=lambda row: -row.best)]
+    cells = [_HEAD] + [tuple(cell or "–" for cell in astuple(row)) for row in sorted(rows, key=lambda row: -row.rank)]
     head, *body = [f"| {' | '.join(line)} |" for line in cells]
     return "\n".join([head, "|" + "---|" * len(_HEAD), *body])
 

@@ -100,7 +100,10 @@ def test_a_block_of_the_readme(n: int, tmp_path: Path) -> None:
 @pytest.mark.parametrize("document", [page for page in PAGES if page not in (TUTORIAL, EXTENDING)])
 def test_the_blocks_of_a_page(document: str, tmp_path: Path) -> None:
     for block in blocks(document):
-        run(shorter(block), tmp_path)
+        if block.title:
+            apply(block, tmp_path)
+        else:
+            run(shorter(block), tmp_path)
 
 
 def extended(folder: Path) -> Path:

@@ -11,7 +11,7 @@ from multiprocessing.connection import Connection
 
 import pytest
 
-from resfit.interrupt import Interrupted, Interrupts
+from resfit.interrupt import Interrupted, Interruptible, Interrupts
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM]
 
@@ -37,6 +37,22 @@ def test_the_innermost_block_hears_the_signal_and_the_outer_one_comes_back() -> 
         assert study.asked is None
         signal.raise_signal(signal.SIGTERM)
         assert study.asked == signal.SIGTERM
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_work_that_leads_others_is_broken_off(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+    with pytest.raises(Interrupted, match=r": lead on$") as caught, Interruptible("lead on"):
+        signal.raise_signal(number)
+        pytest.fail("the signal ends the block")
+    assert (caught.value.exit_code, signal.getsignal(number)) == (128 + number, before)
+    with pytest.raises(Interrupted, match=r": lead on$") as caught, Interruptible("lead on"), Interrupts() as run:
+        signal.raise_signal(number)
+        assert run.asked == number  # a run within hears it, and stops where it likes
+        run.check("resume the run")
+    assert (caught.value.exit_code, signal.getsignal(number)) == (128 + number, before)
+    with pytest.raises(ValueError, match="another"), Interruptible("lead on"):
+        raise ValueError("another error passes")
 
 
 def test_a_signal_that_is_ignored_stays_ignored() -> None:

@@ -82,7 +82,8 @@ def test_each_system_of_the_five_reports_has_a_row_even_without_a_record(index, 
     found = rows(index, tmp_path)
     assert list(found) == ["000", "001 a", "001 b", "001 c", "001 d", "002", "003", "004"]
     for row in found.values():
-        assert row["ours"] == row["params"] == row["epochs"] == row["device"] == row["command"] == "not measured yet"
+        assert row["ours"] == row["epochs"] == row["device"] == row["command"] == "not measured yet"
+    assert (found["002"]["params"], found["004"]["params"]) == ("2,648,858", "4,398,890"), "prices need no run"
     assert found["003"]["own"] == "not measured yet"
 
 
@@ -120,6 +121,16 @@ def test_ours_is_a_mean_over_runs_that_did_not_peek_and_the_reports_is_marked(in
     assert commands[0] == "`resfit train seed003 --seed 0 --evaluate.selection best-test`"
     assert commands[1:] == [f"`resfit train seed003 --seed {seed} --evaluate.selection last`" for seed in (0, 1)]
     assert found["001 d"]["ours"] == "not measured yet"
+
+
+def test_a_shortened_run_says_how_it_ended(index, tmp_path):
+    for epochs, planned, told in (
+        (10, 10, "10 of 200, shortened"),
+        (5, 6, "5 of 200, shortened, stopped early by its own rule"),
+        (120, 200, "120 of 200, stopped early by its own rule"),
+    ):
+        found = rows(index, tmp_path, record("seed003", 0, test=0.9, epochs=epochs, planned=planned))
+        assert found["003"]["epochs"] == told
 
 
 def test_a_report_that_chose_by_validation_is_held_against_both_of_its_measures(index, tmp_path):

@@ -47,3 +47,25 @@ class Interrupts:
         self.asked = number
         for each in self._before:  # the system's own handling ends the process even within a long call
             signal.signal(each, signal.SIG_DFL)
+
+
+class Interruptible(Interrupts):
+    """Within its block the first SIGINT or SIGTERM raises Interrupted, which tells the user `advice`.
+
+    For work that leads other work, and ends it in order while the exception passes. A run within the block hears the
+    signal itself, finishes its step and saves; the advice is then this block's all the same.
+    """
+
+    def __init__(self, advice: str) -> None:
+        super().__init__()
+        self.advice = advice
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, *rest: object) -> None:
+        super().__exit__()
+        if isinstance(error, KeyboardInterrupt):
+            code = error.exit_code if isinstance(error, Interrupted) else 128 + signal.SIGINT
+            raise Interrupted(code - 128, self.advice) from None
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        super()._ask(number, frame)
+        self.check(self.advice)

@@ -34,6 +34,7 @@ from resfit.cli import (
 )
 from resfit.errors import BadInput, ResfitError
 from resfit.fields import nearest, parse_yaml
+from resfit.interrupt import Interrupted
 from resfit.processes import launched
 
 # Each has `add`, which adds the command's parser; the parser's `run` does the work and returns the exit status.
@@ -69,8 +70,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         _complain(f"error: {error}")
         return error.exit_code
     except KeyboardInterrupt as error:
-        from resfit.interrupt import Interrupted
-
         if isinstance(error, Interrupted):
             _complain(str(error))
             return error.exit_code

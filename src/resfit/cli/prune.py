@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from resfit.cli.words import RECIPE, add_data_options, print_table
+from resfit.cli.words import RECIPE, REPEAT, add_data_options, print_table
+from resfit.interrupt import Interruptible
 
 
 def add(commands: Any) -> None:
@@ -35,7 +36,7 @@ def _prune(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
     from resfit.progress import Progress
     from resfit.prune import prune
 
-    with Progress() as progress:
+    with Interruptible(REPEAT), Progress() as progress:
         record = prune(
             options.run_folder,
             budget=parse_count(options.budget),

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from resfit.cli.executors import add_executor_options, check_executor_options, executor
-from resfit.cli.words import add_data_options, add_scale_options, check_scale_options, print_table
+from resfit.cli.words import REPEAT, add_data_options, add_scale_options, check_scale_options, print_table
 from resfit.errors import BadInput
+from resfit.interrupt import Interruptible
 
 if TYPE_CHECKING:
     from resfit.studyrecord import PointRecord, StudyRecord
@@ -55,7 +56,7 @@ def _study(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
     from resfit.study.execute import execute
 
     out = options.out / study.name
-    with Board(list(recipes)) as board:
+    with Interruptible(REPEAT), Board(list(recipes)) as board:
         result = execute(study, recipes, executor(options, out), out, seeds=seeds, watcher=board)
     if options.json:
         print(json.dumps(result.to_dict(), indent=1))

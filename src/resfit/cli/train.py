@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from resfit.cli.executors import add_executor_options, check_executor_options, executor
-from resfit.cli.words import RECIPE, add_data_options, add_scale_options, check_scale_options, print_table
+from resfit.cli.words import RECIPE, REPEAT, add_data_options, add_scale_options, check_scale_options, print_table
 from resfit.errors import BadInput
+from resfit.interrupt import Interruptible
 
 if TYPE_CHECKING:
     from resfit.recipe import Recipe
@@ -132,7 +133,7 @@ def _train_many(options: argparse.Namespace, recipe: Recipe, seeds: range) -> in
     from resfit.run import write_summary
 
     jobs = [Job(recipe=recipe, seed=seed) for seed in seeds]
-    with Board([recipe.name]) as board:
+    with Interruptible(REPEAT), Board([recipe.name]) as board:
         records, failed = run_jobs(jobs, executor(options, options.out), options.out, board)
     for run in failed:
         print(f"failed: {run.point}, seed {run.seed}: {run.error}")

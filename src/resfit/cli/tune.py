@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from resfit.cli.executors import add_executor_options, check_executor_options, on_ray
-from resfit.cli.words import RECIPE, add_data_options, add_scale_options, check_scale_options, print_table
+from resfit.cli.words import RECIPE, REPEAT, add_data_options, add_scale_options, check_scale_options, print_table
 from resfit.errors import BadInput, RunFailed
+from resfit.interrupt import Interrupted, Interruptible
 
 if TYPE_CHECKING:
     from resfit.tunerecord import TuneRecord
@@ -76,10 +77,9 @@ def _tune(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
     )
     cluster = None if options.ray is None else on_ray(options, folder)
     try:
-        result, status = run_search(search, options.trials, workers=options.workers or 1, cluster=cluster), 0
-    except KeyboardInterrupt:
-        result, status = record(search), 130
-    except RunFailed:
+        with Interruptible(REPEAT):
+            result = run_search(search, options.trials, workers=options.workers or 1, cluster=cluster)
+    except (Interrupted, RunFailed):
         _write(record(search), folder)  # what the trials before have found
         raise
     _write(result, folder)
@@ -87,7 +87,7 @@ def _tune(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
         print(json.dumps(result.to_dict(), indent=1))
     else:
         _print_result(result, folder, options.trials)
-    return status
+    return 0
 
 
 def _write(result: TuneRecord, folder: Path) -> None:

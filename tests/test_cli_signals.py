@@ -1,0 +1,93 @@
+"""Studies, searches and many runs: a signal ends them in order, with what is done on the disk and a line of advice."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import pytest
+import yaml
+from killing import begin
+from tiny_recipe import TINY
+
+from resfit.checkpoint import newest_state
+
+LONG = {**TINY, "train": {**TINY["train"], "epochs": 10_000}}
+
+
+def command(ready: Connection, words: list[str], told: str) -> None:
+    """The command line, with its standard error in a file."""
+    from resfit.cli import main
+
+    sys.stderr = Path(told).open("w", buffering=1)  # noqa: SIM115
+    sys.stdout = sys.stderr
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    ready.send("ready")
+    raise SystemExit(main(words))
+
+
+def interrupted(words: list[str], number: signal.Signals, begun: Path, tmp_path: Path) -> tuple[int | None, str]:
+    """Exit status and words of a command that gets a signal once `begun` exists."""
+    told = tmp_path / "told.txt"
+    process, _ = begin(command, words, str(told))
+    try:
+        until = time.monotonic() + 120
+        while not begun.exists() and process.is_alive() and time.monotonic() < until:
+            time.sleep(0.05)
+        assert begun.exists(), told.read_text()
+        time.sleep(0.5)
+        os.kill(process.pid or 0, number)
+        process.join(60)
+        return process.exitcode, told.read_text()
+    finally:
+        process.kill()
+
+
+@pytest.mark.parametrize(
+    ("number", "workers"), [(signal.SIGINT, "1"), (signal.SIGTERM, "1"), (signal.SIGTERM, "2")], ids=str
+)
+def test_a_study_saves_its_runs_and_leaves_its_page(number: signal.Signals, workers: str, tmp_path: Path) -> None:
+    recipe, study, out = tmp_path / "tiny.yaml", tmp_path / "rates.yaml", tmp_path / "runs"
+    recipe.write_text(yaml.safe_dump(LONG))
+    points = {"a": {"optim.lr": 0.1}, "b": {"optim.lr": 0.01}}
+    study.write_text(
+        yaml.safe_dump({"name": "rates", "recipe": str(recipe), "runs": 1, "baseline": "a", "points": points})
+    )
+    words = ["study", str(study), "--workers", workers, "--out", str(out), "--train.checkpoint_minutes", "0.001"]
+    run = out / "rates" / "a" / "0"
+    status, told = interrupted(words, number, run / "state.pt", tmp_path)
+    assert status == 128 + number, told
+    assert told.splitlines()[-1] == f"interrupted ({number.name}): repeat the command to go on"
+    assert (out / "rates" / "study.json").exists() and (out / "rates" / "report.html").exists()
+    assert newest_state(run, print)["trainer"]["epoch"] >= 0
+
+
+@pytest.mark.parametrize(("number", "workers"), [(signal.SIGINT, "1"), (signal.SIGTERM, "2")], ids=str)
+def test_a_search_writes_down_its_trials(number: signal.Signals, workers: str, tmp_path: Path) -> None:
+    pytest.importorskip("optuna")
+    from resfit.tunerecord import read_search
+
+    recipe, space, out = tmp_path / "tiny.yaml", tmp_path / "space.yaml", tmp_path / "runs"
+    recipe.write_text(yaml.safe_dump(LONG))
+    space.write_text("optim.lr: {low: 1.0e-2, high: 1.0, log: true}\n")
+    words = ["tune", str(recipe), "--space", str(space), "--workers", workers, "--out", str(out)]
+    status, told = interrupted(words, number, out / "tiny-tune" / "journal.log", tmp_path)
+    assert status == 128 + number, told
+    assert told.splitlines()[-1] == f"interrupted ({number.name}): repeat the command to go on"
+    search = read_search(out / "tiny-tune" / "tune.json")
+    assert {trial.outcome for trial in search.trials} <= {"failed"}, "none is left as if it went on"
+
+
+def test_runs_in_processes_of_their_own_save(tmp_path: Path) -> None:
+    recipe, out = tmp_path / "tiny.yaml", tmp_path / "runs"
+    recipe.write_text(yaml.safe_dump(LONG))
+    words = ["train", str(recipe), "--runs", "2", "--workers", "2", "--out", str(out)]
+    status, told = interrupted(words, signal.SIGTERM, out / "tiny" / "1" / "state.pt", tmp_path)
+    assert status == 143, told
+    assert told.splitlines()[-1] == "interrupted (SIGTERM): repeat the command to go on"
+    now = newest_state(out / "tiny" / "1", print)["trainer"]
+    assert now["epoch"] or now["under_way"], "the state is of where it stopped"
