@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from types import FrameType
+from types import FrameType, TracebackType
 from typing import Any
 
 
@@ -34,7 +34,9 @@ class Interrupts:
                     self._before[number] = signal.signal(number, self._ask) or signal.SIG_DFL
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
@@ -60,8 +62,10 @@ class Interruptible(Interrupts):
         super().__init__()
         self.advice = advice
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, *rest: object) -> None:
-        super().__exit__()
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        super().__exit__(kind, error, trace)
         if isinstance(error, KeyboardInterrupt):
             code = error.exit_code if isinstance(error, Interrupted) else 128 + signal.SIGINT
             raise Interrupted(code - 128, self.advice) from None
