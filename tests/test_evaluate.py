@@ -176,6 +176,17 @@ def test_the_temperature_that_made_the_labels_is_found(true):
     assert fit_temperature(logits, labels) == pytest.approx(true, rel=0.05)
 
 
+def test_scores_with_a_temperature_are_those_of_cooled_logits() -> None:
+    logits = torch.randn(200, 5, generator=torch.Generator().manual_seed(0)) * 3
+    labels = (torch.arange(200) % 5).long()
+    plain, cooled = score(logits, labels, "abcde"), score(logits / 2.5, labels, "abcde")
+    both = score(logits, labels, "abcde", temperature=2.5)
+    assert both.calibrated is not None and plain.calibrated is None
+    assert (both.loss, both.ece, both.reliability) == (plain.loss, plain.ece, plain.reliability)
+    found = (both.calibrated.temperature, both.calibrated.loss, both.calibrated.ece)
+    assert found == pytest.approx((2.5, cooled.loss, cooled.ece))
+
+
 def test_a_temperature_improves_calibration_and_changes_no_answer():
     logits, labels = random_case(count=2000)
     confident = 10 * logits

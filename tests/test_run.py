@@ -76,6 +76,8 @@ def test_the_record_holds_what_the_design_promises(tiny: Recipe, tmp_path: Path)
     assert plain["protocol"]["test_scored"] == 1
     assert plain["protocol"]["peeking"] is False
     assert plain["temperature"] == resfit.load(tmp_path / "tiny" / "0").info.temperature > 0
+    assert plain["test"]["calibrated"]["temperature"] == plain["temperature"]
+    assert plain["test"]["calibrated"]["loss"] != plain["test"]["loss"]
     assert plain["params"] == resfit.cost(tiny.spec).params
     assert sum(layer["params"] for layer in plain["layers"]) == plain["params"]
     assert plain["seconds_to_result"] > sum(point.seconds for point in record.curve)

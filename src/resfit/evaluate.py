@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from resfit.distributed import share, whole
-from resfit.record import ClassScore, ConfidenceBin, Metrics
+from resfit.record import Calibrated, ClassScore, ConfidenceBin, Metrics
 
 TTA = Literal["none", "flip", "flip+shift"]
 
@@ -83,9 +83,18 @@ def _views(images: Tensor, tta: TTA) -> Iterator[tuple[float, Tensor]]:
 
 
 def score(
-    logits: Tensor, labels: Tensor, classes: Sequence[str], *, logits_tta: Tensor | None = None, bins: int = 15
+    logits: Tensor,
+    labels: Tensor,
+    classes: Sequence[str],
+    *,
+    logits_tta: Tensor | None = None,
+    temperature: float | None = None,
+    bins: int = 15,
 ) -> Metrics:
-    """All scores of logits [N, K] against labels [N]. Loss is the mean cross-entropy, in nats."""
+    """All scores of logits [N, K] against labels [N]. Loss is the mean cross-entropy, in nats.
+
+    With a `temperature` from other images, loss and calibration error with it as well.
+    """
     labels = labels.cpu()
     predicted, count = logits.argmax(1), len(classes)
     confusion = torch.bincount(labels * count + predicted, minlength=count * count).view(count, count)
@@ -94,10 +103,11 @@ def score(
         accuracy=_accuracy(logits, labels),
         accuracy_tta=None if logits_tta is None else _accuracy(logits_tta, labels),
         loss=F.cross_entropy(logits, labels).item(),
-        ece=sum(b.count * abs(b.accuracy - b.confidence) for b in reliability) / len(labels),
+        ece=_calibration_error(reliability),
         per_class=tuple(_class_scores(confusion, classes)),
         confusion=tuple(tuple(row) for row in confusion.tolist()),
         reliability=tuple(reliability),
+        calibrated=None if temperature is None else _calibrated(logits, labels, temperature, bins),
     )
 
 
@@ -118,6 +128,18 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
         method="bounded",
     )
     return math.exp(found.x)
+
+
+def _calibrated(logits: Tensor, labels: Tensor, temperature: float, bins: int) -> Calibrated:
+    logits = logits / temperature
+    ece = _calibration_error(_reliability(logits, labels, bins))
+    return Calibrated(temperature=temperature, loss=F.cross_entropy(logits, labels).item(), ece=ece)
+
+
+def _calibration_error(reliability: Sequence[ConfidenceBin]) -> float:
+    """Mean distance of confidence and accuracy, weighted by images (Guo et al. 2017)."""
+    distances = sum(b.count * abs(b.accuracy - b.confidence) for b in reliability)
+    return distances / sum(b.count for b in reliability)
 
 
 def _accuracy(logits: Tensor, labels: Tensor) -> float:

@@ -38,6 +38,15 @@ class ConfidenceBin:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Calibrated:
+    """Loss and calibration error of the same logits divided by a temperature, which was fitted on other images."""
+
+    temperature: float
+    loss: float
+    ece: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Metrics:
     """A labelled set's scores. Accuracies are fractions; confusion[i][j] counts images of class i taken for class j."""
 
@@ -48,6 +57,7 @@ class Metrics:
     per_class: tuple[ClassScore, ...]
     confusion: tuple[tuple[int, ...], ...]
     reliability: tuple[ConfidenceBin, ...]
+    calibrated: Calibrated | None = unwritten(None)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -415,9 +415,8 @@ class _Run:
             self.trainer.evaluated.load_state_dict(self.best[2])
         logits, logits_tta = self._logits(self.data.test, tta=True)
         self.test_scored += 1
-        test = score(logits, self.data.test.labels, self.data.classes, logits_tta=logits_tta)
         seconds = self.seconds_before + time.perf_counter() - self.clock
-        record = self._record(test, seconds, samples(logits, self.data))
+        record = self._record(logits, logits_tta, seconds)
         if distributed.is_leader():
             self._write(record)
         return record
@@ -430,9 +429,11 @@ class _Run:
         write_report([record], self.folder / "report.html")
         write_atomic(self.folder / "record.json", record_text(record))
 
-    def _record(self, test: Metrics, seconds: float, pictures: tuple[Sample, ...]) -> RunRecord:
+    def _record(self, logits: Tensor, logits_tta: Tensor | None, seconds: float) -> RunRecord:
+        """The record, with the test set's logits."""
         recipe, data, price = self.recipe, self.data, cost(self.recipe.spec)
         val = self._logits(data.val)[0] if len(data.val) else None
+        temperature = fit_temperature(val, data.val.labels) if val is not None else None
         trained = sum(point.seconds for point in self.curve)
         return RunRecord(
             resfit=__version__,
@@ -467,13 +468,13 @@ class _Run:
             seconds_to_result=seconds,
             images_per_second=sum(point.images or 0 for point in self.curve) / max(trained, 1e-9),
             val=score(val, data.val.labels, data.classes) if val is not None else None,
-            test=test,
-            temperature=fit_temperature(val, data.val.labels) if val is not None else None,
+            test=score(logits, data.test.labels, data.classes, logits_tta=logits_tta, temperature=temperature),
+            temperature=temperature,
             curve=tuple(self.curve),
             init=self.init,
             teachers=tuple(teacher for _, teacher in self.teachers),
             augmented=self._augmented_grid(),
-            samples=pictures,
+            samples=samples(logits, data),
             events=tuple(self.events),
         )
 

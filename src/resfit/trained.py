@@ -40,7 +40,8 @@ def evaluate(
     net = load(target)
     loaded = data_of(net, target, data_dir=data_dir, offline=offline, data=data)
     logits, logits_tta = scorer(net, target, pick_device(device))(loaded.test.images, tta)
-    return score(logits, loaded.test.labels, net.info.classes, logits_tta=logits_tta)
+    temperature = net.info.temperature
+    return score(logits, loaded.test.labels, net.info.classes, logits_tta=logits_tta, temperature=temperature)
 
 
 def data_of(

@@ -82,6 +82,8 @@ def _print_metrics(target: str, metrics: Metrics) -> None:
     if metrics.accuracy_tta is not None:
         rows.append(["with test-time augmentation", f"{100 * metrics.accuracy_tta:.2f} %"])
     rows += [["loss", f"{metrics.loss:.4f}"], ["calibration error (ECE)", f"{metrics.ece:.4f}"]]
+    if after := metrics.calibrated:
+        rows.append([f"the same at temperature {after.temperature:.3f}", f"{after.loss:.4f}; {after.ece:.4f}"])
     print_table(["test set", target], rows)
     print_table(
         ["class", "precision", "recall", "F1", "images"],
