@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import get_args
+from dataclasses import replace
+from typing import Any, get_args
 
 from hypothesis import assume
 from hypothesis import strategies as st
@@ -64,7 +65,7 @@ def stems(draw: st.DrawFn, in_channels: int) -> StemSpec:
 def specs(draw: st.DrawFn) -> NetSpec:
     """Any valid spec that is quick to build."""
     images = InputSpec(channels=draw(st.integers(1, 4)), size=draw(st.integers(8, 20)))
-    parts = {
+    parts: dict[str, Any] = {
         "input": images,
         "stem": draw(stems(images.channels)),
         "stages": tuple(draw(st.lists(STAGES, min_size=1, max_size=3))),
@@ -87,6 +88,9 @@ def specs(draw: st.DrawFn) -> NetSpec:
         "activation": draw(st.sampled_from(("relu", "gelu", "silu"))),
         "num_classes": draw(st.integers(2, 12)),
     }
+    if draw(st.integers(0, 5)) == 0:  # these are for basic blocks of one branch
+        stages = tuple(replace(stage, block=None, shortcut=None) for stage in parts["stages"])
+        parts |= {"stages": stages, "block": "basic", "branches": 1, "groups": 1, "shortcut": ShortcutSpec(kind="late")}
     try:
         return NetSpec(**parts)
     except BadInput:  # a window larger than the map, a pad shortcut to fewer channels, groups that do not divide

@@ -83,6 +83,8 @@ def test_a_bad_value_is_refused_by_name_and_rule(changes, where, allowed):
         ({"stages": one(channels=8), "shortcut": {"kind": "pad"}}, "stages[0].shortcut"),  # the stem has 64
         ({"stages": one(channels=8), "shortcut": {"kind": "avg-pad"}}, "stages[0].shortcut"),
         ({"stages": one(channels=1), "shortcut": {"kind": "shift"}}, "stages[0].shortcut"),
+        ({"stages": one(channels=8), "shortcut": {"kind": "late"}, "block": "preact"}, "stages[0].shortcut"),
+        ({"stages": one(channels=8), "shortcut": {"kind": "late"}, "branches": 2}, "stages[0].shortcut"),
         ({"stages": one(stride=8) * 2, "downsample": "maxpool"}, "stages[1].stride"),
         (
             {"input": {"size": 4}, "stem": {"kind": "whiten", "kernel": 5, "channels": 150}, "stages": one()},

@@ -93,21 +93,22 @@ def _block(spec: NetSpec, block: BlockPlan, name: str, side: int) -> Iterator[La
     if block.layout.norm_first:
         yield _norm(spec, f"{name}.norm1", block.in_channels, side)
     for branch in ("branch", "branch2")[: block.branches]:
-        yield from _branch(spec, block, f"{name}.{branch}", side)
+        yield from _branch(spec, block, name, branch, side)
     if block.projections:
         yield from _projections(spec, block, f"{name}.shortcut", block.side_after(side))
 
 
-def _branch(spec: NetSpec, block: BlockPlan, name: str, side: int) -> Iterator[Layer]:
+def _branch(spec: NetSpec, block: BlockPlan, name: str, branch: str, side: int) -> Iterator[Layer]:
     for n, conv in enumerate(block.convs, 1):
+        place = f"{name}.entry" if block.late and n == 1 else f"{name}.{branch}"
         conv_side, side = conv.sides(side)
-        yield _conv(spec, f"{name}.conv{n}", conv, conv_side)
+        yield _conv(spec, f"{place}.conv{n}", conv, conv_side)
         if n < len(block.convs) or block.layout.norm_last:
-            yield _norm(spec, f"{name}.norm{n + block.layout.norm_first}", conv.out_channels, side)
+            yield _norm(spec, f"{place}.norm{n + block.layout.norm_first}", conv.out_channels, side)
     if spec.se:
-        yield from _se(spec, f"{name}.se", block.out_channels)
+        yield from _se(spec, f"{name}.{branch}.se", block.out_channels)
     if spec.eca:
-        yield _eca(spec.eca, f"{name}.eca.conv", block.out_channels)
+        yield _eca(spec.eca, f"{name}.{branch}.eca.conv", block.out_channels)
 
 
 def _projections(spec: NetSpec, block: BlockPlan, name: str, side: int) -> Iterator[Layer]:

@@ -92,7 +92,8 @@ class Network(nn.Module):
 class Block(nn.Module):
     """A residual block: one or two branches of convolutions, added to a shortcut, in the order that its kind says.
 
-    A block that begins with an activation and changes shape shares its beginning with its shortcut (He et al. 2016b).
+    A block that begins with an activation and changes shape shares its beginning with its shortcut (He et al. 2016b);
+    one with a late shortcut its `entry`: the first convolution with its norm and activation.
     """
 
     def __init__(self, block: BlockPlan, spec: NetSpec) -> None:
@@ -101,8 +102,11 @@ class Block(nn.Module):
         self.norm1 = Norm(block.in_channels, spec.norm) if layout.norm_first else nn.Identity()
         # Without a norm ahead of it, an activation in place would overwrite what the shortcut hands on.
         self.act1 = _activation(spec, inplace=layout.norm_first) if layout.act_first else nn.Identity()
-        self.branch = _branch(block, spec)
-        self.branch2 = _branch(block, spec) if block.branches == 2 else None
+        layers = list(_branch(block, spec).items())
+        begins = 1 + [name for name, _ in layers].index("act1") if block.late else 0
+        self.entry = Layers(OrderedDict(layers[:begins]))
+        self.branch = Layers(OrderedDict(layers[begins:]))
+        self.branch2 = Layers(_branch(block, spec)) if block.branches == 2 else None
         self.drop = _drop(block, spec)
         self.shortcut = _shortcut(block, spec)
         self.act = _activation(spec) if layout.act_last else nn.Identity()
@@ -117,6 +121,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, C, H, W] -> [N, C', H', W']."""
+        x = self.entry(x)
         start = finish(x, self.norm1, act=self.act1)
         shortcut = self.shortcut(start if self.shares else x)
         if self.branch2 is None and isinstance(self.drop, nn.Identity):
@@ -423,7 +428,7 @@ def _activation(spec: NetSpec, *, inplace: bool = True) -> nn.Module:
     return ACTIVATIONS[spec.activation](inplace)
 
 
-def _branch(block: BlockPlan, spec: NetSpec) -> Layers:
+def _branch(block: BlockPlan, spec: NetSpec) -> OrderedDict[str, nn.Module]:
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     for n, conv in enumerate(block.convs, 1):
         last, place = n == len(block.convs), n + block.layout.norm_first
@@ -436,7 +441,7 @@ def _branch(block: BlockPlan, spec: NetSpec) -> Layers:
         layers["se"] = SqueezeExcite(block.out_channels, spec.se)
     if spec.eca:
         layers["eca"] = EfficientChannelAttention(block.out_channels, spec.eca)
-    return Layers(layers)
+    return layers
 
 
 def _drop(block: BlockPlan, spec: NetSpec) -> nn.Module:
@@ -464,6 +469,8 @@ def _norm_and_dropout(n: int, channels: int, spec: NetSpec) -> OrderedDict[str, 
 def _shortcut(block: BlockPlan, spec: NetSpec) -> Layers:
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     stride, new_channels = block.conv_stride, block.out_channels - block.in_channels
+    if block.late:
+        return Layers()
     if block.pool > 1:
         layers["pool"] = MaxPool2d(block.pool)
     if block.blur > 1:

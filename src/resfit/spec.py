@@ -116,10 +116,11 @@ class ShortcutSpec:
     conv: a convolution of `kernel` (K_i), and a norm in all but preact blocks. shift: two 1 x 1 convolutions, half of
     the channels each, the second of the map moved by one pixel, and a norm (Gastaldi 2017). pad: strided identity with
     zero-padded channels, free of parameters (He et al. 2015, option A). avg-pad: the same of the average-pooled map
-    (Han et al. 2017).
+    (Han et al. 2017). late: the identity of what the block's first convolution has brought to the new shape, behind its
+    norm and activation; no parameters (airbench96, Jordan 2024).
     """
 
-    kind: Literal["conv", "pad", "shift", "avg-pad"] = "conv"
+    kind: Literal["conv", "pad", "shift", "avg-pad", "late"] = "conv"
     kernel: int = 1
 
     def __post_init__(self) -> None:
@@ -335,7 +336,8 @@ class BlockPlan:
     @cached_property
     def convs(self) -> tuple[ConvPlan, ...]:
         """The convolutions of each residual branch, in order."""
-        c_in, narrow, wide, kernel = self.in_channels, self.inner, self.out_channels, self.kernel
+        c_in, wide, kernel = self.in_channels, self.out_channels, self.kernel
+        narrow = wide if self.late else self.inner
         stride, pool, blur = self.conv_stride, self.pool, self.blur
         if not self.layout.bottleneck:
             return (
@@ -361,7 +363,7 @@ class BlockPlan:
     def projections(self) -> tuple[ConvPlan, ...]:
         """The shortcut's convolutions, side by side on the pooled input; none where it has no parameters."""
         c_in, c_out, stride = self.in_channels, self.out_channels, self.conv_stride
-        if self.shortcut.free or (stride == 1 and c_in == c_out):
+        if self.shortcut.free or self.late or (stride == 1 and c_in == c_out):
             return ()
         widths = (c_out,) if self.shortcut.kind == "conv" else (c_out // 2, c_out - c_out // 2)
         return tuple(
@@ -373,6 +375,11 @@ class BlockPlan:
     def shape_changes(self) -> bool:
         """Whether the block puts out another shape than it takes in."""
         return self.stride != 1 or self.in_channels != self.out_channels
+
+    @property
+    def late(self) -> bool:
+        """Whether its shortcut begins behind its first convolution."""
+        return self.shortcut.kind == "late" and self.shape_changes
 
     def side_after(self, side: int) -> int:
         """Side in pixels of the block's output."""
@@ -542,9 +549,11 @@ class NetSpec:
                 problem = f"a {kind} shortcut cannot go from {c_in} to {c_out} channels"
             elif kind == "shift" and c_out < 2:
                 problem = "a shift shortcut cannot halve one channel"
+            elif kind == "late" and (block.kind != "basic" or block.branches > 1):
+                problem = "a late shortcut is for basic blocks of one branch"
             else:
                 continue
-            raise BadField(problem, f"stages[{i}].shortcut", "widen the stage or use kind conv")
+            raise BadField(problem, f"stages[{i}].shortcut", "widen the stage, or use kind conv")
 
     def _check_sizes(self) -> None:
         stem, after = self.sizes()

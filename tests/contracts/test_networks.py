@@ -52,6 +52,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "blur": {"downsample": "blur"},
     "shift": {"shortcut": {"kind": "shift"}},
     "avg-pad": {"shortcut": {"kind": "avg-pad"}},
+    "late": {"shortcut": {"kind": "late"}, "downsample": "maxpool", "dropout": {"block": 0.2}, "se": {"reduction": 4}},
     "widen": {"widen": {"channels": 12}},
     "shake": {"block": "act-first", "branches": 2, "shortcut": {"kind": "shift"}},
     "mean": {"branches": 2, "mix": "mean"},
@@ -242,6 +243,18 @@ def test_only_a_block_that_changes_shape_has_a_shortcut_layer(kind, stride):
         (block,) = built(tiny(stages=stages, block=kind, shortcut={"kind": shortcut})).stages[0]
         assert (len(block.shortcut) > 0) == (stride > 1)
         assert block.shares == (LAYOUTS[kind].act_first and stride > 1)
+
+
+@torch.no_grad()
+def test_a_late_shortcut_hands_on_what_the_first_convolution_made():
+    same, (narrow, last) = network("late").stages[0][0], network("late").stages[1]
+    x = torch.randn(2, 8, 6, 6)
+    assert not list(narrow.shortcut.parameters()) and not len(same.entry) and not len(last.entry)
+    torch.testing.assert_close(same(x), F.relu(same.branch(x) + x))
+    y = F.relu(narrow.entry.norm1(F.max_pool2d(narrow.entry.conv1(x), 2)))
+    branch = narrow.branch
+    torch.testing.assert_close(narrow(x), F.relu(branch.se(branch.norm2(branch.conv2(y))) + y))
+    assert narrow(x).shape == (2, 16, 3, 3)
 
 
 @pytest.mark.parametrize("stride", [1, 2, 3])

@@ -32,6 +32,7 @@ KINDS = {
     "se": {"se": {"reduction": 4, "bias": True}},
     "pad": {"shortcut": {"kind": "pad"}},
     "preact pad": {"shortcut": {"kind": "pad"}, "block": "preact"},
+    "late": {"shortcut": {"kind": "late"}, "downsample": "maxpool"},
     "maxpool": {"downsample": "maxpool", "norm": {"gain": False}},
     "biases and a window": {"conv_bias": True, "pool": {"size": 2}},
     "whiten": {"stem": {"kind": "whiten", "kernel": 2, "channels": 24}},

@@ -55,13 +55,15 @@ def wiring(spec: NetSpec) -> Wiring:
     for i, j, block in spec.plan():
         source = streams[-1]
         if j == 0:
-            joined = not block.projections and block.in_channels == block.out_channels
+            anew = bool(block.projections) or block.late
+            joined = not anew and block.in_channels == block.out_channels
             streams.append(source if joined else f"stages.{i}")
-            if not block.projections and not joined:
+            if not anew and not joined:
                 padded[streams[-1]] = source
         name = f"stages.{i}.{j}"
-        within = [f"{name}.inner{n}" for n in range(1, len(block.convs))]
+        within = [] if block.late else [f"{name}.inner{n}" for n in range(1, len(block.convs))]
         inner[i] += within
+        within = within or [streams[-1]]
         links += _block_links(spec, block, name, [source, *within, streams[-1]])
     links += [Link(module="norm", writes=streams[-1]), Link(module="head", reads=streams[-1])]
     there = {layer.name for layer in cost(spec).layers}
@@ -96,8 +98,9 @@ def _block_links(spec: NetSpec, block: BlockPlan, name: str, sets: list[str]) ->
     if block.layout.norm_first:
         yield Link(module=f"{name}.norm1", writes=source)
     for n, (reads, writes) in enumerate(pairwise(sets), 1):
-        yield Link(module=f"{name}.branch.conv{n}", reads=reads, writes=writes)
-        yield Link(module=f"{name}.branch.norm{n + block.layout.norm_first}", writes=writes)
+        place = f"{name}.entry" if block.late and n == 1 else f"{name}.branch"
+        yield Link(module=f"{place}.conv{n}", reads=reads, writes=writes)
+        yield Link(module=f"{place}.norm{n + block.layout.norm_first}", writes=writes)
     yield Link(module=f"{name}.branch.se.squeeze", reads=target, writes=f"{name}.se")
     yield Link(module=f"{name}.branch.se.excite", reads=f"{name}.se", writes=target)
     yield Link(module=f"{name}.shortcut.conv", reads=source, writes=target)

@@ -81,7 +81,7 @@ def _moved(
 def _with_widths(spec: NetSpec, wired: Wiring, widths: Mapping[str, int]) -> NetSpec | None:
     stages = []
     for i, (stage, stream) in enumerate(zip(spec.stages, wired.streams[1:], strict=True)):
-        channels, inner = stage.channels, widths[f"stages.{i}.inner"]
+        channels, inner = stage.channels, widths.get(f"stages.{i}.inner")
         if stream in widths:
             channels = widths[stream] // EXPANSION[stage.block or spec.block]
         stages.append(replace(stage, channels=channels, inner=None if inner == channels else inner))
@@ -106,7 +106,7 @@ def _parts(spec: NetSpec, wired: Wiring, worth: Mapping[str, Tensor]) -> list[Pa
     if spec.stem.kind == "whiten":
         del unit["stem"]
     streams = [_part(stream, (stream,), worth, size) for stream, size in unit.items()]
-    return streams + [_part(f"stages.{i}.inner", sets, worth, 1) for i, sets in enumerate(wired.inner)]
+    return streams + [_part(f"stages.{i}.inner", sets, worth, 1) for i, sets in enumerate(wired.inner) if sets]
 
 
 def _part(name: str, sets: tuple[str, ...], worth: Mapping[str, Tensor], unit: int) -> Part:
