@@ -56,7 +56,7 @@ def publish(run: Path, data_dir: Path | None) -> Path:
         env=env,
     )
     write_atomic(folder / "record.json", record_text(published))
-    write_card(folder)
+    write_card(folder, "mit")
     return folder
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -32,7 +33,9 @@ def test_weights_record_and_recipe_belong_together(folder: Path) -> None:
     assert record.params == resfit.cost(net.spec).params <= 5_000_000
     assert record.recipe == folder.name
     assert "weights rounded to bf16" in record.events[-1]
-    assert f"{100 * record.test.accuracy:.2f}" in (folder / "README.md").read_text()
+    card = (folder / "README.md").read_text()
+    assert f"{100 * record.test.accuracy:.2f}" in card and "license: mit" in card
+    assert hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest() in card
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)

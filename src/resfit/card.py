@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,8 @@ from resfit.report.figures import wilson
 _HUB_NAMES = {"cifar10": "uoft-cs/cifar10", "cifar100": "uoft-cs/cifar100", "svhn": "ufldl-stanford/svhn"}
 
 
-def write_card(run: str | Path) -> Path:
-    """Write README.md into a finished run's folder and return its path.
+def write_card(run: str | Path, licence: str = "unknown") -> Path:
+    """Write README.md into a finished run's folder and return its path; `licence` is one of the hub's identifiers.
 
     Raises BadInput where there is one already, or no record or model to describe.
     """
@@ -28,9 +29,11 @@ def write_card(run: str | Path) -> Path:
     if card.exists():
         raise BadInput(f"a README.md lies there ({card}): move it away for a new one")
     record = read_record(folder)
-    if not (folder / "model.safetensors").is_file():
+    model = folder / "model.safetensors"
+    if not model.is_file():
         raise BadInput(f"no model.safetensors ({folder}): give the folder of a finished run")
-    return write_atomic(card, render_card(record, runs_like(record, folder)))
+    digest = hashlib.sha256(model.read_bytes()).hexdigest()
+    return write_atomic(card, render_card(record, runs_like(record, folder), digest, licence))
 
 
 def runs_like(record: RunRecord, folder: Path) -> list[RunRecord]:
@@ -46,13 +49,15 @@ def runs_like(record: RunRecord, folder: Path) -> list[RunRecord]:
     return [found[seed] for seed in sorted(found)]
 
 
-def render_card(record: RunRecord, runs: list[RunRecord]) -> str:
-    """The card of one run; `runs` are those of its recipe, which give the mean."""
+def render_card(record: RunRecord, runs: list[RunRecord], sha256: str = "", licence: str = "unknown") -> str:
+    """The card of one run; `runs` are those of its recipe, which give the mean, and `sha256` is its model file's."""
     template = _environment().get_template("card.md.j2")
     return str(
         template.render(
             header=yaml.safe_dump(_header(record), sort_keys=False, allow_unicode=True, width=100),
             record=record,
+            licence=licence,
+            sha256=sha256,
             runs=runs,
             summary=summarize([run.accuracy for run in runs]),
             interval=wilson(record.accuracy, sum(map(sum, record.test.confusion))),

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import re
 from typing import Any
+
+from resfit.errors import BadInput
 
 
 def add(commands: Any) -> None:
@@ -12,14 +15,22 @@ def add(commands: Any) -> None:
         "card",
         help="write a model card into a run's folder, ready to be published",
         description="Write README.md, a model card as the Hugging Face hub reads it, beside a run's model.safetensors. "
-        "The licence is yours to decide: it stands as unknown.",
+        "The licence is yours to decide.",
     )
     parser.add_argument("run_folder", metavar="RUN", help="the folder of a finished run")
+    parser.add_argument(
+        "--license", default="unknown", metavar="ID", help="as the hub calls it: mit, cc-by-4.0 ... (unknown)"
+    )
     parser.set_defaults(run=_card)
 
 
 def _card(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
     from resfit.card import write_card
 
-    print(f"{write_card(options.run_folder)}: decide on its licence before you publish it")
+    if not re.fullmatch(r"[A-Za-z0-9.-]+", options.license):
+        raise BadInput(
+            f"{options.license!r} is no licence's identifier (--license): give one such as mit or apache-2.0"
+        )
+    card = write_card(options.run_folder, options.license)
+    print(card if options.license != "unknown" else f"{card}: decide on its licence before you publish it")
     return 0
