@@ -28,9 +28,7 @@ def _card(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
     from resfit.card import write_card
 
     if not re.fullmatch(r"[A-Za-z0-9.-]+", options.license):
-        raise BadInput(
-            f"{options.license!r} is no licence's identifier (--license): give one such as mit or apache-2.0"
-        )
+        raise BadInput(f"{options.license!r} is no licence (--license): give an identifier such as mit or apache-2.0")
     card = write_card(options.run_folder, options.license)
     print(card if options.license != "unknown" else f"{card}: decide on its licence before you publish it")
     return 0
