@@ -180,7 +180,7 @@ def test_every_format_agrees_and_says_so(
     (record,) = read_exports(run)
     assert printed["file"] == record.file == f"model{FORMATS[name].suffix}"
     assert record.bytes == (run / record.file).stat().st_size
-    assert [(a.batch_size, a.images) for a in record.agreement] == [(1, 360), (7, 360), (64, 360)]
+    assert [(a.batch_size, a.images) for a in record.agreement] == [(1, 1000), (7, 1000), (64, 1000)]
     assert all(a.equal >= FORMATS[name].equal for a in record.agreement)
     assert record.accuracy_before == read_record(run).test.accuracy > 0.5
     assert abs(record.accuracy_after - record.accuracy_before) <= 0.01

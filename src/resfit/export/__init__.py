@@ -29,7 +29,7 @@ from resfit.version import __version__
 __all__ = ["FORMATS", "export"]
 
 FOLD_TOLERANCE = 1e-4  # largest change of a logit by folding norms, as a part of the largest logit
-_FOLD_IMAGES, _BATCH = 1000, 250
+_FEWEST, _BATCH = 1000, 250  # images that an export is held against its network on
 
 
 def export(
@@ -45,7 +45,8 @@ def export(
 ) -> ExportRecord:
     """Write the network of a run folder or a model file in a format of FORMATS, check it, and return what was found.
 
-    The check needs the data of the network's training: its test images, and for int8 its training images. The file
+    The check needs the data of the network's training: its test images, and training images where these are fewer than
+    1,000, as well as for int8. Accuracies are on the test images alone. The file
     `out` (the model's name with the format's ending) appears only if it agrees with the network; the numbers join the
     list in export.json beside it. Raises BadInput where the file exists or something is missing, and RunFailed where
     the export disagrees.
@@ -60,14 +61,15 @@ def export(
     _require_libraries(chosen, format)
     net, earlier = load(model), read_exports(file.parent)
     dataset = data_of(net, model, data=data, data_dir=data_dir, offline=offline, progress=progress)
-    images, labels = dataset.test.images, dataset.test.labels
+    tested, labels = len(dataset.test), dataset.test.labels
+    images = torch.cat((dataset.test.images, dataset.train.images[: max(0, _FEWEST - tested)]))
     answer = network_answer(net)
     expected = logits_of(answer, images, _BATCH)
-    folded, norms = _folded(net, images[:_FOLD_IMAGES], expected[:_FOLD_IMAGES])
+    folded, norms = _folded(net, images[:_FEWEST], expected[:_FEWEST])
     with _draft(file) as draft:
         progress(f"writing {file}")
         chosen.write(Job(net=net, folded=folded, kind=input, train=dataset.train.images), draft)
-        progress(f"holding it against its network on {len(images):,} test images")
+        progress(f"holding it against its network on {len(images):,} images")
         exported = chosen.open(draft, input)
         found, logits = agreements(exported, images, expected)
         _require_agreement(found, chosen, expected.abs().max().item())
@@ -88,8 +90,8 @@ def export(
             agreement=tuple(found),
             smallest_equal=chosen.equal,
             largest_allowed=chosen.logits and chosen.logits * expected.abs().max().item(),
-            accuracy_before=_accuracy(expected, labels),
-            accuracy_after=_accuracy(logits, labels),
+            accuracy_before=_accuracy(expected[:tested], labels),
+            accuracy_after=_accuracy(logits[:tested], labels),
             latency=tuple(times),
             env=environment(torch.device("cpu")),
         )
