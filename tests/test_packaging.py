@@ -26,7 +26,7 @@ KINDS = {".py", ".yaml", ".json", ".j2", ".css", ".cpp", ".typed"}  # of files t
 
 
 @pytest.mark.slow
-def test_the_wheel_works_in_a_fresh_environment(tmp_path: Path) -> None:
+def test_wheel_and_sdist_work_in_fresh_environments(tmp_path: Path) -> None:
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
 
     def call(*words: str | Path, cwd: Path = tmp_path) -> str:
@@ -50,17 +50,19 @@ def test_the_wheel_works_in_a_fresh_environment(tmp_path: Path) -> None:
     assert not {f"src/{name}" for name in PACKAGE} - tarred
     assert {"README.md", "LICENSE", "pyproject.toml", "tests/test_packaging.py"} <= tarred
 
-    call(sys.executable, "-m", "venv", "--without-pip", "venv")
-    python = tmp_path / "venv" / "bin" / "python"
-    call(sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "--no-index", "--quiet", wheel)
-    (packages,) = (tmp_path / "venv" / "lib").glob("python*/site-packages")
-    (packages / "outer.pth").write_text(str(Path(torch.__file__).parents[1]))
-    code = "import resfit; print(resfit.__file__, len(resfit.recipe_names()), resfit.load, resfit.predict)"
-    assert call(python, "-c", code).startswith(str(packages))
-    resfit = tmp_path / "venv" / "bin" / "resfit"
-    assert call(resfit, "--version") == f"resfit {__version__}\n"
-    assert "cifar10-94" in call(resfit, "recipes")
-    assert "seed001-ablation" in call(resfit, "study", "--list")
+    for package in (wheel, sdist):
+        venv = tmp_path / package.name.replace(".", "-")
+        call(sys.executable, "-m", "venv", "--without-pip", venv)
+        (packages,) = (venv / "lib").glob("python*/site-packages")
+        (packages / "outer.pth").write_text(str(Path(torch.__file__).parents[1]))
+        alone = ("--no-deps", "--no-index", "--no-build-isolation", "--quiet")
+        call(sys.executable, "-m", "pip", "--python", venv / "bin" / "python", "install", *alone, package)
+        code = "import resfit; print(resfit.__file__, len(resfit.recipe_names()), resfit.load, resfit.predict)"
+        assert call(venv / "bin" / "python", "-c", code).startswith(str(packages))
+        resfit = venv / "bin" / "resfit"
+        assert call(resfit, "--version") == f"resfit {__version__}\n"
+        assert "cifar10-94" in call(resfit, "recipes")
+        assert "seed001-ablation" in call(resfit, "study", "--list")
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
