@@ -160,6 +160,13 @@ def test_images_are_resized_only_where_the_classifier_gets_as_many_features():
     Recipe.from_dict({"name": "r", "spec": SPEC, "train": {"resize": [[0.0, 16], [0.5, 32]]}})
 
 
+def test_stages_are_frozen_in_order_and_only_those_that_there_are():
+    Recipe.from_dict({"name": "r", "spec": SPEC, "train": {"freeze": [[0.5, 0], [0.9, len(SPEC["stages"])]]}})
+    assert "at most the" in complaint(train={"freeze": [[0.5, len(SPEC["stages"]) + 1]]})
+    assert "rising fractions" in complaint(train={"freeze": [[0.5, 1], [0.2, 1]]})
+    assert "rising fractions" in complaint(train={"freeze": [[1.0, 1]]})
+
+
 def test_only_a_whitening_stem_is_frozen():
     assert "a stem of kind whiten" in complaint(train={"freeze_stem_after": 1})
 

@@ -349,6 +349,35 @@ def test_a_whitening_stems_bias_stops_when_asked(tiny: Recipe) -> None:
     assert torch.equal(filters, run.net.get_submodule("stem.conv").weight)
 
 
+def test_stages_keep_their_weights_from_when_they_are_frozen(tiny: Recipe) -> None:
+    """Without momentum or decay of their own, and without a gradient that is computed in vain."""
+    recipe = tiny.replace({"train.freeze": [[0.25, 0], [0.5, 1]], "train.epochs": 4, "optim.weight_decay": 0.1})
+    run = trainer(recipe)
+
+    def moved() -> set[str]:
+        before = {name: value.detach().clone() for name, value in run.net.named_parameters()}
+        run.train_epoch()
+        changed = {name for name, value in run.net.named_parameters() if not torch.equal(value, before[name])}
+        return {".".join(name.split(".")[: 2 if name.startswith("stages") else 1]) for name in changed}
+
+    assert moved() == {"stem", "stages.0", "stages.1", "head"}
+    assert moved() == {"stages.0", "stages.1", "head"}
+    statistics = run.net.get_submodule("stages.0.0.branch.norm1").running_mean.clone()
+    assert moved() == {"stages.1", "head"} == moved()
+    assert not torch.equal(statistics, run.net.get_submodule("stages.0.0.branch.norm1").running_mean)
+
+
+def test_a_frozen_stage_stays_frozen_on_resume(tiny: Recipe) -> None:
+    recipe = tiny.replace({"train.freeze": [[0.5, 1]], "train.epochs": 4})
+    whole, cut, resumed = trainer(recipe), trainer(recipe), trainer(recipe)
+    list(whole.epochs())
+    for _ in range(3):
+        cut.train_epoch()
+    resumed.load_state_dict(cut.state_dict())
+    resumed.train_epoch()
+    assert equal(weights(whole.net), weights(resumed.net))
+
+
 def test_steps_are_told(tiny: Recipe) -> None:
     told: list[tuple[int, float]] = []
     trainer(tiny, on_step=lambda epoch, done: told.append((epoch, done))).train_epoch()

@@ -15,6 +15,12 @@ from resfit.spec import NetSpec
 DEFAULT_BUDGET = 5_000_000
 
 
+def _rising(steps: tuple[tuple[float, int], ...]) -> bool:
+    """Whether what happens from a fraction of the training on is listed in its order."""
+    starts = [start for start, _ in steps]
+    return starts == sorted(starts) and all(0 <= start < 1 for start in starts)
+
+
 def _check(field: str, value: object, good: object, allowed: str) -> None:
     if not good:
         raise BadField(f"{field} is {value!r}", field, f"give {allowed}")
@@ -220,11 +226,13 @@ class TrainConfig:
     """The loop.
 
     `accumulate` batches share an optimizer step; `clip` bounds the gradient's norm; `resize` lists (from this fraction
-    of training on, this side in pixels); `freeze_stem_after` stops a whitening stem's bias at that epoch; `patience`
-    stops after so many epochs without a better validation accuracy; `drop_last` leaves an epoch's last partial batch
-    out; `skip_easy` leaves this share of the images out of each epoch but the first, those with the lowest loss when
-    they were last trained on and none twice in a row (so half of them at most), up to the fraction `skip_easy_until` of
-    training. precision auto: bf16 where the device has instructions for it, else fp32.
+    of training on, this side in pixels); `freeze_stem_after` stops a whitening stem's bias at that epoch; `freeze`
+    lists (from this fraction of training on, stem and so many stages keep their weights), as early layers settle first
+    (Brock et al. 2017, FreezeOut): a step then computes less, and a network that was trained before is changed less;
+    `patience` stops after so many epochs without a better validation accuracy; `drop_last` leaves an epoch's last
+    partial batch out; `skip_easy` leaves this share of the images out of each epoch but the first, those with the
+    lowest loss when they were last trained on and none twice in a row (so half of them at most), up to the fraction
+    `skip_easy_until` of training. precision auto: bf16 where the device has instructions for it, else fp32.
 
     The state is saved every `checkpoint_minutes`. Where a loss or weight is not finite, the run goes back to the state
     up to `rollbacks` times, with learning rates times `rollback_factor` each time.
@@ -238,6 +246,7 @@ class TrainConfig:
     clip: float | None = None
     resize: tuple[tuple[float, int], ...] = ()
     freeze_stem_after: float | None = None
+    freeze: tuple[tuple[float, int], ...] = unwritten(())
     patience: int | None = None
     skip_easy: float = 0.0
     skip_easy_until: float = 1.0
@@ -260,9 +269,10 @@ class TrainConfig:
         _check("freeze_stem_after", limit, limit is None or limit >= 0, "0 or a number of epochs")
         _check("skip_easy", self.skip_easy, 0 <= self.skip_easy < 1, "a share from 0 to below 1")
         _check("skip_easy_until", self.skip_easy_until, 0 <= self.skip_easy_until <= 1, "a fraction of training")
-        starts = [start for start, _ in self.resize]
-        ordered = starts == sorted(starts) and all(0 <= s < 1 for s in starts) and all(p >= 4 for _, p in self.resize)
-        _check("resize", self.resize, ordered, "rising fractions below 1, each with a side of at least 4 pixels")
+        sides = _rising(self.resize) and all(side >= 4 for _, side in self.resize)
+        _check("resize", self.resize, sides, "rising fractions below 1, each with a side of at least 4 pixels")
+        stages = _rising(self.freeze) and all(count >= 0 for _, count in self.freeze)
+        _check("freeze", self.freeze, stages, "rising fractions below 1, each with a number of stages")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -324,6 +334,8 @@ class Recipe:
             _check("train.resize", side, alike, "sides that leave the classifier as many features (spec.pool)")
         frozen = self.train.freeze_stem_after is None or self.spec.stem.kind == "whiten"
         _check("train.freeze_stem_after", self.train.freeze_stem_after, frozen, "null, or a stem of kind whiten")
+        most, stages = max((count for _, count in self.train.freeze), default=0), len(self.spec.stages)
+        _check("train.freeze", most, most <= stages, f"at most the {stages} stages that there are")
 
     def remarks(self) -> list[str]:
         """What is allowed and seldom meant, in a line each: a schedule that is cut off, another size at the end."""

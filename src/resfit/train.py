@@ -129,7 +129,7 @@ class Trainer:
     def train_epoch(self) -> EpochResult:
         """One pass over the training images, or what is left of the one under way."""
         self.net.train()
-        self._freeze_stem()
+        self._freeze()
         now = self.under_way = self.under_way or self._begin_epoch()
         groups = self._step_groups(now.order)
         for n in range(self._steps_done(), len(groups)):
@@ -347,10 +347,14 @@ class Trainer:
         if self.average is not None:
             self.average.step_ended(self.net, self._progress(done), epoch_ended=done == 1.0)
 
-    def _freeze_stem(self) -> None:
-        limit = self.recipe.train.freeze_stem_after
-        if limit is not None:
-            self.net.get_submodule("stem").requires_grad_(self.epoch < limit)
+    def _freeze(self) -> None:
+        """Train what the recipe trains in this epoch; norms go on with their statistics."""
+        config, begun = self.recipe.train, self._progress(0.0)
+        if config.freeze_stem_after is not None:
+            self.net.get_submodule("stem").requires_grad_(self.epoch < config.freeze_stem_after)
+        for _, count in (step for step in config.freeze if step[0] <= begun):
+            for name in ("stem", *(f"stages.{n}" for n in range(count))):
+                self.net.get_submodule(name).requires_grad_(False)
 
     def check_finite(self) -> None:
         """Raise Diverged where a weight, a buffer or the loss so far is not finite. The host waits for the device."""
