@@ -226,12 +226,31 @@ def overhead_section(records: Sequence[Record]) -> Section:
     return Section(title="What a run costs beyond its own time", lead=lead, tables=(table(head, rows, 3),), charts=())
 
 
+def start_section(records: Sequence[Record]) -> Section:
+    """How soon commands answer and training begins."""
+    rows = []
+    for record in records:
+        for name, found in record["medians"].items():
+            if name != "ratios":
+                named = f"training {record['subject']}, to its first step" if name == "first step" else name
+                slowest = max(measured[name]["seconds"] for measured in record["rounds"])
+                numbers = (number(found["seconds"], 2), number(slowest, 2), peak(found), str(len(record["rounds"])))
+                rows.append(cells(named, where(record), *numbers))
+    head = ("what", "machine", "seconds", "slowest", "peak memory of a run, GB", "rounds")
+    lead = (
+        "A process of its own each, from its start to its end; a training to the end of its first step, with the start "
+        "of Python, imports and loading. Its memory is that of one epoch with all that belongs to a run."
+    )
+    return Section(title="Start", lead=lead, tables=(table(head, rows, 2),), charts=())
+
+
 SECTIONS = {
     "to_accuracy": accuracy_section,
     "step": step_section,
     "ceiling": ceiling_section,
     "scaling": scaling_section,
     "overhead": overhead_section,
+    "start": start_section,
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import step
 import torch
 from ceiling import conv_shapes, measured
 from scaling import stored, training, widened
+from start import answered, trained
 from to_accuracy import ours, side_by_side
 from torch import nn
 
@@ -128,6 +130,17 @@ def kilobytes_in_memory(path: Path) -> int:
     _, _, after = Path("/proc/self/smaps").read_text().partition(str(path))
     (line,) = (line for line in after.splitlines()[:6] if line.startswith("Rss:"))
     return int(line.split()[1])
+
+
+def test_a_start_is_timed_from_before_the_process_and_ends_at_the_first_step(tmp_path):
+    began = time.monotonic()
+    assert 0 < answered("--version")["seconds"] <= time.monotonic() - began
+    with pytest.raises(RunFailed, match=r"exit status 2 \(resfit show nowhere\)"):
+        answered("show nowhere")
+    before = 100.0
+    whole = time.monotonic()
+    found = trained(str(tmp_path), "digits", time.monotonic() - before)
+    assert before < found["seconds"] < before + time.monotonic() - whole
 
 
 def test_our_runs_are_those_of_the_command_that_users_type(tmp_path):

@@ -109,6 +109,16 @@ def test_what_a_run_costs_beyond_its_own_time_has_a_row_for_each_place():
     assert "| 0.50 | 0.06 |" in row(markdown([found]), "| in this process |")
 
 
+def test_a_start_has_its_median_its_slowest_and_a_runs_memory():
+    rounds = [
+        {"resfit recipes": {"seconds": seconds}, "first step": {"seconds": 4.0, "peak_host_bytes": 1.5e9}, "ratios": {}}
+        for seconds in (0.25, 0.75, 0.5)
+    ]
+    text = markdown([record("start", "fast", rounds)])
+    assert row(text, "resfit recipes").endswith("| 0.50 | 0.75 | – | 3 |")
+    assert row(text, "training fast, to its first step").endswith("| 4.00 | 4.00 | 1.50 | 3 |")
+
+
 def test_a_benchmark_without_records_has_no_section(records):
     assert [section.title for section in sections(records[:1])] == ["Training step"]
     assert sections([]) == []
