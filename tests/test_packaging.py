@@ -55,7 +55,7 @@ def test_wheel_and_sdist_work_in_fresh_environments(tmp_path: Path) -> None:
         call(sys.executable, "-m", "venv", "--without-pip", venv)
         (packages,) = (venv / "lib").glob("python*/site-packages")
         (packages / "outer.pth").write_text(str(Path(torch.__file__).parents[1]))
-        alone = ("--no-deps", "--no-index", "--no-build-isolation", "--quiet")
+        alone = ("--ignore-installed", "--no-deps", "--no-index", "--no-build-isolation", "--quiet")
         call(sys.executable, "-m", "pip", "--python", venv / "bin" / "python", "install", *alone, package)
         code = "import resfit; print(resfit.__file__, len(resfit.recipe_names()), resfit.load, resfit.predict)"
         assert call(venv / "bin" / "python", "-c", code).startswith(str(packages))
