@@ -21,5 +21,5 @@ def test_a_short_run_learns_cifar10(cifar10_dir: Path, tmp_path: Path) -> None:
     record = read_record(tmp_path / "cifar10-94" / "0")
     assert record.test.accuracy > 0.5
     assert record.data["n_test"] == 10_000
-    assert record.params == 1_989_592
+    assert record.params == 1_971_352
     assert (tmp_path / "cifar10-94" / "0" / "report.html").stat().st_size > 20_000
