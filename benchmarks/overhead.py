@@ -1,4 +1,4 @@
-"""What a run costs beyond its own time, on Ray and in a process: python benchmarks/overhead.py --out results
+"""What a run costs beyond its own time, on Ray and in a process: python benchmarks/overhead.py
 
 Runs of a recipe go one after the other, each on one core: on a Ray cluster made of this machine, and in this process.
 Of each, the time from the end of the one before to its own end is taken, less `seconds_to_result` of its record: what

@@ -376,6 +376,16 @@ def test_a_frozen_stage_stays_frozen_on_resume(tiny: Recipe) -> None:
     resumed.load_state_dict(cut.state_dict())
     resumed.train_epoch()
     assert equal(weights(whole.net), weights(resumed.net))
+    back, at_one = trainer(recipe), trainer(recipe)
+    at_one.train_epoch()
+    back.load_state_dict(cut.state_dict())
+    back.train_epoch()
+    back.load_state_dict(
+        copy.deepcopy(at_one.state_dict())
+    )  # as a rollback does: what was frozen since is trained again
+    back.train_epoch()
+    at_one.train_epoch()
+    assert equal(weights(at_one.net), weights(back.net))
 
 
 def test_steps_are_told(tiny: Recipe) -> None:

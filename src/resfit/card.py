@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import yaml
 
 from resfit.errors import BadInput
-from resfit.files import write_atomic
+from resfit.files import sha256, write_atomic
 from resfit.record import RunRecord, read_record, summarize
 from resfit.report import words
 from resfit.report.figures import wilson
@@ -32,8 +31,7 @@ def write_card(run: str | Path, licence: str = "unknown") -> Path:
     model = folder / "model.safetensors"
     if not model.is_file():
         raise BadInput(f"no model.safetensors ({folder}): give the folder of a finished run")
-    digest = hashlib.sha256(model.read_bytes()).hexdigest()
-    return write_atomic(card, render_card(record, runs_like(record, folder), digest, licence))
+    return write_atomic(card, render_card(record, runs_like(record, folder), sha256(model), licence))
 
 
 def runs_like(record: RunRecord, folder: Path) -> list[RunRecord]:

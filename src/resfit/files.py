@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,12 @@ except ImportError:  # Windows
 def cache_dir() -> Path:
     """The user's cache folder for resfit."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "resfit"
+
+
+def sha256(path: Path) -> str:
+    """A file's SHA-256, hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from torch import nn
 from resfit.data import Dataset
 from resfit.distill import Renormalized
 from resfit.errors import BadInput
+from resfit.files import sha256
 from resfit.modelfile import load
 from resfit.net import Network
 from resfit.recipe import DataConfig, Recipe
@@ -77,7 +77,7 @@ def model_sha256(target: str | Path) -> str:
     file = Path(target) / "model.safetensors" if Path(target).is_dir() else Path(target)
     if not file.is_file():
         raise BadInput(f"no model there ({file}): give a run folder or a model.safetensors")
-    return hashlib.sha256(file.read_bytes()).hexdigest()
+    return sha256(file)
 
 
 def _load(target: str | Path) -> tuple[Network, RunRecord | None, GivenModel]:

@@ -291,10 +291,8 @@ class Trainer:
         batches = list(order.split(config.batch_size))
         if len(batches) > 1 and len(batches[-1]) < config.batch_size:
             partial = batches.pop()
-            if len(partial) == 1 and not config.drop_last:
-                partial = torch.cat((batches.pop(), partial))
             if not config.drop_last:
-                batches.append(partial)
+                batches.append(partial if len(partial) > 1 else torch.cat((batches.pop(), partial)))
         return batches
 
     def _set_rates(self, progress: float) -> None:
@@ -350,11 +348,12 @@ class Trainer:
     def _freeze(self) -> None:
         """Train what the recipe trains in this epoch; norms go on with their statistics."""
         config, begun = self.recipe.train, self._progress(0.0)
-        if config.freeze_stem_after is not None:
-            self.net.get_submodule("stem").requires_grad_(self.epoch < config.freeze_stem_after)
-        for _, count in (step for step in config.freeze if step[0] <= begun):
-            for name in ("stem", *(f"stages.{n}" for n in range(count))):
-                self.net.get_submodule(name).requires_grad_(False)
+        counts, limit = [count for start, count in config.freeze if start <= begun], config.freeze_stem_after
+        if config.freeze or limit is not None:
+            self.net.get_submodule("stem").requires_grad_(not counts and (limit is None or self.epoch < limit))
+        if config.freeze:
+            for n, stage in enumerate(self.net.get_submodule("stages").children()):
+                stage.requires_grad_(n >= max(counts, default=0))
 
     def check_finite(self) -> None:
         """Raise Diverged where a weight, a buffer or the loss so far is not finite. The host waits for the device."""

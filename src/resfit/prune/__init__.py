@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +17,7 @@ from resfit.data.normalize import normalizer
 from resfit.environment import pick_device
 from resfit.errors import BadInput
 from resfit.fast import fast_process
-from resfit.files import write_atomic
+from resfit.files import sha256, write_atomic
 from resfit.latency import latencies
 from resfit.modelfile import load, save_model
 from resfit.net import Network
@@ -82,7 +81,7 @@ def prune(
     record = _fine_tuned(folder, tuning, seed=parent.seed, out=out, observer=observer, **options)
 
     pruning = Pruning(
-        parent=ParentRun(recipe=parent.recipe, seed=parent.seed, sha256=_sha256(Path(run) / "model.safetensors")),
+        parent=ParentRun(recipe=parent.recipe, seed=parent.seed, sha256=sha256(Path(run) / "model.safetensors")),
         criterion=_CRITERION,
         networks=_networks(
             {"before": net, "pruned": small, "fine-tuned": load(folder)},
@@ -171,8 +170,3 @@ def _widths(old: NetSpec, new: NetSpec) -> tuple[tuple[str, int, int], ...]:
         rows.append((f"stage {i}", a.channels, b.channels))
         rows.append((f"stage {i}, within blocks", a.inner or a.channels, b.inner or b.channels))
     return tuple(rows)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
