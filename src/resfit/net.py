@@ -18,6 +18,7 @@ from resfit.distributed import BatchNorm, alone
 from resfit.errors import BadInput
 from resfit.kernels import takes
 from resfit.kernels.conv import Conv2d
+from resfit.kernels.gate import GateActivation, Means
 from resfit.kernels.norm import NormActivation, normalized
 from resfit.kernels.pool import MaxPool2d
 from resfit.recipe import InitConfig
@@ -28,7 +29,7 @@ ACTIVATIONS: dict[str, Callable[[bool], nn.Module]] = {
     "gelu": lambda _inplace: nn.GELU(),
     "silu": nn.SiLU,
 }
-# What a kernel can compute together with a norm ahead of it.
+# What a kernel can compute together with a norm or a gate ahead of it.
 _FUSED = {nn.ReLU: "relu", nn.GELU: "gelu", nn.SiLU: "silu", nn.Identity: None}
 
 
@@ -140,24 +141,20 @@ class Layers(nn.Sequential):
         layers = list(self)
         while layers:
             layer = layers.pop(0)
-            if not isinstance(layer, Norm):
-                x = layer(x)
-            elif layers and type(layers[0]) in _FUSED:
-                x = finish(x, layer, act=layers.pop(0))
-            elif layers:
-                x = layer(x)
-            else:
+            if not layers:
                 return finish(x, layer, added, act)
+            follows = type(layers[0]) in _FUSED
+            x = finish(x, layer, act=layers.pop(0) if follows else None)
         return finish(x, added=added, act=act)
 
 
 def finish(
-    x: Tensor, norm: nn.Module | None = None, added: Tensor | None = None, act: nn.Module | None = None
+    x: Tensor, layer: nn.Module | None = None, added: Tensor | None = None, act: nn.Module | None = None
 ) -> Tensor:
-    """act(norm(x) + added), in one pass over the map where a kernel suits; what is not given is left out."""
-    if isinstance(norm, Norm) and norm.takes_kernel(x) and (act is None or type(act) in _FUSED):
-        return norm.by_kernel(x, added, None if act is None else _FUSED[type(act)])
-    x = x if norm is None else norm(x)
+    """act(layer(x) + added), in one pass over the map where a kernel suits; what is not given is left out."""
+    if isinstance(layer, (Norm, Gate)) and layer.takes_kernel(x) and (act is None or type(act) in _FUSED):
+        return layer.by_kernel(x, added, None if act is None else _FUSED[type(act)])
+    x = x if layer is None else layer(x)
     x = x if added is None else x + added
     return x if act is None else act(x)
 
@@ -282,8 +279,31 @@ class Norm(nn.BatchNorm2d):
             self.num_batches_tracked.add_(1)  # type: ignore[union-attr]
 
 
-class SqueezeExcite(nn.Module):
-    """Channel-wise gates from the map's mean (Hu et al. 2018). [N, C, H, W] -> same."""
+class Gate(nn.Module):
+    """Scales each channel of each image by a gate that is made of the map's means. [N, C, H, W] -> same."""
+
+    def gates(self, means: Tensor) -> Tensor:
+        """From means over pixels, [N, C] -> same."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scale each channel of each image."""
+        return x * self.gates(x.mean((2, 3)))[:, :, None, None]
+
+    def takes_kernel(self, x: Tensor) -> bool:
+        """Whether the kernel for bf16 maps on a CPU gates x."""
+        return takes("gate", x) and x.dtype == torch.bfloat16 and x.shape[1] % 16 == 0
+
+    def by_kernel(self, x: Tensor, added: Tensor | None, activation: str | None) -> Tensor:
+        """activation(gated x + added), [N, C, H, W] -> same."""
+        means, x = Means.apply(x.contiguous(memory_format=torch.channels_last))
+        added = None if added is None else added.to(x.dtype)
+        out: Tensor = GateActivation.apply(x, self.gates(means).float(), added, activation)
+        return out
+
+
+class SqueezeExcite(Gate):
+    """Gates from all channels' means (Hu et al. 2018)."""
 
     def __init__(self, channels: int, se: SESpec) -> None:
         super().__init__()
@@ -291,24 +311,22 @@ class SqueezeExcite(nn.Module):
         self.squeeze = nn.Linear(channels, hidden, bias=se.bias)
         self.excite = nn.Linear(hidden, channels, bias=se.bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Scale each channel of each image."""
-        gates = torch.sigmoid(self.excite(F.relu(self.squeeze(x.mean((2, 3))))))
-        return x * gates[:, :, None, None]
+    def gates(self, means: Tensor) -> Tensor:
+        """From means over pixels, [N, C] -> same."""
+        return torch.sigmoid(self.excite(F.relu(self.squeeze(means))))
 
 
-class EfficientChannelAttention(nn.Module):
-    """Channel-wise gates from the means of neighbouring channels (Wang et al. 2020). [N, C, H, W] -> same."""
+class EfficientChannelAttention(Gate):
+    """Gates from the means of neighbouring channels (Wang et al. 2020)."""
 
     def __init__(self, channels: int, eca: ECASpec) -> None:
         super().__init__()
         kernel = eca.kernel_of(channels)
         self.conv = nn.Conv1d(1, 1, kernel, padding=kernel // 2, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Scale each channel of each image."""
-        gates = torch.sigmoid(self.conv(x.mean((2, 3))[:, None]))
-        return x * gates[:, 0, :, None, None]
+    def gates(self, means: Tensor) -> Tensor:
+        """From means over pixels, [N, C] -> same."""
+        return torch.sigmoid(self.conv(means[:, None])[:, 0])
 
 
 class Blur(nn.Module):

@@ -22,12 +22,12 @@ from resfit.kernels.filter_gradient import AmxConvolution
 from resfit.kernels.library import load_library
 from resfit.kernels.pool import MaxPool2d, MaxPool2x2
 from resfit.kernels.winograd import WinogradConvolution
-from resfit.net import Layers, Norm, build
+from resfit.net import EfficientChannelAttention, Layers, Norm, SqueezeExcite, build
 from resfit.observer import Observer
 from resfit.recipe import Recipe, get_recipe
 from resfit.record import EpochPoint
 from resfit.run import train
-from resfit.spec import NormSpec
+from resfit.spec import ECASpec, NormSpec, SESpec
 
 
 @pytest.fixture
@@ -121,6 +121,30 @@ def test_a_norm_computes_and_remembers_the_same_with_its_kernel(
     assert difference(fused, plain) < 0.006
     for one, other in zip(fused_state, plain_state, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+@needs("gate")
+@pytest.mark.parametrize("kind", ["se", "eca"])
+@pytest.mark.parametrize("activation", [nn.ReLU(inplace=True), nn.GELU(), None])
+@pytest.mark.parametrize("adds", [False, True])
+def test_a_gate_computes_the_same_with_its_kernel(
+    kind: str, activation: nn.Module | None, adds: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    gate = SqueezeExcite(32, SESpec(reduction=4)) if kind == "se" else EfficientChannelAttention(32, ECASpec())
+    x, added = (torch.randn(4, 32, 6, 6).bfloat16().contiguous(memory_format=torch.channels_last) for _ in range(2))
+    results = []
+    for in_use in ((), ("gate",)):
+        monkeypatch.setattr(kernels, "_in_use", frozenset(in_use))
+        of_x, of_added = x.clone().requires_grad_(), added.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16):
+            assert gate.takes_kernel(of_x) == bool(in_use)
+            out = Layers(gate)(of_x, added=of_added if adds else None, act=activation)
+        given = [of_x, *gate.parameters(), *([of_added] if adds else [])]
+        results.append((out, *torch.autograd.grad(out.float().square().sum(), given)))
+    for plain, fused in zip(*results, strict=True):
+        assert difference(fused, plain) < 0.02
+    assert not gate.takes_kernel(x.float())
 
 
 def test_a_norm_leaves_its_kernel_where_gradients_need_its_own_statistics(monkeypatch: pytest.MonkeyPatch) -> None:

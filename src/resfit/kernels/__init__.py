@@ -21,6 +21,7 @@ NEEDS = {
     "winograd": ("avx512_bf16", "amx_bf16"),
     "filter_gradient": ("amx_bf16", None),
     "norm": ("avx512_bf16", None),
+    "gate": ("avx512_bf16", None),
     "pool": ("avx512_bf16", None),
 }
 

@@ -22,6 +22,8 @@ _HERE = Path(__file__).parent
 _OPTIONS = ("-std=c++17", "-O3", "-march=x86-64-v4", "-mavx512bf16", "-fopenmp", "-shared", "-fPIC")
 _MORE_OPTIONS = {"amx_bf16": ("-mamx-tile", "-mamx-bf16")}  # where the processor has the feature
 
+ACTIVATIONS = {None: 0, "relu": 1, "gelu": 2, "silu": 3}  # as activation.h numbers them
+
 
 @functools.cache
 def load_library(name: str) -> ctypes.CDLL | None:
@@ -29,10 +31,11 @@ def load_library(name: str) -> ctypes.CDLL | None:
 
     Where it has a function `prepare`, that asks the system for what it needs: 0 where it is given.
     """
-    source, header = _HERE / f"{name}.cpp", _HERE / "bf16.h"
+    source = _HERE / f"{name}.cpp"
     features = processor()[1]
     options = (*_OPTIONS, *(option for feature in features for option in _MORE_OPTIONS.get(feature, ())))
-    identity = (source.read_bytes(), header.read_bytes(), options, processor())
+    sources = [path.read_bytes() for path in (source, *sorted(_HERE.glob("*.h")))]
+    identity = (sources, options, processor())
     cached = cache_dir() / f"{name}-{hashlib.sha256(repr(identity).encode()).hexdigest()[:16]}.so"
     try:
         if not _is_sound(cached):

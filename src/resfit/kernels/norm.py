@@ -8,9 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from resfit.kernels.library import call, pointer
-
-ACTIVATIONS = {None: 0, "relu": 1, "gelu": 2, "silu": 3}
+from resfit.kernels.library import ACTIVATIONS, call, pointer
 
 
 class NormActivation(torch.autograd.Function):

@@ -1,0 +1,118 @@
+// Gates of an image's channels with what follows them, an addition and an activation, over channels-last bf16 maps: a map is
+// read once for its means, once to be gated, and as often on the way back. Numbers are fp32 between reading and writing.
+// Channel counts are multiples of 16. What each function computes is independent of `threads`.
+
+#include <algorithm>
+
+#include "activation.h"
+
+namespace {
+
+constexpr long BLOCK = 4;  // pixels summed at a time: few, so that memory is read nearly in order
+
+// work(where sixteen channels of a pixel are in a map, where they are in what has one number an image and channel).
+template <typename Work> void each(long images, long pixels, long channels, long threads, Work work) {
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (long image = 0; image < images; ++image)
+        for (long pixel = image * pixels; pixel < (image + 1) * pixels; ++pixel)
+            for (long c = 0; c < channels; c += LANES) work(pixel * channels + c, image * channels + c);
+}
+
+// Sums over each image's pixels, float [images][channels]. add(image, first place, one past the last, channel, sum) adds a
+// block's, of sixteen channels, to `sum`; places are those of the channel in a map, `channels` apart.
+template <typename Add> void add_up(float *sums, long images, long pixels, long channels, long threads, Add add) {
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (long image = 0; image < images; ++image) {
+        float *of_image = sums + image * channels;
+        std::fill_n(of_image, channels, 0.0f);
+        for (long first = 0; first < pixels; first += BLOCK) {
+            const long begin = (image * pixels + first) * channels;
+            const long end = (image * pixels + std::min(pixels, first + BLOCK)) * channels;
+            for (long c = 0; c < channels; c += LANES) {
+                Lanes sum = load(of_image + c);
+                add(image, begin + c, end, c, sum);
+                store(of_image + c, sum);
+            }
+        }
+    }
+}
+
+template <Activation A, bool ADD>
+void gated(const bf16 *x, const float *gates, const bf16 *added, bf16 *out, long images, long pixels, long channels, long threads) {
+    each(images, pixels, channels, threads, [&](long at, long of_image) {
+        Lanes z = load(x + at) * load(gates + of_image);
+        if (ADD) z += load(added + at);
+        store(out + at, activate<A>(z));
+    });
+}
+
+template <Activation A, bool ADD>
+void gradients(const bf16 *gradient, const bf16 *x, const float *gates, const bf16 *other, bf16 *of_sum, bf16 *of_x,
+               float *of_gates, long images, long pixels, long channels, long threads) {
+    add_up(of_gates, images, pixels, channels, threads, [&](long image, long first, long end, long c, Lanes &sum) {
+        const Lanes gate = load(gates + image * channels + c);
+        for (long at = first; at < end; at += channels) {
+            const Lanes value = load(x + at);
+            Lanes g = load(gradient + at);
+            if constexpr (A == RELU) {  // `other` is the output
+                g = load(other + at) > 0.0f ? g : Lanes{};
+            } else if constexpr (A != NONE) {  // `other` is what was added
+                Lanes z = value * gate;
+                if (ADD) z += load(other + at);
+                g *= slope<A>(z);
+            }
+            if (A != NONE) store(of_sum + at, g);
+            store(of_x + at, g * gate);
+            sum += g * value;
+        }
+    });
+}
+
+}  // namespace
+
+extern "C" {
+
+// The mean of each image's pixels, float [images][channels], of x [images][pixels][channels].
+void means(const bf16 *x, float *mean, long images, long pixels, long channels, long threads) {
+    add_up(mean, images, pixels, channels, threads, [&](long, long first, long end, long, Lanes &sum) {
+        for (long at = first; at < end; at += channels) sum += load(x + at);
+    });
+    for (long at = 0; at < images * channels; ++at) mean[at] /= pixels;
+}
+
+// The gradient of x, of those of its means and of x where it was used otherwise.
+void means_backward(const bf16 *gradient, const float *of_means, bf16 *of_x, long images, long pixels, long channels, long threads) {
+    each(images, pixels, channels, threads, [&](long at, long of_image) {
+        store(of_x + at, load(gradient + at) + load(of_means + of_image) * (1.0f / pixels));
+    });
+}
+
+// out = activation(x * gates + added), where `added` may be missing.
+void forward(const bf16 *x, const float *gates, const bf16 *added, bf16 *out, long activation, long images, long pixels,
+             long channels, long threads) {
+    const auto run = [&](auto with, auto without) {
+        (added ? with : without)(x, gates, added, out, images, pixels, channels, threads);
+    };
+    switch (activation) {
+    case RELU: return run(gated<RELU, true>, gated<RELU, false>);
+    case GELU: return run(gated<GELU, true>, gated<GELU, false>);
+    case SILU: return run(gated<SILU, true>, gated<SILU, false>);
+    default: return run(gated<NONE, true>, gated<NONE, false>);
+    }
+}
+
+// The gradients of what the activation was taken of (not without an activation: there it is `gradient` itself), of x, and of
+// the gates. `other` is the output of a ReLU, else what was added, which may be missing.
+void backward(const bf16 *gradient, const bf16 *x, const float *gates, const bf16 *other, bf16 *of_sum, bf16 *of_x,
+              float *of_gates, long activation, long images, long pixels, long channels, long threads) {
+    const auto run = [&](auto with, auto without) {
+        (other ? with : without)(gradient, x, gates, other, of_sum, of_x, of_gates, images, pixels, channels, threads);
+    };
+    switch (activation) {
+    case RELU: return run(gradients<RELU, true>, gradients<RELU, true>);
+    case GELU: return run(gradients<GELU, true>, gradients<GELU, false>);
+    case SILU: return run(gradients<SILU, true>, gradients<SILU, false>);
+    default: return run(gradients<NONE, false>, gradients<NONE, false>);
+    }
+}
+}

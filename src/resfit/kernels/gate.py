@@ -1,0 +1,72 @@
+"""Gates of an image's channels with the addition and activation that follow, in one pass over a map each way."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from resfit.kernels.library import ACTIVATIONS, call, pointer
+
+
+class Means(torch.autograd.Function):
+    """An image's means over its pixels, float [N, C], and the map itself, for what else is made of it.
+
+    x: bf16 [N, C, H, W], channels_last. C is a multiple of 16. The gradients of both come together in one pass.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The means, and x."""
+        means = torch.empty(x.shape[:2])
+        call("gate", "means", *map(pointer, (x, means)), *_sizes(x))
+        return means, x.view_as(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, of_means: Tensor, gradient: Tensor) -> Tensor:
+        """Of x."""
+        gradient = gradient.contiguous(memory_format=torch.channels_last)
+        of_x = torch.empty_like(gradient)
+        call("gate", "means_backward", *map(pointer, (gradient, of_means.contiguous(), of_x)), *_sizes(gradient))
+        return of_x
+
+
+class GateActivation(torch.autograd.Function):
+    """activation(x gates + added).
+
+    x and added (or None): bf16 [N, C, H, W], channels_last; gates: float [N, C]; activation: a name or None. Gives the
+    shape of x in bf16. C is a multiple of 16.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, gates: Tensor, added: Tensor | None, activation: str | None) -> Tensor:
+        """Gate, add, activate."""
+        gates = gates.contiguous()
+        if added is not None:
+            added = added.contiguous(memory_format=torch.channels_last)
+        out = torch.empty_like(x)
+        call("gate", "forward", *map(pointer, (x, gates, added, out)), ACTIVATIONS[activation], *_sizes(x))
+        other = out if activation == "relu" else added if activation else None
+        ctx.save_for_backward(x, gates, other)
+        ctx.activation, ctx.adds = activation, added is not None
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """Of x, the gates and what was added."""
+        x, gates, other = ctx.saved_tensors
+        gradient = gradient.contiguous(memory_format=torch.channels_last)
+        of_sum = torch.empty_like(x) if ctx.activation else gradient
+        of_x, of_gates = torch.empty_like(x), torch.empty_like(gates)
+        operands = map(pointer, (gradient, x, gates, other, of_sum, of_x, of_gates))
+        call("gate", "backward", *operands, ACTIVATIONS[ctx.activation], *_sizes(x))
+        return of_x, of_gates, of_sum if ctx.adds else None, None
+
+
+def _sizes(x: Tensor) -> tuple[int, int, int]:
+    images, channels, height, width = x.shape
+    return images, height * width, channels

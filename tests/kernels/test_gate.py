@@ -1,0 +1,71 @@
+"""Gates of channels with what follows them, against torch's operators."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from kernel_checks import difference, needs
+from torch import Tensor
+
+from resfit.kernels.gate import GateActivation, Means
+
+pytestmark = needs("gate")
+
+ROUNDING = 0.003  # of a result to bf16; twice where what it is made of was rounded as well
+
+Activate = Callable[[Tensor], Tensor]
+ACTIVATIONS: dict[str | None, Activate] = {None: lambda x: x, "relu": F.relu, "gelu": F.gelu, "silu": F.silu}
+
+
+def maps(seed: int, shape: tuple[int, ...] = (7, 48, 9, 11)) -> Tensor:
+    drawn = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    return drawn.bfloat16().contiguous(memory_format=torch.channels_last)
+
+
+def gates(images: int = 7, channels: int = 48) -> Tensor:
+    return torch.rand(images, channels, generator=torch.Generator().manual_seed(9))
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("adds", [False, True])
+def test_a_gate_equals_torchs_forward_and_back(activation: str | None, adds: bool) -> None:
+    given = [maps(0).requires_grad_(), gates().requires_grad_()] + ([maps(2).requires_grad_()] if adds else [])
+    exact = [value.detach().double().requires_grad_() for value in given]
+    z = exact[0] * exact[1][:, :, None, None]
+    wanted = ACTIVATIONS[activation](z + exact[2] if adds else z)
+    out = GateActivation.apply(given[0], given[1], given[2] if adds else None, activation)
+    assert out.is_contiguous(memory_format=torch.channels_last)
+    assert difference(out, wanted) < ROUNDING
+    found = torch.autograd.grad(out, given, maps(1))
+    gradients = torch.autograd.grad(wanted, exact, maps(1).double())
+    for name, one, other in zip(("x", "gates", "added"), found, gradients, strict=False):
+        assert difference(one, other) < (2e-4 if name == "gates" else 2 * ROUNDING), name
+
+
+def test_means_and_the_map_hand_back_one_gradient() -> None:
+    x = maps(0).requires_grad_()
+    exact = x.detach().double().requires_grad_()
+    of_means, of_map = gates(), maps(1)
+    means, same = Means.apply(x)
+    assert torch.equal(same, x) and difference(means, exact.mean((2, 3))) < 1e-6
+    (found,) = torch.autograd.grad((means, same), x, (of_means, of_map))
+    (wanted,) = torch.autograd.grad((exact.mean((2, 3)), exact * 1), exact, (of_means.double(), of_map.double()))
+    assert difference(found, wanted) < ROUNDING
+
+
+def test_threads_do_not_change_a_bit() -> None:
+    before, results = torch.get_num_threads(), []
+    x, weights = maps(0, (9, 64, 16, 16)).requires_grad_(), gates(9, 64).requires_grad_()
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            means, same = Means.apply(x)
+            out = GateActivation.apply(same, weights * means.sigmoid(), None, "gelu")
+            results.append((means, out, *torch.autograd.grad(out, (x, weights), maps(1, (9, 64, 16, 16)))))
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
