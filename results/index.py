@@ -16,7 +16,7 @@ from pathlib import Path
 from reports import device, read_systems, reports_page
 from standing import bare_percent, standing
 
-from resfit.recipe import get_recipe
+from resfit.recipe import Recipe, get_recipe
 from resfit.record import RunRecord, find_records, group_runs, summarize
 
 HERE = Path(__file__).parent
@@ -47,7 +47,21 @@ def without_places(command: str) -> str:
 def committed(folder: Path = HERE) -> dict[str, list[RunRecord]]:
     """The committed records by recipe."""
     files = sorted(folder.glob("*/*.json"), key=lambda file: (file.parent.name, int(file.stem)))
-    return group_runs([RunRecord.from_dict(json.loads(file.read_text())) for file in files])
+    return group_runs([under_its_name(RunRecord.from_dict(json.loads(file.read_text())), file) for file in files])
+
+
+def under_its_name(record: RunRecord, file: Path) -> RunRecord:
+    """A record that lies in another recipe's folder, as a run of that recipe: it was renamed, or its name given away.
+
+    Their settings have to be equal.
+    """
+    name = file.parent.name.removesuffix("-peeked")
+    if name == record.recipe:
+        return record
+    recipe = get_recipe(name)
+    if Recipe.from_dict(record.config).replace({"name": name, "description": recipe.description}) != recipe:
+        raise SystemExit(f"error: the settings are not those of {name} ({file})")
+    return replace(record, recipe=name, description=recipe.description, config=recipe.to_dict())
 
 
 def whole(groups: dict[str, list[RunRecord]]) -> dict[str, list[RunRecord]]:

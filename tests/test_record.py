@@ -121,6 +121,12 @@ def test_runs_of_one_recipe_are_one_group_and_a_changed_recipe_is_another():
     assert seeds == {"tiny": [0, 2], "tiny (2)": [1, 3], "other": [4]}
 
 
+def test_what_is_said_of_a_recipe_does_not_tell_its_runs_apart():
+    said = {**RECORD.config, "description": "measured by now", "deviations": ["none"]}
+    (group,) = group_runs([RECORD, dataclasses.replace(RECORD, seed=1, config=said)]).values()
+    assert len(group) == 2
+
+
 ACCURACIES = st.lists(st.floats(0.8, 1.0).map(lambda x: round(x, 4)), min_size=2, max_size=12)
 UNEQUAL = ACCURACIES.filter(lambda values: len(set(values)) > 1)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +161,18 @@ def test_peeking_runs_lie_apart_and_are_no_recipes_result(index, tmp_path, monke
     groups = index.committed(tmp_path)
     assert [entry["mean"] for entry in index.shipped(groups).values()] == [0.94]
     assert "99.00 % (peeked)" in index.table(groups)
+
+
+def test_a_record_in_another_recipes_folder_counts_there_where_its_settings_are_that_recipes(index, tmp_path):
+    file = tmp_path / "cifar10-95-cpu" / "0.json"
+    file.parent.mkdir()
+    old = record("cifar10-95-cpu", 0, test=0.95)
+    file.write_text(json.dumps(replace(old, recipe="old-name", config={**old.config, "name": "old-name"}).to_dict()))
+    (runs,) = index.committed(tmp_path).values()
+    assert (runs[0].recipe, runs[0].config) == ("cifar10-95-cpu", old.config)
+    file.write_text(json.dumps(record("cifar10-94", 0, test=0.95).to_dict()))
+    with pytest.raises(SystemExit, match="the settings are not those of cifar10-95-cpu"):
+        index.committed(tmp_path)
 
 
 def test_the_committed_page_is_what_the_committed_records_make(index):

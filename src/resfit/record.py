@@ -450,6 +450,8 @@ def group_runs(records: Sequence[RunRecord]) -> dict[str, list[RunRecord]]:
 
 
 def _alike(a: RunRecord, b: RunRecord) -> bool:
-    """Whether two runs differ in nothing but their seed."""
+    """Whether two runs differ in nothing but their seed, and in what was said of their recipe."""
     begun = [record.init and record.init.sha256 for record in (a, b)]
-    return a.config == b.config and begun[0] == begun[1]
+    said = ("description", "deviations")
+    settings = [{key: value for key, value in record.config.items() if key not in said} for record in (a, b)]
+    return settings[0] == settings[1] and begun[0] == begun[1]
