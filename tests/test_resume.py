@@ -41,6 +41,22 @@ EVERYTHING = {
     "evaluate.selection": "best-val",
     "evaluate.tta": "flip",
 }
+# What acts over many epochs, with what goes over a batch twice and draws most at random. So few validation images can
+# improve ten times at the most: the run stops early on any machine.
+OVER_EPOCHS = {
+    "data.val": 10,
+    "train.epochs": 40,
+    "train.batch_size": 512,
+    "train.patience": 2,
+    "optim.sam": {"rho": 0.05},
+    "augment.policy": "rand",
+    "average.name": "swa",
+    "average.start": 0.05,
+    "schedule.final": 0.2,
+    "spec.dropout.head": 0.1,
+    "evaluate.selection": "best-val",
+    "evaluate.tta": "flip",
+}
 FOLDER = Path("tiny") / "0"
 
 
@@ -126,6 +142,49 @@ def test_a_run_stopped_by_a_signal_resumes_to_the_same_bits(
     assert (state["epoch"], state["under_way"] is None) == ((epoch, True) if done is None else (epoch - 1, False))
     train(everything, out=tmp_path, resume=True)
     assert left_by(tmp_path / FOLDER) == undisturbed
+
+
+@pytest.fixture(scope="module")
+def over_epochs() -> Recipe:
+    from tiny_recipe import TINY
+
+    return Recipe.from_dict(TINY).replace(OVER_EPOCHS)
+
+
+@pytest.fixture(scope="module")
+def stopped_early(over_epochs: Recipe, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What an undisturbed run of it leaves; the epoch that was chosen is neither the only one nor the last."""
+    out = tmp_path_factory.mktemp("stopped_early")
+    record = train(over_epochs, out=out)
+    assert 3 <= record.epochs == record.protocol["best_epoch"] + 2 < 40
+    return left_by(out / FOLDER)
+
+
+@pytest.mark.parametrize("cut", ["first", "middle", "last", "before scoring"])
+def test_a_run_with_all_that_acts_over_epochs_resumes_to_the_same_bits(
+    over_epochs: Recipe, stopped_early: dict[str, Any], tmp_path: Path, cut: str
+) -> None:
+    end = stopped_early["epochs"]
+    moments = {"first": (1, 0.33), "middle": (end // 2 + 1, 0.67), "last": (end, 1.0), "before scoring": (end, None)}
+    stopped(over_epochs, tmp_path, moments[cut])
+    train(over_epochs, out=tmp_path, resume=True)
+    assert left_by(tmp_path / FOLDER) == stopped_early
+
+
+@pytest.mark.parametrize("part", ["best", "average"])
+def test_such_a_run_that_loses_a_part_of_its_state_differs(
+    over_epochs: Recipe, stopped_early: dict[str, Any], tmp_path: Path, part: str
+) -> None:
+    """The negative control."""
+    file = stopped(over_epochs, tmp_path, (stopped_early["epochs"], 1.0)) / "state.pt"
+    state = load_state(file)
+    if part == "best":
+        state["best"] = None
+    else:
+        state["trainer"]["average"]["n_averaged"].zero_()
+    save_state(file, state)
+    train(over_epochs, out=tmp_path, resume=True)
+    assert left_by(tmp_path / FOLDER) != stopped_early
 
 
 @pytest.mark.parametrize("call", [1, 2, 3], ids=["validation", "last validation", "test"])
