@@ -97,7 +97,7 @@ def crash() -> None:
 def left_by(folder: Path) -> dict[str, Any]:
     """What a finished run leaves, apart from times and the machine."""
     plain = read_record(folder).to_dict()
-    for key in ("seconds_to_result", "images_per_second", "env"):
+    for key in ("seconds_to_result", "seconds_saving", "images_per_second", "env"):
         plain.pop(key)
     plain["curve"] = [{**point, "seconds": 0} for point in plain["curve"]]
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -264,8 +264,9 @@ def test_the_state_is_saved_by_the_clock_and_the_final_one_once(
     saved.clear()
     recipe = recipe.replace({"train.checkpoint_minutes": 1e-9})
     slow["seconds"] = 0.2  # so that the next save may come after 20 s, and never more than 1 % of the time goes there
-    train(recipe, out=tmp_path / "slow")
+    record = train(recipe, out=tmp_path / "slow")
     assert saved == [(0, 0), (2, 0)]
+    assert record.seconds_saving is not None and 0.4 <= record.seconds_saving < record.seconds_to_result
     saved.clear()
     slow["seconds"] = 0.0
     monkeypatch.setattr(run_module, "_SAVES_SHARE", 1e9)
@@ -277,6 +278,18 @@ def test_the_state_is_saved_by_the_clock_and_the_final_one_once(
         "state.previous.pt",
         "state.pt",
     ]
+
+
+def test_time_for_checkpoints_is_counted_on_after_a_resume(
+    everything: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = run_module.save_state
+    monkeypatch.setattr(run_module, "save_state", lambda path, state: (time.sleep(0.2), real(path, state)))
+    stopped(everything, tmp_path)
+    monkeypatch.setattr(run_module, "save_state", real)
+    record = train(everything, out=tmp_path, resume=True)
+    assert record.seconds_saving is not None and record.seconds_saving >= 0.2
+    assert read_record(tmp_path / FOLDER).seconds_saving == record.seconds_saving
 
 
 def stopped(recipe: Recipe, out: Path, moment: tuple[int, float | None] = (1, 0.67)) -> Path:

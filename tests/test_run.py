@@ -38,7 +38,7 @@ class Interrupt(Observer):
 
 def without_times(record: RunRecord) -> dict[str, object]:
     plain = record.to_dict()
-    for key in ("seconds_to_result", "images_per_second", "env"):
+    for key in ("seconds_to_result", "seconds_saving", "images_per_second", "env"):
         plain.pop(key)
     plain["curve"] = [{**point, "seconds": 0} for point in plain["curve"]]
     return plain
