@@ -95,6 +95,8 @@ def train(
             with distributed.machine_leader_first():
                 data = _load(recipe, data_dir, offline, observer)
         recipe = fit_classes(recipe, data.classes)
+        if recipe.looks_at_val and not len(data.val):
+            raise BadInput(f"no validation images ({recipe.looks_at_val}): give data.val, or a folder val/")
         distributed.require_same("data", data.digest)
         run = _Run(recipe=recipe, seed=seed, data=data, folder=folder, device=where, observer=observer, begin=init)
         run.options = {"data_dir": None if data_dir is None else str(Path(data_dir).resolve()), "device": device}
