@@ -282,7 +282,7 @@ def test_one_process_writes_and_all_get_the_record(tiny: Recipe, tmp_path: Path)
     assert sum(map(sum, record.test.confusion)) == record.data["n_test"]
     assert record.test.accuracy == pytest.approx(one.test.accuracy, abs=0.01)
     for plain in (first, second):
-        for key in ("seconds_to_result", "images_per_second", "env", "curve"):
+        for key in ("seconds_to_result", "seconds_saving", "images_per_second", "env", "curve"):
             plain.pop(key)
     assert first == second
 

@@ -23,7 +23,7 @@ from resfit.run import train
 def lasting(record: RunRecord) -> dict[str, Any]:
     """A record without what two runs of one recipe never share: times and surroundings."""
     plain = record.to_dict()
-    for key in ("seconds_to_result", "images_per_second", "env"):
+    for key in ("seconds_to_result", "seconds_saving", "images_per_second", "env"):
         plain.pop(key)
     plain["curve"] = [{**point, "seconds": 0} for point in plain["curve"]]
     return plain

@@ -120,7 +120,7 @@ def same_result(one: RunRecord, other: RunRecord) -> bool:
 
     def timeless(record: RunRecord) -> RunRecord:
         curve = tuple(replace(point, seconds=0.0) for point in record.curve)
-        return replace(record, curve=curve, seconds_to_result=0.0, images_per_second=0.0, env={})
+        return replace(record, curve=curve, seconds_to_result=0.0, seconds_saving=None, images_per_second=0.0, env={})
 
     return timeless(one).to_dict() == timeless(other).to_dict()
 

@@ -178,6 +178,7 @@ def test_only_a_whitening_stem_is_frozen():
 def test_what_looks_at_a_validation_split_needs_one(values, field):
     assert f"({field})" in complaint(data={"val": 0}, **values)
     assert Recipe.from_dict({"name": "r", "spec": SPEC, "data": {"val": 0.1}, **values})
+    assert Recipe.from_dict({"name": "r", "spec": SPEC, "data": {"name": "folder", "val": 0}, **values})
 
 
 def test_norms_without_a_gain_cannot_begin_at_zero():

@@ -64,6 +64,12 @@ def test_the_headline_is_the_augmented_accuracy_where_there_is_one():
     assert dataclasses.replace(RECORD, test=dataclasses.replace(METRICS, accuracy_tta=0.92)).accuracy == 0.92
 
 
+def test_a_record_from_before_saving_was_timed_is_read_as_it_was_written(tmp_path):
+    assert "seconds_saving" not in written(tmp_path / "before").to_dict()
+    assert read_record(tmp_path / "before").seconds_saving is None
+    assert written(tmp_path / "since", seconds_saving=0.5) == read_record(tmp_path / "since")
+
+
 WHOLE = json.dumps(RECORD.to_dict())
 
 

@@ -41,6 +41,22 @@ EVERYTHING = {
     "evaluate.selection": "best-val",
     "evaluate.tta": "flip",
 }
+# What acts over many epochs, with what goes over a batch twice and draws most at random. So few validation images can
+# improve ten times at the most: the run stops early on any machine.
+OVER_EPOCHS = {
+    "data.val": 10,
+    "train.epochs": 40,
+    "train.batch_size": 512,
+    "train.patience": 2,
+    "optim.sam": {"rho": 0.05},
+    "augment.policy": "rand",
+    "average.name": "swa",
+    "average.start": 0.05,
+    "schedule.final": 0.2,
+    "spec.dropout.head": 0.1,
+    "evaluate.selection": "best-val",
+    "evaluate.tta": "flip",
+}
 FOLDER = Path("tiny") / "0"
 
 
@@ -81,7 +97,7 @@ def crash() -> None:
 def left_by(folder: Path) -> dict[str, Any]:
     """What a finished run leaves, apart from times and the machine."""
     plain = read_record(folder).to_dict()
-    for key in ("seconds_to_result", "images_per_second", "env"):
+    for key in ("seconds_to_result", "seconds_saving", "images_per_second", "env"):
         plain.pop(key)
     plain["curve"] = [{**point, "seconds": 0} for point in plain["curve"]]
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -126,6 +142,49 @@ def test_a_run_stopped_by_a_signal_resumes_to_the_same_bits(
     assert (state["epoch"], state["under_way"] is None) == ((epoch, True) if done is None else (epoch - 1, False))
     train(everything, out=tmp_path, resume=True)
     assert left_by(tmp_path / FOLDER) == undisturbed
+
+
+@pytest.fixture(scope="module")
+def over_epochs() -> Recipe:
+    from tiny_recipe import TINY
+
+    return Recipe.from_dict(TINY).replace(OVER_EPOCHS)
+
+
+@pytest.fixture(scope="module")
+def stopped_early(over_epochs: Recipe, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What an undisturbed run of it leaves; the epoch that was chosen is neither the only one nor the last."""
+    out = tmp_path_factory.mktemp("stopped_early")
+    record = train(over_epochs, out=out)
+    assert 3 <= record.epochs == record.protocol["best_epoch"] + 2 < 40
+    return left_by(out / FOLDER)
+
+
+@pytest.mark.parametrize("cut", ["first", "middle", "last", "before scoring"])
+def test_a_run_with_all_that_acts_over_epochs_resumes_to_the_same_bits(
+    over_epochs: Recipe, stopped_early: dict[str, Any], tmp_path: Path, cut: str
+) -> None:
+    end = stopped_early["epochs"]
+    moments = {"first": (1, 0.33), "middle": (end // 2 + 1, 0.67), "last": (end, 1.0), "before scoring": (end, None)}
+    stopped(over_epochs, tmp_path, moments[cut])
+    train(over_epochs, out=tmp_path, resume=True)
+    assert left_by(tmp_path / FOLDER) == stopped_early
+
+
+@pytest.mark.parametrize("part", ["best", "average"])
+def test_such_a_run_that_loses_a_part_of_its_state_differs(
+    over_epochs: Recipe, stopped_early: dict[str, Any], tmp_path: Path, part: str
+) -> None:
+    """The negative control."""
+    file = stopped(over_epochs, tmp_path, (stopped_early["epochs"], 1.0)) / "state.pt"
+    state = load_state(file)
+    if part == "best":
+        state["best"] = None
+    else:
+        state["trainer"]["average"]["n_averaged"].zero_()
+    save_state(file, state)
+    train(over_epochs, out=tmp_path, resume=True)
+    assert left_by(tmp_path / FOLDER) != stopped_early
 
 
 @pytest.mark.parametrize("call", [1, 2, 3], ids=["validation", "last validation", "test"])
@@ -205,8 +264,9 @@ def test_the_state_is_saved_by_the_clock_and_the_final_one_once(
     saved.clear()
     recipe = recipe.replace({"train.checkpoint_minutes": 1e-9})
     slow["seconds"] = 0.2  # so that the next save may come after 20 s, and never more than 1 % of the time goes there
-    train(recipe, out=tmp_path / "slow")
+    record = train(recipe, out=tmp_path / "slow")
     assert saved == [(0, 0), (2, 0)]
+    assert record.seconds_saving is not None and 0.4 <= record.seconds_saving < record.seconds_to_result
     saved.clear()
     slow["seconds"] = 0.0
     monkeypatch.setattr(run_module, "_SAVES_SHARE", 1e9)
@@ -218,6 +278,18 @@ def test_the_state_is_saved_by_the_clock_and_the_final_one_once(
         "state.previous.pt",
         "state.pt",
     ]
+
+
+def test_time_for_checkpoints_is_counted_on_after_a_resume(
+    everything: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = run_module.save_state
+    monkeypatch.setattr(run_module, "save_state", lambda path, state: (time.sleep(0.2), real(path, state)))
+    stopped(everything, tmp_path)
+    monkeypatch.setattr(run_module, "save_state", real)
+    record = train(everything, out=tmp_path, resume=True)
+    assert record.seconds_saving is not None and record.seconds_saving >= 0.2
+    assert read_record(tmp_path / FOLDER).seconds_saving == record.seconds_saving
 
 
 def stopped(recipe: Recipe, out: Path, moment: tuple[int, float | None] = (1, 0.67)) -> Path:

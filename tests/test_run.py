@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -38,7 +39,7 @@ class Interrupt(Observer):
 
 def without_times(record: RunRecord) -> dict[str, object]:
     plain = record.to_dict()
-    for key in ("seconds_to_result", "images_per_second", "env"):
+    for key in ("seconds_to_result", "seconds_saving", "images_per_second", "env"):
         plain.pop(key)
     plain["curve"] = [{**point, "seconds": 0} for point in plain["curve"]]
     return plain
@@ -173,6 +174,32 @@ def test_patience_stops_early(tiny: Recipe, tmp_path: Path) -> None:
     record = train(tiny.replace({**still, "train.epochs": 30, "train.patience": 2}), out=tmp_path)
     assert record.epochs <= 6
     assert len(record.curve) == record.epochs
+
+
+@pytest.mark.parametrize(("field", "value"), [("evaluate.selection", "best-val"), ("train.patience", 1)])
+def test_a_folders_own_validation_images_decide_whatever_data_val_is(
+    tiny: Recipe, two_classes: Path, tmp_path: Path, field: str, value: str | int
+) -> None:
+    still = {"optim.lr": 1e-9, "optim.weight_decay": 0.0, "spec.norm.momentum": 1e-6, "train.epochs": 9}
+    recipe = tiny.replace({**still, "data.name": "folder", "data.val": 0, "spec.num_classes": 2, field: value})
+    with pytest.raises(BadInput, match=rf"^no validation images \({field}\): give data.val, or a folder val/$"):
+        train(recipe, data_dir=two_classes, out=tmp_path)
+    assert not (tmp_path / "tiny").exists()
+    for part in ("train", "test", "val"):
+        shutil.copytree(two_classes, tmp_path / "parted" / part)
+    record = train(recipe, data_dir=tmp_path / "parted", out=tmp_path)
+    assert record.data["n_val"] == 40
+    assert (record.protocol["best_epoch"] is None, record.epochs == 9) == (value == 1, value == "best-val")
+
+
+@pytest.mark.parametrize("resize", [[], [[0.0, 4], [0.5, 8]]], ids=["whole images", "smaller ones at first"])
+def test_single_images_are_trained_on_or_refused_ahead(tiny: Recipe, resize: list[list[float]]) -> None:
+    """A norm needs more than one value of a channel."""
+    stages = [{"blocks": 1, "channels": 8}] * (3 if resize else 4)
+    single = tiny.replace({"train.batch_size": 1, "train.epochs": 1, "data.fraction": 0.02, "spec.stages": stages[:-1]})
+    assert fit(single)[0].images == 25
+    with pytest.raises(BadInput, match=r"train.batch_size is 1 \(train.batch_size\): give 2 or more"):
+        single.replace({"spec.stages": stages, "train.resize": resize})
 
 
 def test_patience_waits_for_another_validation(tiny: Recipe, tmp_path: Path) -> None:

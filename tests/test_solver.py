@@ -10,6 +10,7 @@ from functools import cache
 import pytest
 
 import resfit
+from resfit import solver
 from resfit.cost import cost
 from resfit.errors import BadInput
 from resfit.families import FAMILIES, Images
@@ -138,7 +139,14 @@ def test_top_limits_each_family():
     assert resfit.design(500_000, family="wrn", top=2) == designs(500_000, "wrn")[:2]
 
 
-def test_all_families_take_less_than_two_seconds_of_a_processor_and_no_torch():
+def test_a_search_prices_no_more_networks_than_it_has_to(monkeypatch):
+    priced, real = [], solver.cost
+    monkeypatch.setattr(solver, "cost", lambda spec: priced.append(spec) or real(spec))
+    design(5_000_000, top=1)
+    assert len(priced) < 25 * sum(len(family.depths) for family in FAMILIES.values())
+
+
+def test_all_families_take_less_than_a_second_of_a_processor_and_no_torch():
     code = (
         "import sys, time, resfit.cli\n"
         "assert resfit.cli.main(['design', '--budget', '5M', '--json']) == 0\n"
@@ -146,4 +154,4 @@ def test_all_families_take_less_than_two_seconds_of_a_processor_and_no_torch():
         "print(time.process_time(), file=sys.stderr)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert float(done.stderr) < 2.0
+    assert float(done.stderr) < 1.0

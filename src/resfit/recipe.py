@@ -325,17 +325,27 @@ class Recipe:
         ends_on_norm = any(block.layout.norm_last for _, _, block in self.spec.plan())
         dead = self.init.zero_last_norm and not self.spec.norm.gain and ends_on_norm
         _check("init.zero_last_norm", True, not dead, "false, or norms with a gain (spec.norm.gain)")
-        if self.evaluate.selection == "best-val" or self.train.patience:
-            field = "evaluate.selection" if self.evaluate.selection == "best-val" else "train.patience"
-            needs = self.data.val > 0 or self.evaluate.selection == "best-test"
-            _check(field, "set", needs, "a validation split with data.val")
+        if self.looks_at_val and self.data.name != "folder":  # a folder may bring its own validation images
+            _check(self.looks_at_val, "set", self.data.val > 0, "a validation split with data.val")
+        smallest = self.spec.sizes()[1][-1]
         for _, side in self.train.resize:
-            alike = _pooled_side(self.spec, side) == self.spec.pooled_side
+            small = _for_side(self.spec, side)
+            alike = small and small.pooled_side == self.spec.pooled_side
             _check("train.resize", side, alike, "sides that leave the classifier as many features (spec.pool)")
+            smallest = min(smallest, small.sizes()[1][-1] if small else smallest)
+        one_value = self.train.batch_size == smallest == 1
+        _check("train.batch_size", 1, not one_value, "2 or more, as a norm of 1x1 maps averages over images")
         frozen = self.train.freeze_stem_after is None or self.spec.stem.kind == "whiten"
         _check("train.freeze_stem_after", self.train.freeze_stem_after, frozen, "null, or a stem of kind whiten")
         most, stages = max((count for _, count in self.train.freeze), default=0), len(self.spec.stages)
         _check("train.freeze", most, most <= stages, f"at most the {stages} stages that there are")
+
+    @property
+    def looks_at_val(self) -> str | None:
+        """The field, if any, that decides by validation images."""
+        if self.evaluate.selection == "best-val":
+            return "evaluate.selection"
+        return "train.patience" if self.train.patience and self.evaluate.selection == "last" else None
 
     def remarks(self) -> list[str]:
         """What is allowed and seldom meant, in a line each: a schedule that is cut off, another size at the end."""
@@ -377,10 +387,10 @@ class Recipe:
         return Recipe.from_dict(plain)
 
 
-def _pooled_side(spec: NetSpec, side: int) -> int | None:
-    """`spec`'s for images of `side` pixels; None where they are too small."""
+def _for_side(spec: NetSpec, side: int) -> NetSpec | None:
+    """`spec` for images of `side` pixels; None where they are too small."""
     try:
-        return replace(spec, input=replace(spec.input, size=side)).pooled_side
+        return replace(spec, input=replace(spec.input, size=side))
     except BadInput:
         return None
 

@@ -248,11 +248,12 @@ class RunRecord:
 
     `data`: name, digest, n_train, n_val, n_test, classes, mean, std, duplicates. `protocol`: selection, tta,
     test_scored, peeking. `env`: python, torch, cpu, cpu_features, gpu, threads, commit, command. `seconds_to_result`
-    runs from data in memory to the last test score, compile warm-up apart; `images_per_second` is over the training
-    steps. `robustness` and `human` come from files of their own beside record.json, where they were measured.
-    `init` gave the first weights, `teachers` were learned from. `temperature` is what logits are divided by for
-    calibrated probabilities, fitted on the validation split. `exports` are those that export.json beside the record
-    lists. `events` are one-line remarks on what befell the run: changed fields, rollbacks, lack of memory.
+    runs from data in memory to the last test score, compile warm-up apart, and `seconds_saving` of it went into the
+    checkpoints (None: not measured); `images_per_second` is over the training steps. `robustness` and `human` come from
+    files of their own beside record.json, where they were measured. `init` gave the first weights, `teachers` were
+    learned from. `temperature` is what logits are divided by for calibrated probabilities, fitted on the validation
+    split. `exports` are those that export.json beside the record lists. `events` are one-line remarks on what befell
+    the run: changed fields, rollbacks, lack of memory.
     """
 
     resfit: str
@@ -272,6 +273,7 @@ class RunRecord:
     data: dict[str, Any]
     protocol: dict[str, Any]
     seconds_to_result: float
+    seconds_saving: float | None = unwritten(None)
     images_per_second: float
     val: Metrics | None = None
     test: Metrics

@@ -95,6 +95,8 @@ def train(
             with distributed.machine_leader_first():
                 data = _load(recipe, data_dir, offline, observer)
         recipe = fit_classes(recipe, data.classes)
+        if recipe.looks_at_val and not len(data.val):
+            raise BadInput(f"no validation images ({recipe.looks_at_val}): give data.val, or a folder val/")
         distributed.require_same("data", data.digest)
         run = _Run(recipe=recipe, seed=seed, data=data, folder=folder, device=where, observer=observer, begin=init)
         run.options = {"data_dir": None if data_dir is None else str(Path(data_dir).resolve()), "device": device}
@@ -202,6 +204,7 @@ class _Run:
     best: tuple[float, int, dict[str, Tensor]] | None = None
     test_scored: int = 0
     seconds_before: float = 0.0
+    seconds_saving: float = 0.0
     options: dict[str, Any] = field(default_factory=dict)  # data folder and device as they were given
     events: list[str] = field(default_factory=list)
     rollbacks: int = 0
@@ -466,6 +469,7 @@ class _Run:
                 "deviations": list(recipe.deviations),
             },
             seconds_to_result=seconds,
+            seconds_saving=self.seconds_saving,
             images_per_second=sum(point.images or 0 for point in self.curve) / max(trained, 1e-9),
             val=score(val, data.val.labels, data.classes) if val is not None else None,
             test=score(logits, data.test.labels, data.classes, logits_tta=logits_tta, temperature=temperature),
@@ -506,6 +510,7 @@ class _Run:
                 raise RunFailed(f"the run folder is gone ({self.folder}): start the run anew")
             save_state(self.folder / STATE, self._state())
         self.saved, ended = self._progress(), time.perf_counter()
+        self.seconds_saving += ended - began
         self.save_due = ended + max(60 * self.recipe.train.checkpoint_minutes, (ended - began) / _SAVES_SHARE)
 
     def _progress(self) -> tuple[int, ...]:
@@ -522,6 +527,7 @@ class _Run:
             "best": self.best and {"accuracy": self.best[0], "epoch": self.best[1], "weights": self.best[2]},
             "test_scored": self.test_scored,
             "seconds": self.seconds_before + time.perf_counter() - self.clock,
+            "seconds_saving": self.seconds_saving,
             "precision": self.precision,
             "kernels": list(self.kernels),
             "data": self.data.digest,
@@ -549,6 +555,7 @@ class _Run:
         self.init = state["init"] and GivenModel(**state["init"])
         self._go_back_to(state)
         self.test_scored, self.seconds_before = state["test_scored"], state["seconds"]
+        self.seconds_saving = state.get("seconds_saving", 0.0)  # earlier states have none
         self.events, self.rollbacks = list(state["events"]), state["rollbacks"]
         self.saved = self._progress()
         self.clock = time.perf_counter()

@@ -16,9 +16,10 @@ from resfit.spec import NetSpec
 
 _FULL = 0.98  # of the budget
 _THINNER = (1.0, 0.7, 0.5, 0.35, 0.25)  # parts of what is in proportion, tried where MACs are limited
-_WIDEST = 65_536
+_USUAL, _WIDEST = 64, 65_536  # widths
 
 Counts = tuple[int, ...]  # one for each stage
+Shape = tuple[Counts, Counts]  # blocks and widths
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +75,7 @@ def design(
     Raises BadInput for an unknown family, or where no network keeps to the limits.
     """
     images = Images(size=size, channels=channels, classes=classes)
-    found = {each.name: _Search(each, images, budget, macs).ranked()[:top] for each in _chosen(family)}
+    found = {each.name: _Search(each, images, budget, macs).ranked(top) for each in _chosen(family)}
     names = sorted(found, key=lambda name: _by_known(FAMILIES[name]))
     most = max(map(len, found.values()))
     ranked = [found[name][place] for place in range(most) for name in names if place < len(found[name])]
@@ -103,28 +104,31 @@ class _Search:
         self.family, self.images, self.budget, self.macs = family, images, budget, macs
         self.price = _price_of_whole(family, images) if family.widening else _price_by_stages(family, images)
 
-    def ranked(self) -> list[Design]:
-        """The best network for each number of blocks, by rank; where none is full, the fullest alone."""
-        fullest: list[Design] = []
+    def ranked(self, top: int | None) -> list[Design]:
+        """The best network for each number of blocks, by rank, `top` at most; where none is full, the fullest alone."""
+        fullest: list[Shape] = []
         for step in self.family.steps:
             found = [best for depth in self.family.depths if (best := self.best(depth, step))]
-            if full := [each for each in found if each.full]:
-                return sorted(full, key=lambda each: (round(each.departure, 6), -each.params))
-            fullest = sorted([*fullest, *found], key=lambda each: -each.params)[:1]
-        return fullest
+            if full := [shape for shape in found if self.full(shape)]:
+                return [self.designed(*shape) for shape in sorted(full, key=self.rank)[:top]]
+            fullest = sorted([*fullest, *found], key=self.rank)[:1]
+        return [self.designed(*shape) for shape in fullest]
 
-    def best(self, depth: int, step: int) -> Design | None:
+    def best(self, depth: int, step: int) -> Shape | None:
         """Of networks with `depth` blocks a stage the one nearest to the family's proportions, or the fullest."""
         stages = self.images.stages
         counts = (stages,) if self.macs is None else (stages, stages + 1)
         shapes = [((depth,) * count, widths) for count in counts for widths in self.fillings((depth,) * count, step)]
-        return self.designed(*min(shapes, key=lambda shape: self.rank(*shape))) if shapes else None
+        return min(shapes, key=self.rank) if shapes else None
 
-    def rank(self, blocks: Counts, widths: Counts) -> tuple[bool, float, int]:
+    def full(self, shape: Shape) -> bool:
+        """Whether it leaves at most 2 % of the budget over."""
+        return self.price(*shape)[0] >= _FULL * self.budget
+
+    def rank(self, shape: Shape) -> tuple[bool, float, int]:
         """Full ones first, by departure; the others by what they leave over."""
-        params, _ = self.price(blocks, widths)
-        full = params >= _FULL * self.budget
-        return not full, self.departure(blocks, widths) if full else 0.0, -params
+        full = self.full(shape)
+        return not full, round(self.departure(*shape), 6) if full else 0.0, -self.price(*shape)[0]
 
     def fillings(self, blocks: Counts, step: int) -> Iterator[Counts]:
         """Widths that keep to the limits: early ones about in proportion, the last as wide as can be."""
@@ -133,13 +137,16 @@ class _Search:
         def in_proportion(first: int) -> int:
             return self.price(blocks, tuple(first * part for part in parts))[0]
 
-        first = _widest(lambda width: in_proportion(width) <= self.budget, step, step)
+        near = round(_USUAL * (self.budget / in_proportion(_USUAL)) ** 0.5)  # a price grows about as widths squared
+        first = _widest(lambda width: in_proportion(width) <= self.budget, step, least=step, near=near)
         if not first:
             return
         ideal = first * (self.budget / in_proportion(first)) ** 0.5
+        near = first * parts[-1]
         for early in self.early([ideal * part for part in parts[:-1]], step):
-            if last := self.last(blocks, early, step):
+            if last := self.last(blocks, early, step, near):
                 yield (*early, last)
+                near = last
 
     def early(self, ideals: list[float], step: int) -> Iterator[Counts]:
         """Widths of all stages but the last: multiples of `step` around the ideal ones, and thinner ones if need be."""
@@ -151,14 +158,14 @@ class _Search:
                 tuple(step * max(1, round(ideal * part / step)) for ideal in ideals) for part in _THINNER
             )
 
-    def last(self, blocks: Counts, early: Counts, step: int) -> int:
-        """The last stage's width; 0 where none will do."""
+    def last(self, blocks: Counts, early: Counts, step: int, near: int) -> int:
+        """The last stage's width, which is looked for from `near` on; 0 where none will do."""
 
         def fits(width: int) -> bool:
             params, macs = self.price(blocks, (*early, width))
             return params <= self.budget and (self.macs is None or macs <= self.macs)
 
-        return _widest(fits, step, max((step, *early)))
+        return _widest(fits, step, least=max((step, *early)), near=near)
 
     def departure(self, blocks: Counts, widths: Counts) -> float:
         """Doublings from the family's blocks a stage and from twice the width before, and one for a stage more."""
@@ -187,14 +194,18 @@ def _rising(widths: Iterable[Counts]) -> Iterator[Counts]:
     return (each for each in widths if all(a <= b for a, b in pairwise(each)))
 
 
-def _widest(fits: Callable[[int], bool], step: int, least: int) -> int:
-    """The largest multiple of `step` from `least` on that fits; 0 where none does."""
-    low, high = least // step - 1, least // step
-    while high * step <= _WIDEST and fits(high * step):
-        low, high = high, 2 * high
+def _widest(fits: Callable[[int], bool], step: int, *, least: int, near: int) -> int:
+    """The largest multiple of `step` from `least` on that fits, looked for from `near` on; 0 where none does."""
+    low, high = least // step - 1, _WIDEST // step + 1
+    at, stride = max(near, least) // step, 1
     while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if middle * step <= _WIDEST and fits(middle * step) else (low, middle)
+        if not low < at < high:
+            at = (low + high) // 2
+        if fits(at * step):
+            low, at = at, at + stride
+        else:
+            high, at = at, at - stride
+        stride *= 2
     return low * step if low * step >= least else 0
 
 
@@ -216,27 +227,19 @@ def _price_by_stages(family: Family, images: Images) -> Price:
     """The same to the unit, as a sum over blocks of which like ones are priced once: a search asks for thousands."""
 
     @cache
-    def ends(stages: int, width: int) -> tuple[tuple[int, int], tuple[int, int]]:
-        """The stem ahead of a stage of `width`, and the norm and head behind a last one."""
-        layers = cost(family.spec(images, (1,) * stages, (width,) * stages)).layers
-        stem = _total(layer for layer in layers if layer.name.startswith("stem."))
-        return stem, _total(layer for layer in layers if not layer.name.startswith(("stem.", "stages.")))
-
-    @cache
-    def stage(i: int, before: int, width: int) -> tuple[tuple[int, int], tuple[int, int]]:
-        """The first block of stage i, and each further one, behind a stage of width `before`."""
+    def stage(i: int, before: int, width: int) -> dict[str, tuple[int, int]]:
+        """The parts of a network that ends with stage i, which is of `width` and behind one of width `before`."""
         layers = cost(family.spec(images, (*(1,) * i, 2), (*(before,) * i, width))).layers
-        first, further = (_total(x for x in layers if x.name.startswith(f"stages.{i}.{j}.")) for j in (0, 1))
-        return first, further
+        names = {"stem": "stem.", "first": f"stages.{i}.0.", "further": f"stages.{i}.1."}
+        parts = {part: _total(x for x in layers if x.name.startswith(name)) for part, name in names.items()}
+        return {**parts, "end": _total(x for x in layers if not x.name.startswith(("stem.", "stages.")))}
 
     def price(blocks: Counts, widths: Counts) -> tuple[int, int]:
-        (stem, _), (_, head) = ends(len(widths), widths[0]), ends(len(widths), widths[-1])
-        params, macs = stem[0] + head[0], stem[1] + head[1]
-        for i, (count, before, width) in enumerate(zip(blocks, (widths[0], *widths), widths, strict=False)):
-            first, further = stage(i, before, width)
-            params += first[0] + (count - 1) * further[0]
-            macs += first[1] + (count - 1) * further[1]
-        return params, macs
+        stages = [stage(i, *pair) for i, pair in enumerate(zip((widths[0], *widths), widths, strict=False))]
+        parts = [(1, stages[0]["stem"]), (1, stages[-1]["end"])]
+        for count, found in zip(blocks, stages, strict=True):
+            parts += [(1, found["first"]), (count - 1, found["further"])]
+        return sum(n * params for n, (params, _) in parts), sum(n * macs for n, (_, macs) in parts)
 
     return price
 

@@ -502,14 +502,18 @@ class NetSpec:
         """The last block's, which says whether a norm and an activation follow the last stage."""
         return LAYOUTS[self.stages[-1].block or self.block]
 
-    def sizes(self) -> tuple[int, list[int]]:
+    def sizes(self) -> tuple[int, tuple[int, ...]]:
         """Side in pixels of the map after the stem, and after each block in order."""
+        return self._sizes
+
+    @cached_property
+    def _sizes(self) -> tuple[int, tuple[int, ...]]:
         side = stem = _stem_side(self.input.size, self.stem)
         after = []
         for _, _, block in self.plan():
             side = block.side_after(side)
             after.append(side)
-        return stem, after
+        return stem, tuple(after)
 
     @property
     def pooled_side(self) -> int:

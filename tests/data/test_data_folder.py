@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from resfit.data import Dataset, class_names, load_dataset
+from resfit.data import Dataset, Images, class_names, load_dataset
 from resfit.errors import BadInput
 from resfit.recipe import DataConfig
 
@@ -280,6 +280,31 @@ def test_images_are_decoded_once(flat: Path, own_places: Path, monkeypatch: pyte
         with pytest.raises(BadInput, match="40 unreadable"):
             load(flat)
     assert load(flat).digest == first.digest
+
+
+@pytest.mark.parametrize("own_val", [False, True])
+def test_another_split_takes_no_other_decoding(
+    flat: Path, parted: Path, own_places: Path, monkeypatch: pytest.MonkeyPatch, own_val: bool
+) -> None:
+    folder = parted if own_val else flat
+    whole = load(folder, val=0)
+    monkeypatch.setattr("resfit.data.decode.decode", None)
+    seen = {load(folder, val=val, split_seed=seed).digest for val in (1, 0.25, 20) for seed in (0, 1)}
+    assert len(seen) == (1 if own_val else 6)
+    assert len(list(own_places.rglob("*.npy"))) == 1
+    assert load(folder, val=0).digest == whole.digest, "no split is written into the file"
+
+
+@pytest.mark.parametrize("val", [1, 8, 28])
+def test_a_split_gives_each_image_away_once_with_its_label(flat: Path, val: int) -> None:
+    def told(*parts: Images) -> list[tuple[bytes, int]]:
+        pairs = (pair for part in parts for pair in zip(part.images, part.labels, strict=True))
+        return sorted((image.numpy().tobytes(), int(label)) for image, label in pairs)
+
+    whole, data = load(flat, val=0), load(flat, val=val)
+    assert len(data.val) == val
+    assert told(data.train, data.val) == told(whole.train)
+    assert told(data.test) == told(whole.test)
 
 
 def test_a_damaged_cache_is_made_anew(flat: Path, own_places: Path) -> None:

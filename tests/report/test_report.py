@@ -497,6 +497,11 @@ def test_a_record_given_twice_is_one_run() -> None:
     assert len(unique([record(), record(), record(seed=1)])) == 2
 
 
+def test_the_share_of_time_for_checkpoints_is_told_where_it_was_measured() -> None:
+    assert "0.20 % of it for checkpoints" in Page(render([record(seconds_saving=2.9)])).text
+    assert "checkpoints" not in Page(render([record()])).text
+
+
 def test_repeated_seeds_are_told() -> None:
     again = record(seconds_to_result=1.0)
     (only,) = group([record(), again])

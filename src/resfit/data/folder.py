@@ -1,8 +1,9 @@
 """Your own images: a folder with a folder for each class, or such folders within train/, test/ and maybe val/.
 
 The images are decoded once, in the order train, val, test, into one array in the cache folder. It is mapped into
-memory and the splits are slices of it: a set need not fit into memory. Small sets are kept there too, as decoding even
-a thousand photographs takes a minute.
+memory and the splits are slices of it: a set need not fit into memory. Where val/ is missing, its images change places
+with those at the end of train, in this process's memory alone: another split takes no other file. Small sets are kept
+there too, as decoding even a thousand photographs takes a minute.
 
 Images to train on stand in the order of a hash of their names: classes are mixed, so that any first thousand is a fair
 sample, and files that are added later leave nearly all of the test images where they are. Test images stand in the
@@ -20,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from resfit.data.cache import cached_array
 from resfit.data.decode import EXTENSIONS, decode_all
@@ -48,15 +50,17 @@ def load_folder(config: DataConfig, places: Places, *, size: int, channels: int)
     folders, notes = _layout(root)
     parts, names = _found(folders)
     notes += _ignored(folders, parts)
-    splits = _split({name: _samples(part, names, root) for name, part in parts.items()}, config)
-    if "val" in parts and config.val:
+    splits = _split({name: _samples(part, names, root) for name, part in parts.items()})
+    taken = None if "val" in parts else _validating(splits["train"], config)
+    if taken is None and config.val:
         notes.append(f"{folders['val'].name}/ is the validation set; data.val is not used")
     files = [path for split in splits.values() for path, _ in split]
     pixels = torch.from_numpy(_pixels(files, root, places, size=size, channels=channels))
     sets = {}
     for name, images in zip(splits, torch.split(pixels, [len(split) for split in splits.values()]), strict=True):
-        labels = torch.tensor([label for _, label in splits[name]], dtype=torch.int64)
-        sets[name] = Images(images=images, labels=labels)
+        sets[name] = Images(images=images, labels=_labels(splits[name]))
+    if taken is not None:
+        sets["train"], sets["val"] = _divided(sets["train"], taken)
     return Source(classes=tuple(names), **sets, notes=tuple(notes), test_drawn="all" in parts)
 
 
@@ -165,17 +169,10 @@ def _place(path: Path) -> bytes:
     return hashlib.sha256(os.fsencode(path.as_posix())).digest()
 
 
-def _split(parts: Mapping[str, Samples], config: DataConfig) -> dict[str, Samples]:
-    """Train, val and test, in this order."""
-    if "all" in parts:
-        train, test = _take_test(parts["all"])
-    else:
-        train, test = parts["train"], parts["test"]
-    test = sorted(test)
-    if "val" in parts:
-        return {"train": train, "val": parts["val"], "test": test}
-    train, val = _take_out(train, val_count(config.val, len(train)), config.split_seed)
-    return {"train": train, "val": val, "test": test}
+def _split(parts: Mapping[str, Samples]) -> dict[str, Samples]:
+    """Train, val and test, in this order, whatever the recipe is; val is empty where there is no folder of it."""
+    train, test = _take_test(parts["all"]) if "all" in parts else (parts["train"], parts["test"])
+    return {"train": train, "val": parts.get("val", []), "test": sorted(test)}
 
 
 def _take_test(samples: Samples) -> tuple[Samples, Samples]:
@@ -193,9 +190,24 @@ def _take_test(samples: Samples) -> tuple[Samples, Samples]:
     return train, test
 
 
-def _take_out(samples: Samples, count: int, seed: int) -> tuple[Samples, Samples]:
-    rest, taken = stratified_split(torch.tensor([label for _, label in samples]), count, seed)
-    return [samples[i] for i in rest.tolist()], [samples[i] for i in taken.tolist()]
+def _labels(samples: Samples) -> Tensor:
+    return torch.tensor([label for _, label in samples], dtype=torch.int64)
+
+
+def _validating(samples: Samples, config: DataConfig) -> Tensor:
+    """Which of the images to train on validate instead."""
+    return stratified_split(_labels(samples), val_count(config.val, len(samples)), config.split_seed)[1]
+
+
+def _divided(part: Images, taken: Tensor) -> tuple[Images, Images]:
+    """Slices of `part`: all images but those at `taken`, and these, which change places with the ones at its end."""
+    start = len(part) - len(taken)
+    end = torch.arange(start, len(part))
+    holes, staying = taken[taken < start], end[~torch.isin(end, taken)]
+    for values in (part.images, part.labels):
+        values[torch.cat((holes, staying))] = values[torch.cat((staying, holes))]
+    images, labels = (values.split([start, len(taken)]) for values in (part.images, part.labels))
+    return Images(images=images[0], labels=labels[0]), Images(images=images[1], labels=labels[1])
 
 
 def _pixels(files: Sequence[Path], root: Path, places: Places, *, size: int, channels: int) -> np.ndarray:
