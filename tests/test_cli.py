@@ -315,6 +315,7 @@ def test_what_needs_no_torch_does_not_import_it(words: list[str]) -> None:
 def test_what_the_package_exports() -> None:
     import resfit
 
+    assert set(resfit.__all__) <= set(dir(resfit))
     for name in resfit.__all__:
         assert getattr(resfit, name) is not None, name
     import resfit.cost

@@ -84,6 +84,10 @@ class _Package(ModuleType):
     importing the module of that name, would have put the module in its place.
     """
 
+    def __dir__(self) -> list[str]:
+        """What completion offers."""
+        return sorted({*super().__dir__(), *__all__})
+
 
 def _at_first_use(module: str, name: str) -> property:
     def get(package: ModuleType) -> Any:
