@@ -100,6 +100,18 @@ def test_curves_are_means_over_the_seeds() -> None:
     assert len(study_page.mean_curves(WHOLE, stopped)[0].series[0].points) == 3
 
 
+def test_each_of_many_points_has_a_line_of_its_own_that_the_legend_shows() -> None:
+    names = ["base", *(f"point {n}" for n in range(1, 24))]
+    finished = [replace(runs()[0], recipe=name) for name in names]
+    page = study_page.render_study(make_study(*(point(name, 0.9) for name in names)), finished)
+    drawn = re.findall(r'<polyline class="line faint ([^"]+)"', page)
+    assert len(drawn) == 2 * 24 and len(set(drawn)) == 24
+    (legend,) = re.findall(r'<ul class="legend below">.*?</ul>', page)
+    assert re.findall(r'class="key ([^"]+)"', legend) == drawn[:24]
+    for stroke in ("dashed", "dotted", "dash-dot"):
+        assert f".key.{stroke}" in page and f"svg .{stroke} {{" in page
+
+
 def test_the_page_of_a_study() -> None:
     page = text(study_page.render_study(WHOLE, runs()))
     for said in (

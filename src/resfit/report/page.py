@@ -38,6 +38,7 @@ _FILTERS = (
     figures.corruption_rows,
     figures.severity_means,
     words.plain_value,
+    svg.tone_class,
     svg.draw_lines,
     svg.draw_scatter,
     svg.draw_plane,

@@ -28,6 +28,7 @@ _WIDTH, _HEIGHT = 340.0, 220.0  # user units; about the pixels that a chart gets
 _LEFT, _RIGHT, _TOP, _BOTTOM = 38.0, 10.0, 8.0, 34.0
 _FEW_POINTS = 12
 _LEVELS = 10
+_STROKES = ("", " dashed", " dotted", " dash-dot")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +88,7 @@ def draw_lines(chart: LineChart) -> Markup:
     y = nice_axis(heights, _HEIGHT - _BOTTOM, _TOP)
     parts = [*_frame(x, y, chart.x, percent_y=chart.percent)]
     if chart.level:
-        parts.append(_line(x.start, y(chart.level[1]), x.end, y(chart.level[1]), f"level {_tone(chart.level[2])}"))
+        parts.append(_line(x.start, y(chart.level[1]), x.end, y(chart.level[1]), f"level {tone_class(chart.level[2])}"))
     for series in chart.series:
         parts += _polyline(series, x, y, faint=chart.faint)
     return _svg(_describe(chart), parts)
@@ -95,7 +96,7 @@ def draw_lines(chart: LineChart) -> Markup:
 
 def _polyline(series: Series, x: Axis, y: Axis, *, faint: bool) -> Iterator[Markup]:
     places = [(x(a), y(b)) for a, b in series.points]
-    tone = _tone(series.tone)
+    tone = tone_class(series.tone)
     if len(places) > 1:
         path = " ".join(f"{a:.1f},{b:.1f}" for a, b in places)
         kind = "line faint" if faint else "line"
@@ -142,7 +143,7 @@ def _accuracies(marks: Sequence[Mark]) -> list[float]:
 
 
 def _mark(mark: Mark, x: Axis, y: Axis) -> Iterator[Markup]:
-    place, tone = x(mark.params), _tone(mark.tone)
+    place, tone = x(mark.params), tone_class(mark.tone)
     if mark.interval:
         low, high = (y(min(max(end, y.lo), y.hi)) for end in mark.interval)
         yield _line(place, low, place, high, f"bar {tone}")
@@ -168,7 +169,7 @@ def draw_plane(figure: Plane) -> Markup:
     for place in figure.places:
         parts.append(
             Markup('<circle class="dot {}" cx="{:.1f}" cy="{:.1f}" r="{:g}"><title>{}</title></circle>').format(
-                _tone(place.tone), x(place.x), y(place.y), 4.5 if place.front else 2.8, place.name
+                tone_class(place.tone), x(place.x), y(place.y), 4.5 if place.front else 2.8, place.name
             )
         )
     return _svg(f"{figure.title}: {len(figure.places)} networks, {len(front)} on the Pareto front", parts)
@@ -242,7 +243,7 @@ def draw_history(figure: History) -> Markup:
     parts.append(Markup('<polyline class="line t2" points="{}"><title>best so far</title></polyline>').format(path))
     for mark in figure.marks:
         name = f"trial {mark.number}: {percent(mark.accuracy)}{'' if mark.complete else ', given up'}"
-        kind = "dot t1" if mark.complete else "dot t8 again"
+        kind = "dot t1" if mark.complete else "dot t8 dashed"
         parts.append(
             Markup('<circle class="{}" cx="{:.1f}" cy="{:.1f}" r="3"><title>{}</title></circle>').format(
                 kind, x(mark.number), y(mark.accuracy), name
@@ -279,7 +280,7 @@ def _bar_ends(figure: Bars) -> list[float]:
 
 
 def _bar(bar: Bar, x: Axis, y: float, percent_x: bool) -> Iterator[Markup]:
-    tone = _tone(bar.tone)
+    tone = tone_class(bar.tone)
     yield _text(x.start - 6, y + 3.5, bar.name, "end")
     yield Markup(
         '<rect class="column {}" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="13"><title>{}</title></rect>'
@@ -327,6 +328,6 @@ def _svg(
     )
 
 
-def _tone(tone: int) -> str:
-    """The style of a tone: eight colours, and the same again dashed."""
-    return f"t{tone % 8 + 1}" + (" again" if tone >= 8 else "")
+def tone_class(tone: int) -> str:
+    """The style sheet's classes for a tone: eight colours, drawn through, and then again in three kinds of strokes."""
+    return f"t{tone % 8 + 1}{_STROKES[tone // 8 % 4]}"
