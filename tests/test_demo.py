@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +22,13 @@ from tiny_recipe import TINY
 from resfit import demo
 from resfit.cli import main
 from resfit.data import load_dataset
+from resfit.drawings import drawings
 from resfit.errors import BadInput
 from resfit.modelfile import load
 from resfit.recipe import DataConfig, Recipe
 from resfit.run import train
+
+PUBLISHED = Path(__file__).parents[1] / "results" / "models" / "cifar10-best-cpu"
 
 
 @pytest.fixture(scope="module")
@@ -66,13 +72,34 @@ def test_a_broken_file_has_its_line(run: Path, tmp_path: Path, content: bytes) -
 
 def test_samples_are_of_the_networks_data_or_digits_for_digits_or_none(run: Path, tmp_path: Path) -> None:
     net = load(run)
-    names = [name for _, name in demo.sample_images(net, run)]
+    names = [name for _, name in demo.sample_images(net, run).images]
     assert names == list("01234567")
     alone = tmp_path / "model.safetensors"
     shutil.copy(run / "model.safetensors", alone)
-    assert [name for _, name in demo.sample_images(net, alone)] == names
-    net.info = type(net.info)(classes=("a",) * 10, mean=net.info.mean, std=net.info.std)
-    assert demo.sample_images(net, alone) == []
+    assert [name for _, name in demo.sample_images(net, alone).images] == names
+    net.info = replace(net.info, classes=("a",) * 10)
+    none = demo.sample_images(net, alone)
+    assert none.images == [] and "No test images were found" in none.note
+
+
+def test_drawings_serve_a_network_that_knows_what_they_show(run: Path, tmp_path: Path) -> None:
+    net = load(run)
+    net.info = replace(net.info, classes=("ship", "a", "cat", *"bcdefgh"))
+    found = demo.sample_images(net, tmp_path)
+    assert [name for _, name in found.images] == ["ship", "cat"]
+    assert all((pixels.shape, pixels.dtype) == ((1, 8, 8), torch.uint8) for pixels, _ in found.images)
+    assert found.kind == "drawings" and "No test images were found" in found.note
+
+
+def test_a_class_without_a_test_image_is_left_out(two_classes: Path, tmp_path: Path) -> None:
+    (two_classes / "medium").mkdir()
+    Image.new("L", (8, 8), 120).save(two_classes / "medium" / "only.png")
+    spec = {**TINY["spec"], "num_classes": 3}
+    recipe = Recipe.from_dict({**TINY, "spec": spec, "data": {"name": "folder", "val": 0}, "augment": {}})
+    train(recipe.replace({"train.epochs": 1}), out=tmp_path / "runs", data_dir=two_classes)
+    folder = tmp_path / "runs" / "tiny" / "0"
+    found = demo.sample_images(load(folder), folder, two_classes)
+    assert [name for _, name in found.images] == ["dark", "light"]
 
 
 @pytest.mark.parametrize(
@@ -106,53 +133,58 @@ sys.exit(main(["demo", *sys.argv[2:]]))
 """
 
 
-@pytest.fixture
-def server(run: Path, tmp_path: Path) -> Iterator[tuple[str, Path]]:
-    """The page's address, and the file that lists the server's connections."""
-    pytest.importorskip("gradio")
-    log = tmp_path / "connections.txt"
-    words = [sys.executable, "-c", SERVER, str(log), str(run)]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+@contextmanager
+def serving(target: Path, log: Path) -> Iterator[str]:
+    """The address of the page of `target`, whose server finds no data set; `log` lists the server's connections."""
+    environment = {name: value for name, value in os.environ.items() if name != "RESFIT_DATA_DIR"}
+    words = [sys.executable, "-c", SERVER, str(log), str(target)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=environment) as process:
         assert process.stdout is not None
         line = process.stdout.readline()
         try:
             address = re.search(r"http://127\.0\.0\.1:\d+/", line)
             assert address, line
-            yield address[0], log
+            yield address[0]
         finally:
             process.terminate()
 
 
-@pytest.mark.slow
-def test_the_page_in_a_browser(server: tuple[str, Path], tmp_path: Path) -> None:
+@contextmanager
+def browser(profile: Path) -> Iterator[Any]:
+    """A real browser, or a skipped test where there is none."""
     playwright = pytest.importorskip("playwright.sync_api")
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     if chromium is None:
         pytest.skip("no Chromium here")
-    address, log = server
-    Image.fromarray(digits()[0, 0].numpy()).resize((200, 160)).save(tmp_path / "digit.png")
-    (tmp_path / "broken.png").write_bytes(b"no picture")
     flags = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
     flags += ["--disable-component-update", "--disable-sync"]
     with playwright.sync_playwright() as started:
-        browser = started.chromium.launch_persistent_context(
-            tmp_path / "profile",
-            executable_path=chromium,
-            args=flags,
-            viewport={"width": 1100, "height": 900},
+        opened = started.chromium.launch_persistent_context(
+            profile, executable_path=chromium, args=flags, viewport={"width": 1100, "height": 900}
         )
-        page = browser.new_page()
-        requests: list[str] = []
+        opened.set_default_timeout(120_000)  # milliseconds, as a busy machine needs
+        yield opened
+        opened.close()
+
+
+def visit(target: Path, picture: Image.Image, folder: Path) -> tuple[str, str]:
+    """What the page of `target` says in a browser of its third sample, and of `picture`. Nobody else is asked."""
+    pytest.importorskip("gradio")
+    picture.save(folder / "picture.png")
+    (folder / "broken.png").write_bytes(b"no picture")
+    log, requests = folder / "connections.txt", list[str]()
+    with browser(folder / "profile") as opened, serving(target, log) as address:
+        page = opened.new_page()
         page.on("request", lambda request: requests.append(request.url))
-        use(page, address, tmp_path)
-        browser.close()
+        said = use(page, address, folder)
     outside = [url for url in requests if not url.startswith((address, "data:", "blob:"))]
-    assert not outside
+    assert requests and not outside
     connections = log.read_text().splitlines()
     assert all("127.0.0.1" in line or "localhost" in line for line in connections), connections
+    return said
 
 
-def use(page: Any, address: str, folder: Path) -> None:
+def use(page: Any, address: str, folder: Path) -> tuple[str, str]:
     """Click a sample, drop an image, drop a broken file; each time what belongs there appears."""
     page.goto(address)
     page.wait_for_selector("#samples img")
@@ -163,12 +195,13 @@ def use(page: Any, address: str, folder: Path) -> None:
     page.wait_for_selector("#seen img")
     page.wait_for_selector("#looked img")
     page.screenshot(path=folder / "2-sample.png")
-    first = page.inner_text("#answer")
+    sample, of_sample = page.get_attribute("#seen img", "src"), page.inner_text("#answer h2")
     assert len(page.query_selector_all("#answer dd")) == 10
 
-    drop(page, folder / "digit.png")
-    page.wait_for_function("before => document.querySelector('#answer').innerText != before", arg=first)
+    drop(page, folder / "picture.png")
+    page.wait_for_selector(f"#seen img:not([src='{sample}'])")
     page.screenshot(path=folder / "3-dropped.png")
+    of_picture = page.inner_text("#answer h2")
     page.click("#file [aria-label='Clear'], #file [aria-label='Remove this file']")
     page.wait_for_selector("#seen img", state="detached")
 
@@ -176,6 +209,22 @@ def use(page: Any, address: str, folder: Path) -> None:
     page.wait_for_selector("#message:has-text('Cannot be read as an image (broken.png)')")
     assert not page.query_selector_all("#seen img")
     page.screenshot(path=folder / "4-broken.png")
+    return of_sample, of_picture
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_page_in_a_browser(run: Path, tmp_path: Path) -> None:
+    visit(run, Image.fromarray(digits()[0, 0].numpy()).resize((200, 160)), tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.skipif(not PUBLISHED.is_dir(), reason="the results do not lie beside the tests")
+def test_the_page_of_the_network_that_comes_along(tmp_path: Path) -> None:
+    pixels, name = drawings(["truck"], size=64, channels=3)[0]
+    picture = Image.fromarray(pixels.permute(1, 2, 0).numpy()).resize((320, 320))
+    assert visit(PUBLISHED, picture, tmp_path) == ("bird", name)
 
 
 def drop(page: Any, file: Path) -> None:

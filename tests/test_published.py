@@ -12,6 +12,8 @@ from PIL import Image
 
 import resfit
 from resfit.cli import main
+from resfit.demo import answer
+from resfit.drawings import drawings
 from resfit.recipe import Recipe
 from resfit.record import read_record
 
@@ -45,6 +47,15 @@ def test_predict_works_out_of_the_box(folder: Path, tmp_path: Path, capsys: pyte
     assert main(["predict", str(folder), str(tmp_path / "noise.png"), "--json"]) == 0
     answer = json.loads(capsys.readouterr().out)
     assert "noise.png" in json.dumps(answer)
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_it_knows_what_the_drawings_show(folder: Path) -> None:
+    net = resfit.load(folder)
+    found = drawings(net.info.classes, size=net.spec.input.size, channels=net.spec.input.channels)
+    named = [next(iter(answer(net, pixels).probabilities)) for pixels, _ in found]
+    assert len(found) == 8
+    assert sum(given == name for given, (_, name) in zip(named, found, strict=True)) >= 7, named
 
 
 @pytest.mark.slow

@@ -239,6 +239,23 @@ def test_the_commands(
     assert "no node of the cluster has 1 CPUs and 1 GPUs" in capsys.readouterr().err
 
 
+def listening() -> set[tuple[int, str, int]]:
+    """Process, address and port of every TCP socket that a process of this one's listens on."""
+    psutil = pytest.importorskip("psutil")
+    own = {process.pid for process in psutil.Process().children(recursive=True)}
+    found = [socket for socket in psutil.net_connections("tcp") if socket.status == psutil.CONN_LISTEN]
+    return {(socket.pid, *socket.laddr) for socket in found if socket.pid in own}
+
+
+def test_a_local_cluster_listens_to_this_machine_alone(tmp_path: Path) -> None:
+    before = listening()
+    with OnRay(Place(out=tmp_path), "local", cpus=1) as cluster:
+        assert cluster.queue.empty()  # answered by a process of the cluster
+        added = {address for _, address, _ in listening() - before}
+    assert added
+    assert added <= {"127.0.0.1", "::ffff:127.0.0.1", "::1"}
+
+
 def test_a_cluster_that_is_not_there_is_one_line(tiny: Recipe, tmp_path: Path) -> None:
     with (
         pytest.raises(BadInput, match=r"no Ray cluster can be joined \(--ray 127.0.0.1:1;"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from resfit.data.normalize import normalizer
 from resfit.errors import Diverged, RunFailed
 from resfit.net import build
-from resfit.recipe import Recipe
+from resfit.recipe import Recipe, get_recipe, recipe_names
 from resfit.train import EpochResult, Trainer, usable_precision
 
 CPU = torch.device("cpu")
@@ -31,15 +32,19 @@ def images_and_labels(recipe: Recipe, count: int = 256) -> tuple[Tensor, Tensor]
     images = torch.randint(0, 100, (count, recipe.spec.input.channels, size, size), generator=generator)
     for image, label in zip(images, labels.tolist(), strict=True):
         half, line = divmod(label, (classes + 1) // 2)
-        (image.mT if half else image)[:, line, :] += 120
+        (image.mT if half else image)[:, line % size, :] += 120
     return images.to(torch.uint8), labels
 
 
 def trainer(
-    recipe: Recipe, seed: int = 0, kind: Callable[[Recipe], nn.Module] | None = None, **options: Any
+    recipe: Recipe,
+    seed: int = 0,
+    kind: Callable[[Recipe], nn.Module] | None = None,
+    count: int = 256,
+    **options: Any,
 ) -> Trainer:
     torch.manual_seed(seed)
-    images, labels = images_and_labels(recipe)
+    images, labels = images_and_labels(recipe, count)
     channels = recipe.spec.input.channels
     return Trainer(
         net=kind(recipe) if kind else build(recipe.spec, recipe.init),
@@ -66,6 +71,19 @@ def test_it_learns(tiny: Recipe) -> None:
     assert results[-1].loss < results[0].loss / 2
     assert results[-1].accuracy > 0.9
     assert results[-1].lr < results[0].lr
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_a_shipped_recipe_takes_its_first_steps(name: str) -> None:
+    recipe = get_recipe(name, {"train.batch_size": 4})
+    run = trainer(recipe, count=8 * recipe.train.accumulate)  # two steps: the rate may rise from 0
+    before = {name: value.detach().clone() for name, value in run.net.named_parameters() if value.requires_grad}
+    result = run.train_epoch()
+    assert math.isfinite(result.loss) and result.loss > 0
+    assert result.images == 8 * recipe.train.accumulate
+    after = dict(run.net.named_parameters())
+    assert all(after[name].isfinite().all() for name in before)
+    assert not torch.equal(before["head.weight"], after["head.weight"])
 
 
 def test_same_seed_same_bits_and_other_seed_others(tiny: Recipe) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from resfit.data.decode import decode
 from resfit.data.normalize import normalizer
+from resfit.drawings import drawings
 from resfit.errors import BadInput
 from resfit.explain import grad_cam, overlay
 from resfit.modelfile import load
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 _SAMPLES = 8
 _SIDE = 288  # pixels of a shown picture, about
+_NO_DATA = "No test images were found: `--data-dir` names their folder."
 _FONTS = ("system-ui", "sans-serif")
 _MONO_FONTS = ("ui-monospace", "monospace")
 _LARGEST_FILE = "50mb"
@@ -44,6 +46,15 @@ class Answer:
     probabilities: dict[str, float]
     seen: Image
     looked: Image
+
+
+@dataclass(frozen=True, kw_only=True)
+class Samples:
+    """Images to choose from, uint8 [C, H, W], each with its class; what they are, and what is said below them."""
+
+    images: list[tuple[Tensor, str]]
+    kind: str
+    note: str = ""
 
 
 def answer(net: Network, pixels: Tensor) -> Answer:
@@ -71,19 +82,23 @@ def read_image(net: Network, file: str | Path) -> Tensor:
         raise BadInput(f"cannot be read as an image ({Path(file).name}): give a PNG, JPEG, WebP, BMP or GIF") from None
 
 
-def sample_images(net: Network, target: str | Path, data_dir: Path | None = None) -> list[tuple[Tensor, str]]:
-    """A few test images, uint8 [C, H, W], each with its class: one a class, of the network's own data.
+def sample_images(net: Network, target: str | Path, data_dir: Path | None = None) -> Samples:
+    """A few images of the network's own classes, one a class, without a download.
 
-    Where that is not found, digits serve a network of digits; others get none. Nothing is downloaded.
+    They are test images of its data. Where that is not found, digits serve a network of digits, and drawings one that
+    knows what they show; others get none.
     """
     for data in (None, "digits"):
         try:
             found = data_of(net, target, data_dir=data_dir, offline=True, data=data)
         except BadInput:
             continue
-        firsts = [int((found.test.labels == label).nonzero()[0]) for label in range(len(found.classes))]
-        return [(found.test.images[i], found.classes[int(found.test.labels[i])]) for i in firsts[:_SAMPLES]]
-    return []
+        present = found.test.labels.unique()[:_SAMPLES].tolist()
+        firsts = [int((found.test.labels == label).nonzero()[0]) for label in present]
+        images = [(found.test.images[i], found.classes[int(found.test.labels[i])]) for i in firsts]
+        return Samples(images=images, kind="test images")
+    drawn = drawings(net.info.classes, size=net.spec.input.size, channels=net.spec.input.channels)
+    return Samples(images=drawn, kind="drawings", note=_NO_DATA)
 
 
 def serve(
@@ -140,7 +155,7 @@ def _gradio(uploads: str) -> Any:
     return gradio
 
 
-def make_page(gradio: Any, net: Network, samples: list[tuple[Tensor, str]]) -> Any:
+def make_page(gradio: Any, net: Network, samples: Samples) -> Any:
     """The page, as gradio's Blocks."""
 
     def show(pixels: Tensor) -> tuple[Any, ...]:
@@ -156,7 +171,7 @@ def make_page(gradio: Any, net: Network, samples: list[tuple[Tensor, str]]) -> A
             return f"**{str(error)[0].upper()}{str(error)[1:]}.**", None, None, None
 
     def on_sample(chosen: Any) -> tuple[Any, ...]:
-        return show(samples[chosen.index][0])
+        return show(samples.images[chosen.index][0])
 
     on_sample.__annotations__["chosen"] = gradio.SelectData  # by which gradio knows what to hand over
 
@@ -168,10 +183,12 @@ def make_page(gradio: Any, net: Network, samples: list[tuple[Tensor, str]]) -> A
             with gradio.Column():
                 file = gradio.File(label="Drop an image, or click to choose one", elem_id="file", height=160)
                 message = gradio.Markdown(elem_id="message")
-                if samples:
+                if samples.images:
+                    gradio.Markdown(f"Or take one of these {samples.kind}")
                     gallery = gradio.Gallery(
-                        [(_enlarged(_picture(pixels), 96), name) for pixels, name in samples],
-                        label="Or take one of these test images",
+                        [(_enlarged(_picture(pixels), 96), name) for pixels, name in samples.images],
+                        label=samples.kind,
+                        show_label=False,
                         elem_id="samples",
                         columns=4,
                         height="auto",
@@ -180,6 +197,8 @@ def make_page(gradio: Any, net: Network, samples: list[tuple[Tensor, str]]) -> A
                         interactive=False,
                         format="png",
                     )
+                if samples.note:
+                    gradio.Markdown(samples.note)
             with gradio.Column():
                 label = gradio.Label(label="Probabilities", num_top_classes=10, elem_id="answer")
                 with gradio.Row():
@@ -187,7 +206,7 @@ def make_page(gradio: Any, net: Network, samples: list[tuple[Tensor, str]]) -> A
                     looked = _image(gradio, "Where it looked (Grad-CAM)", "looked")
         shown = [message, label, seen, looked]
         file.change(on_file, file, shown, show_progress="hidden")
-        if samples:
+        if samples.images:
             gallery.select(on_sample, None, shown, show_progress="hidden")
     return page
 

@@ -14,9 +14,9 @@ import sys
 import threading
 import warnings
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, redirect_stdout
+from contextlib import ExitStack, contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -106,8 +106,8 @@ class _Run:
 class OnRay:
     """Runs on a Ray cluster, each with its share of a node; an executor.
 
-    `address` is a cluster's, "auto" for the one that this machine belongs to, or "local" for one that is made here and
-    ends with the block. `cpus` and `gpus` are what a run asks for: without them a GPU and a core where the cluster has
+    `address` is a cluster's, "auto" for the one that this machine belongs to, or "local" for one that is made here,
+    listens on 127.0.0.1 alone, and ends with the block. `cpus` and `gpus` are what a run asks for: without them a GPU and a core where the cluster has
     GPUs, and else as many cores as its smallest node has. At most `workers` runs go on at a time, by default as many as
     fit. An observer hears of begin, epochs and messages, and ends its run by raising an exception. Entering the block,
     which is done once, raises BadInput where there is no cluster, or where none of its nodes has that much.
@@ -278,13 +278,25 @@ def _join(address: str) -> bool:
     options = {"include_dashboard": False} if address == "local" else {}
     try:
         _knock(address)
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
+        with _loopback() if address == "local" else nullcontext():
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
     except Exception as error:
         reason = " ".join(str(error).split())[:120]
         raise BadInput(
             f"no Ray cluster can be joined (--ray {address}; {reason}): begin one with ray start --head, or give local"
         ) from None
     return True
+
+
+@contextmanager
+def _loopback() -> Iterator[None]:
+    """A cluster that begins in the block listens on 127.0.0.1 alone, as Ray has it on macOS and Windows."""
+    constants = ray._private.ray_constants
+    before, constants.ENABLE_RAY_CLUSTER = constants.ENABLE_RAY_CLUSTER, False
+    try:
+        yield
+    finally:
+        constants.ENABLE_RAY_CLUSTER = before
 
 
 def _knock(address: str) -> None:
