@@ -107,10 +107,11 @@ class OnRay:
     """Runs on a Ray cluster, each with its share of a node; an executor.
 
     `address` is a cluster's, "auto" for the one that this machine belongs to, or "local" for one that is made here,
-    listens on 127.0.0.1 alone, and ends with the block. `cpus` and `gpus` are what a run asks for: without them a GPU and a core where the cluster has
-    GPUs, and else as many cores as its smallest node has. At most `workers` runs go on at a time, by default as many as
-    fit. An observer hears of begin, epochs and messages, and ends its run by raising an exception. Entering the block,
-    which is done once, raises BadInput where there is no cluster, or where none of its nodes has that much.
+    listens on 127.0.0.1 alone, and ends with the block. `cpus` and `gpus` are what a run asks for: without them a GPU
+    and a core where the cluster has GPUs, and else as many cores as its smallest node has. At most `workers` runs go on
+    at a time, by default as many as fit. An observer hears of begin, epochs and messages, and ends its run by raising
+    an exception. Entering the block, which is done once, raises BadInput where there is no cluster, or where none of
+    its nodes has that much.
     """
 
     def __init__(
