@@ -1,4 +1,7 @@
-"""Structured pruning: a trained network made smaller, with a spec of its own, and fine-tuned as any other run."""
+"""Structured pruning: a trained network made smaller, with a spec of its own, and fine-tuned as any other run.
+
+docs/architecture.md says why no library does it.
+"""
 
 from __future__ import annotations
 
