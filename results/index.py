@@ -79,7 +79,7 @@ def table(groups: dict[str, list[RunRecord]]) -> str:
     head = "| recipe | data | parameters | n | test accuracy | with TTA | seconds a run | images/s | device |"
     lines = [head, "|---|---|---|---|---|---|---|---|---|"]
     for name, records in groups.items():
-        first = records[0]
+        first, places = records[0], by_device(records)
         cells = [
             f"`{name}`",
             first.data["name"],
@@ -87,12 +87,20 @@ def table(groups: dict[str, list[RunRecord]]) -> str:
             str(len(records)),
             percent([r.test.accuracy for r in records]) + (" (peeked)" if first.protocol["peeking"] else ""),
             percent([r.test.accuracy_tta for r in records if r.test.accuracy_tta is not None]),
-            f"{summarize([r.seconds_to_result for r in records]).mean:,.0f}",
-            f"{summarize([r.images_per_second for r in records]).mean:,.0f}",
-            device(first),
+            "; ".join(f"{summarize([r.seconds_to_result for r in runs]).mean:,.0f}" for runs in places.values()),
+            "; ".join(f"{summarize([r.images_per_second for r in runs]).mean:,.0f}" for runs in places.values()),
+            "; ".join(places),
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def by_device(records: list[RunRecord]) -> dict[str, list[RunRecord]]:
+    """A recipe's runs by what they ran on: their times are no means of one thing."""
+    places: dict[str, list[RunRecord]] = {}
+    for record in records:
+        places.setdefault(device(record), []).append(record)
+    return places
 
 
 def percent(values: list[float]) -> str:

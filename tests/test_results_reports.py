@@ -175,5 +175,12 @@ def test_a_record_in_another_recipes_folder_counts_there_where_its_settings_are_
         index.committed(tmp_path)
 
 
+def test_times_on_two_devices_are_two(index):
+    slow = record("seed003", 0, test=0.95)
+    fast = replace(slow, seed=1, env={**slow.env, "threads": 8}, seconds_to_result=0.1)
+    (*_, row) = index.table({"seed003": [slow, fast]}).splitlines()
+    assert "| 1; 0 | 1; 1 | 2 threads, amx_bf16, bf16; 8 threads, amx_bf16, bf16 |" in row
+
+
 def test_the_committed_page_is_what_the_committed_records_make(index):
     assert (RESULTS / "reports.md").read_text() == index.reports_md(RESULTS)
