@@ -53,7 +53,7 @@ def committed(folder: Path = HERE) -> dict[str, list[RunRecord]]:
 def under_its_name(record: RunRecord, file: Path) -> RunRecord:
     """A record that lies in another recipe's folder, as a run of that recipe: it was renamed, or its name given away.
 
-    Their settings have to be equal.
+    Their settings have to be equal; its command is the one that trains them now.
     """
     name = file.parent.name.removesuffix("-peeked")
     if name == record.recipe:
@@ -61,7 +61,8 @@ def under_its_name(record: RunRecord, file: Path) -> RunRecord:
     recipe = get_recipe(name)
     if Recipe.from_dict(record.config).replace({"name": name, "description": recipe.description}) != recipe:
         raise SystemExit(f"error: the settings are not those of {name} ({file})")
-    return replace(record, recipe=name, description=recipe.description, config=recipe.to_dict())
+    env = {**record.env, "command": record.env["command"].replace(record.recipe, name)}
+    return replace(record, recipe=name, description=recipe.description, config=recipe.to_dict(), env=env)
 
 
 def whole(groups: dict[str, list[RunRecord]]) -> dict[str, list[RunRecord]]:

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from resfit import kernels
 from resfit.kernels.library import load_library
 from resfit.processor import processor
+
+ROUNDING = 0.003  # of a result to bf16; twice where what it is made of was rounded as well
+
+Activate = Callable[[Tensor], Tensor]
+ACTIVATIONS: dict[str | None, Activate] = {None: lambda x: x, "relu": F.relu, "gelu": F.gelu, "silu": F.silu}
 
 
 def needs(kernel: str) -> pytest.MarkDecorator:
@@ -20,3 +29,9 @@ def needs(kernel: str) -> pytest.MarkDecorator:
 def difference(found: Tensor, wanted: Tensor) -> float:
     """Of two tensors, relative to the second: the ratio of root mean squares."""
     return ((found.double() - wanted.double()).norm() / wanted.double().norm()).item()
+
+
+def maps(seed: int, shape: tuple[int, ...] = (7, 48, 9, 11), scale: float = 1, shift: float = 0) -> Tensor:
+    """Random maps in bf16, channels_last."""
+    drawn = torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * scale + shift
+    return drawn.bfloat16().contiguous(memory_format=torch.channels_last)

@@ -398,9 +398,8 @@ def test_a_frozen_stage_stays_frozen_on_resume(tiny: Recipe) -> None:
     at_one.train_epoch()
     back.load_state_dict(cut.state_dict())
     back.train_epoch()
-    back.load_state_dict(
-        copy.deepcopy(at_one.state_dict())
-    )  # as a rollback does: what was frozen since is trained again
+    # As a rollback does: what was frozen since is trained again.
+    back.load_state_dict(copy.deepcopy(at_one.state_dict()))
     back.train_epoch()
     at_one.train_epoch()
     assert equal(weights(at_one.net), weights(back.net))

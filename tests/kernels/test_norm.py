@@ -2,27 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 import torch
 import torch.nn.functional as F
-from kernel_checks import difference, needs
-from torch import Tensor
+from kernel_checks import ACTIVATIONS, ROUNDING, difference, maps, needs
 
 from resfit.kernels.norm import NormActivation, normalized
 
 pytestmark = needs("norm")
-
-ROUNDING = 0.003  # of a result to bf16; twice where what it is made of was rounded as well
-
-Activate = Callable[[Tensor], Tensor]
-ACTIVATIONS: dict[str | None, Activate] = {None: lambda x: x, "relu": F.relu, "gelu": F.gelu, "silu": F.silu}
-
-
-def maps(seed: int, shape: tuple[int, ...] = (7, 48, 9, 11), scale: float = 1, shift: float = 0) -> Tensor:
-    drawn = torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * scale + shift
-    return drawn.bfloat16().contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)

@@ -1,6 +1,8 @@
 // Activations and their slopes, sixteen fp32 numbers at a time.
 #pragma once
 
+#include <type_traits>
+
 #include "bf16.h"
 
 enum Activation : long { NONE, RELU, GELU, SILU };
@@ -50,4 +52,14 @@ template <Activation A> inline Lanes slope(Lanes z) {
         return below + z * density;
     }
     return Lanes{} + 1.0f;
+}
+
+// run(activation), as a constant that templates take.
+template <typename Run> void with_activation(long activation, Run run) {
+    switch (activation) {
+    case RELU: return run(std::integral_constant<Activation, RELU>());
+    case GELU: return run(std::integral_constant<Activation, GELU>());
+    case SILU: return run(std::integral_constant<Activation, SILU>());
+    default: return run(std::integral_constant<Activation, NONE>());
+    }
 }

@@ -90,29 +90,18 @@ void means_backward(const bf16 *gradient, const float *of_means, bf16 *of_x, lon
 // out = activation(x * gates + added), where `added` may be missing.
 void forward(const bf16 *x, const float *gates, const bf16 *added, bf16 *out, long activation, long images, long pixels,
              long channels, long threads) {
-    const auto run = [&](auto with, auto without) {
-        (added ? with : without)(x, gates, added, out, images, pixels, channels, threads);
-    };
-    switch (activation) {
-    case RELU: return run(gated<RELU, true>, gated<RELU, false>);
-    case GELU: return run(gated<GELU, true>, gated<GELU, false>);
-    case SILU: return run(gated<SILU, true>, gated<SILU, false>);
-    default: return run(gated<NONE, true>, gated<NONE, false>);
-    }
+    with_activation(activation, [&](auto a) {
+        (added ? gated<a, true> : gated<a, false>)(x, gates, added, out, images, pixels, channels, threads);
+    });
 }
 
 // The gradients of what the activation was taken of (not without an activation: there it is `gradient` itself), of x, and of
 // the gates. `other` is the output of a ReLU, else what was added, which may be missing.
 void backward(const bf16 *gradient, const bf16 *x, const float *gates, const bf16 *other, bf16 *of_sum, bf16 *of_x,
               float *of_gates, long activation, long images, long pixels, long channels, long threads) {
-    const auto run = [&](auto with, auto without) {
-        (other ? with : without)(gradient, x, gates, other, of_sum, of_x, of_gates, images, pixels, channels, threads);
-    };
-    switch (activation) {
-    case RELU: return run(gradients<RELU, true>, gradients<RELU, true>);
-    case GELU: return run(gradients<GELU, true>, gradients<GELU, false>);
-    case SILU: return run(gradients<SILU, true>, gradients<SILU, false>);
-    default: return run(gradients<NONE, false>, gradients<NONE, false>);
-    }
+    with_activation(activation, [&](auto a) {
+        (other ? gradients<a, true> : gradients<a, false>)(
+            gradient, x, gates, other, of_sum, of_x, of_gates, images, pixels, channels, threads);
+    });
 }
 }

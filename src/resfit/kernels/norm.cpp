@@ -104,15 +104,9 @@ void moments(const bf16 *x, float *mean, float *variance, long pixels, long chan
 // out = activation(x * scale + shift + added), where `added` may be missing.
 void forward(const bf16 *x, const bf16 *added, const float *scale, const float *shift, bf16 *out, long activation, long pixels,
              long channels, long threads) {
-    const auto run = [&](auto with, auto without) {
-        (added ? with : without)(x, added, scale, shift, out, pixels, channels, threads);
-    };
-    switch (activation) {
-    case RELU: return run(normalize<RELU, true>, normalize<RELU, false>);
-    case GELU: return run(normalize<GELU, true>, normalize<GELU, false>);
-    case SILU: return run(normalize<SILU, true>, normalize<SILU, false>);
-    default: return run(normalize<NONE, true>, normalize<NONE, false>);
-    }
+    with_activation(activation, [&](auto a) {
+        (added ? normalize<a, true> : normalize<a, false>)(x, added, scale, shift, out, pixels, channels, threads);
+    });
 }
 
 // The way back in two steps. `other` is the output of a ReLU, else what was added, which may be missing. First the gradient
@@ -122,15 +116,10 @@ void backward_sums(const bf16 *gradient, const bf16 *x, const bf16 *other, const
                    const float *mean, const float *inverse, bf16 *out, float *plain, float *with_normalized, long activation,
                    long pixels, long channels, long threads) {
     const auto sums = buffer<double>(2 * channels);
-    const auto run = [&](auto with, auto without) {
-        (other ? with : without)(gradient, x, other, scale, shift, out, sums.get(), pixels, channels, threads);
-    };
-    switch (activation) {
-    case RELU: run(gradient_of_sum<RELU, true>, gradient_of_sum<RELU, true>); break;
-    case GELU: run(gradient_of_sum<GELU, true>, gradient_of_sum<GELU, false>); break;
-    case SILU: run(gradient_of_sum<SILU, true>, gradient_of_sum<SILU, false>); break;
-    default: run(gradient_of_sum<NONE, false>, gradient_of_sum<NONE, false>);
-    }
+    with_activation(activation, [&](auto a) {
+        (other ? gradient_of_sum<a, true> : gradient_of_sum<a, false>)(
+            gradient, x, other, scale, shift, out, sums.get(), pixels, channels, threads);
+    });
     for (long c = 0; c < channels; ++c) {
         const float pivot = number(x[c]);
         plain[c] = sums[c];
