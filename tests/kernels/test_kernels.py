@@ -17,8 +17,8 @@ from resfit import kernels
 from resfit.data import Dataset
 from resfit.errors import BadInput
 from resfit.fast import fast_process
+from resfit.kernels.amx_convolution import AmxConvolution
 from resfit.kernels.conv import Conv2d
-from resfit.kernels.filter_gradient import AmxConvolution
 from resfit.kernels.library import load_library
 from resfit.kernels.pool import MaxPool2d, MaxPool2x2
 from resfit.kernels.winograd import WinogradConvolution
@@ -46,30 +46,31 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
         return nn.functional.conv2d(images, filters.bfloat16(), stride=stride, padding=filters.shape[-1] // 2)
 
     monkeypatch.setattr(WinogradConvolution, "apply", stand_in("winograd", convolve))
-    monkeypatch.setattr(AmxConvolution, "apply", stand_in("filter_gradient", convolve))
+    monkeypatch.setattr(AmxConvolution, "apply", stand_in("amx_convolution", convolve))
     monkeypatch.setattr(MaxPool2x2, "apply", stand_in("pool", lambda x: nn.functional.max_pool2d(x, 2)))
     yield found
 
 
 CONVOLUTIONS = [
-    (Conv2d(32, 64, 3, padding=1), (8, 32, 8, 8), {"winograd", "filter_gradient"}),
-    (Conv2d(32, 64, 3, padding=1, bias=False), (8, 32, 8, 8), {"winograd", "filter_gradient"}),
-    (Conv2d(48, 64, 3, padding=1), (8, 48, 8, 8), {"winograd"}),
-    (Conv2d(32, 64, 3, padding=1), (7, 32, 8, 8), {"filter_gradient"}),  # too few tiles for the other
-    (Conv2d(32, 64, 3, padding=1, stride=2), (8, 32, 8, 8), {"filter_gradient"}),
+    (Conv2d(32, 64, 3, padding=1), (8, 32, 8, 8), {"winograd", "amx_convolution"}),
+    (Conv2d(32, 64, 3, padding=1, bias=False), (8, 32, 8, 8), {"winograd", "amx_convolution"}),
+    (Conv2d(48, 64, 3, padding=1), (8, 48, 8, 8), {"winograd", "amx_convolution"}),
+    (Conv2d(32, 64, 3, padding=1), (7, 32, 8, 8), {"amx_convolution"}),  # too few tiles for the other
+    (Conv2d(32, 64, 3, padding=1, stride=2), (8, 32, 8, 8), {"amx_convolution"}),
     (Conv2d(32, 64, 3, padding=0), (8, 32, 8, 8), set()),
     (Conv2d(32, 64, 3, padding=2, dilation=2), (8, 32, 8, 8), set()),
-    (Conv2d(32, 64, 1), (8, 32, 8, 8), {"filter_gradient"}),
-    (Conv2d(32, 64, 1, stride=2), (8, 32, 8, 8), {"filter_gradient"}),
-    (Conv2d(32, 64, 5, padding=2), (8, 32, 8, 8), {"filter_gradient"}),
+    (Conv2d(32, 64, 1), (8, 32, 8, 8), {"amx_convolution"}),
+    (Conv2d(32, 64, 1, stride=2), (8, 32, 8, 8), {"amx_convolution"}),
+    (Conv2d(32, 64, 5, padding=2), (8, 32, 8, 8), {"amx_convolution"}),
     (Conv2d(32, 64, 2), (8, 32, 8, 8), set()),
     (Conv2d(32, 64, 3, padding=1, groups=2), (8, 32, 8, 8), set()),
-    (Conv2d(40, 64, 3, padding=1), (8, 40, 8, 8), set()),
+    (Conv2d(40, 64, 3, padding=1), (8, 40, 8, 8), {"amx_convolution"}),
+    (Conv2d(24, 64, 3, padding=1), (8, 24, 8, 8), {"amx_convolution"}),
     (Conv2d(16, 64, 3, padding=1), (8, 16, 8, 8), set()),
 ]
 
 
-@pytest.mark.parametrize("kernel", ["winograd", "filter_gradient"])
+@pytest.mark.parametrize("kernel", ["winograd", "amx_convolution"])
 @pytest.mark.parametrize(("conv", "shape", "by"), CONVOLUTIONS)
 def test_convolutions_take_a_kernel_where_it_pays(
     kernel: str, conv: Conv2d, shape: tuple[int, ...], by: set[str], calls: list[str], monkeypatch: pytest.MonkeyPatch

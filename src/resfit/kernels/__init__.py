@@ -19,7 +19,7 @@ from resfit.processor import processor
 # What a processor needs for a kernel, and what it must not have because torch is faster then.
 NEEDS = {
     "winograd": ("avx512_bf16", "amx_bf16"),
-    "filter_gradient": ("amx_bf16", None),
+    "amx_convolution": ("amx_bf16", None),
     "norm": ("avx512_bf16", None),
     "gate": ("avx512_bf16", None),
     "pool": ("avx512_bf16", None),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
 from resfit.kernels import takes
-from resfit.kernels.filter_gradient import AmxConvolution
+from resfit.kernels.amx_convolution import AmxConvolution
 from resfit.kernels.winograd import FEWEST_TILES, WinogradConvolution, tiles
 
 
@@ -27,15 +29,16 @@ class Conv2d(nn.Conv2d):
     def _takes_amx(self, images: Tensor) -> bool:
         size, stride = self.kernel_size[0], self.stride[0]
         keeps_size = self.kernel_size == (size, size) and size % 2 == 1 and self.padding == (size // 2, size // 2)
-        suits = keeps_size and self.stride == (stride, stride) and self._is_plain(32)
-        return takes("filter_gradient", images) and suits and torch.is_grad_enabled()
+        suits = keeps_size and self.stride == (stride, stride) and self._is_plain(32, 0.6)
+        return takes("amx_convolution", images) and suits
 
     def _takes_winograd(self, images: Tensor) -> bool:
-        suits = self.kernel_size == (3, 3) and self.stride == self.padding == (1, 1) and self._is_plain(16)
-        return takes("winograd", images) and suits and tiles(images) >= FEWEST_TILES
+        suits = self.kernel_size == (3, 3) and self.stride == self.padding == (1, 1) and self._is_plain(16, 1.0)
+        is_large = min(self.in_channels, self.out_channels) >= 32 and tiles(images) >= FEWEST_TILES
+        return takes("winograd", images) and suits and is_large
 
-    def _is_plain(self, multiple: int) -> bool:
-        """Whether inputs and outputs are both multiples of so many, at least 32, and nothing is out of the ordinary."""
+    def _is_plain(self, block: int, share: float) -> bool:
+        """Whether channels fill such a share of the kernel's blocks of them, and nothing is out of the ordinary."""
         counts = (self.in_channels, self.out_channels)
-        fills = min(counts) >= 32 and all(count % multiple == 0 for count in counts)
-        return fills and self.groups == 1 and self.dilation == (1, 1) and self.weight.dtype == torch.float32
+        filled = math.prod(count / (-(-count // block) * block) for count in counts)
+        return filled >= share and self.groups == 1 and self.dilation == (1, 1) and self.weight.dtype == torch.float32

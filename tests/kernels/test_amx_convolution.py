@@ -1,4 +1,4 @@
-"""The gradient of filters by AMX against torch's."""
+"""Convolutions by AMX and their gradients against torch's."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from kernel_checks import difference, needs
 
-from resfit.kernels.filter_gradient import AmxConvolution
+from resfit.kernels.amx_convolution import AmxConvolution
 
-pytestmark = needs("filter_gradient")
+pytestmark = needs("amx_convolution")
 
 SHAPES = [  # images, height, width, channels, outputs, side of the filters, stride
     (2, 8, 8, 64, 64, 3, 1),
@@ -25,6 +25,13 @@ SHAPES = [  # images, height, width, channels, outputs, side of the filters, str
     (3, 8, 8, 64, 96, 1, 1),
     (3, 9, 8, 64, 96, 1, 2),
     (9, 8, 6, 32, 64, 5, 2),
+    (16, 1, 1, 64, 32, 3, 1),  # from here on maps so small and images so many that no product is torch's
+    (40, 5, 7, 24, 40, 3, 1),  # channels that do not fill their tiles, a second half of them empty
+    (70, 4, 4, 72, 100, 3, 1),
+    (17, 15, 16, 32, 64, 3, 2),
+    (20, 8, 8, 64, 96, 5, 1),
+    (33, 2, 3, 96, 64, 7, 1),  # filters larger than the map
+    (16, 9, 8, 32, 32, 3, 3),
 ]
 
 
@@ -48,27 +55,33 @@ def test_it_equals_torchs_gradients(shape: tuple[int, ...]) -> None:
 
 def test_whole_numbers_come_out_exact_whatever_the_memory_layout_and_the_threads() -> None:
     generator = torch.Generator().manual_seed(0)
-    images = torch.randint(-3, 4, (40, 32, 9, 9), generator=generator).bfloat16()
-    filters = torch.randint(-2, 3, (64, 32, 3, 3), generator=generator).float()
-    gradient = torch.randint(-3, 4, (40, 64, 9, 9), generator=generator).bfloat16()
-    exact = filters.clone().requires_grad_()
-    (wanted,) = torch.autograd.grad(F.conv2d(images.float(), exact, padding=1), exact, gradient.float())
+    images = torch.randint(-1, 2, (40, 32, 8, 8), generator=generator).bfloat16()
+    filters = torch.randint(-1, 2, (64, 32, 3, 3), generator=generator).float()
+    gradient = torch.randint(-1, 2, (40, 64, 8, 8), generator=generator).bfloat16()
+    images[:, :, 0] *= 4
+    exact = (images.float().requires_grad_(), filters.clone().requires_grad_())
+    maps = F.conv2d(*exact, padding=1)
+    wanted = (maps, *torch.autograd.grad(maps, exact, gradient.float()))
+    assert max(float(tensor.detach().abs().max()) for tensor in wanted[:2]) <= 256  # bf16 holds them as they are
     before = torch.get_num_threads()
     try:
         for threads in (1, 2, 3):
             for form in (torch.contiguous_format, torch.channels_last):
                 torch.set_num_threads(threads)
-                given = filters.clone(memory_format=form).requires_grad_()
-                out = AmxConvolution.apply(images.clone(memory_format=form), given, 1)
-                (found,) = torch.autograd.grad(out, given, gradient.contiguous(memory_format=form))
-                assert torch.equal(found, wanted)
+                given = [tensor.clone(memory_format=form).requires_grad_() for tensor in (images, filters)]
+                out = AmxConvolution.apply(*given, 1)
+                found = (out, *torch.autograd.grad(out, given, gradient.contiguous(memory_format=form)))
+                assert all(torch.equal(one.float(), other) for one, other in zip(found, wanted, strict=True))
     finally:
         torch.set_num_threads(before)
 
 
-def test_what_is_not_finite_stays_so() -> None:
-    images = torch.zeros(1, 32, 8, 8, dtype=torch.bfloat16)
+@pytest.mark.parametrize("n", [1, 16])
+def test_what_is_not_finite_stays_so(n: int) -> None:
+    images = torch.zeros(n, 32, 8, 8, dtype=torch.bfloat16)
     images[0, 3, 4, 4] = float("nan")
     filters = torch.zeros(32, 32, 3, 3, requires_grad=True)
-    AmxConvolution.apply(images, filters, 1).sum().backward()
+    out = AmxConvolution.apply(images, filters, 1)
+    out.sum().backward()
+    assert out[0, :, 3:6, 3:6].isnan().all() and out.isnan().sum() == 32 * 9
     assert filters.grad is not None and filters.grad.isnan().any()
