@@ -65,11 +65,11 @@ def train(
     """Train one recipe with one seed into the folder out/<recipe>/<seed>, and return its record.
 
     `resume` goes on from the folder's state, with the data folder and device that the run began with unless others are
-    given, and `override` with a recipe whose fields have changed since. `init` is a run folder or a model.safetensors
-    whose weights training begins with, all but the head's where the classes differ. `data` is what would be loaded,
-    where it is in memory already. Raises BadInput ahead of any work for a recipe over its budget, data that cannot be
-    used, or a folder that holds a run already; RunFailed when training stops early; Interrupted, with the state saved,
-    after SIGINT or SIGTERM.
+    given, and `override` with a recipe, precision or kernels that have changed since. `init` is a run folder or a
+    model.safetensors whose weights training begins with, all but the head's where the classes differ. `data` is what
+    would be loaded, where it is in memory already. Raises BadInput ahead of any work for a recipe over its budget, data
+    that cannot be used, or a folder that holds a run already; RunFailed when training stops early; Interrupted, with
+    the state saved, after SIGINT or SIGTERM.
 
     In several processes that torchrun started all of them call this and get the record; the first writes and tells.
     """
@@ -103,7 +103,7 @@ def train(
         if begun is not None:
             if distributed.is_leader():
                 remove_leftovers(folder)
-            run.restore(begun.state)
+            run.restore(begun.state, override=override)
             if begun.changes:
                 run.note(f"{run.place}: resumed with another recipe, {begun.changes}")
         if distributed.is_leader():
@@ -538,16 +538,19 @@ class _Run:
             "teachers": [teacher.sha256 for _, teacher in self.teachers],
         }
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Go on from a saved state; raises BadInput where the data is not what it was."""
+    def restore(self, state: dict[str, Any], *, override: bool) -> None:
+        """Go on from a saved state; raises BadInput where the data is not what it was.
+
+        Or where the precision or kernels are not, unless `override` accepts it.
+        """
         if state["data"] != self.data.digest:
             raise BadInput(f"the data changed since the run began ({self.folder}): bring it back or start anew")
         began = " ".join((state["precision"], *state["kernels"]))
         here = " ".join((self.precision, *self.kernels))
-        if began != here:
+        if began != here and not override:
             raise BadInput(
                 f"the run was computed by {began}, and this machine would go on by {here} ({self.folder}): resume it "
-                "on a machine of the same kind"
+                "on a machine of the same kind with the same resfit, or accept that with --override"
             )
         for (_, teacher), sha256 in zip(self.teachers, state["teachers"], strict=True):
             if teacher.sha256 != sha256:
@@ -562,6 +565,8 @@ class _Run:
         before, now = state["world_size"], distributed.world_size()
         if before != now:
             self.note(f"{self.place}: went on in {_processes(now)}, after {_processes(before)}")
+        if began != here:
+            self.note(f"{self.place}: went on by {here}, after {began}")
         self.save_due = self.clock + 60 * self.recipe.train.checkpoint_minutes
 
     def _go_back_to(self, state: dict[str, Any]) -> None:

@@ -37,7 +37,7 @@ def add(commands: Any) -> None:
     parser.add_argument("--budget", metavar="N", help="refuse a network of more parameters (the recipe's, mostly 5M)")
     parser.add_argument("--out", type=Path, default=Path("runs"), metavar="DIR", help="where run folders go (runs)")
     parser.add_argument("--resume", type=Path, metavar="RUN", help="go on with an unfinished run folder")
-    parser.add_argument("--override", action="store_true", help="resume although fields of the recipe have changed")
+    parser.add_argument("--override", action="store_true", help="resume although the recipe or kernels have changed")
     parser.add_argument(
         "--init", metavar="TARGET", help="begin with the weights of a run folder or a model.safetensors (fine-tuning)"
     )
