@@ -320,6 +320,18 @@ def test_a_changed_recipe_is_shown_and_refused_and_with_override_taken(everythin
     assert record.curve[0].lr < 0.02  # cosine from the new peak, from the step of the change on
 
 
+def test_other_kernels_are_named_and_refused_and_with_override_taken(
+    everything: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = stopped(everything, tmp_path)
+    began = " ".join(("fp32", *load_state(folder / "state.pt")["kernels"]))
+    monkeypatch.setattr(run_module._Run, "kernels", ("faster",))
+    with pytest.raises(BadInput, match=rf"computed by {began}, and this .* by fp32 faster \(.*--override"):
+        train(everything, out=tmp_path, resume=True)
+    record = train(everything, out=tmp_path, resume=True, override=True)
+    assert record.events == (f"epoch 1, image 1,024: went on by fp32 faster, after {began}",)
+
+
 def test_a_recipe_file_edited_in_the_run_folder_is_a_changed_recipe(
     everything: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
