@@ -35,6 +35,20 @@ def test_it_equals_torchs_forward_and_back(activation: str | None, adds: bool, s
         assert difference(one, other) < close, name
 
 
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_any_memory_layout_gives_the_same_forward_and_back(activation: str | None) -> None:
+    """A pad shortcut, for one, may hand on a map that is not channels_last."""
+    results = []
+    for form in (torch.channels_last, torch.contiguous_format):
+        x, added = (maps(seed).contiguous(memory_format=form).requires_grad_() for seed in (0, 2))
+        weight, bias = torch.ones(48, requires_grad=True), torch.zeros(48, requires_grad=True)
+        out, *_ = NormActivation.apply(x, weight, bias, added, activation, 1e-5)
+        gradient = maps(1).contiguous(memory_format=form)
+        results.append((out, *torch.autograd.grad(out, (x, weight, bias, added), gradient)))
+    for one, other in zip(*results, strict=True):
+        assert torch.equal(one, other)
+
+
 @pytest.mark.parametrize("activation", ["gelu", "silu"])
 def test_activations_are_right_everywhere(activation: str) -> None:
     z = torch.cat((torch.linspace(-12, 12, 4000), torch.tensor([-100.0, -1e30, 1e30, 100.0] + [0.0] * 12)))

@@ -14,8 +14,8 @@ from resfit.kernels.library import ACTIVATIONS, call, pointer
 class NormActivation(torch.autograd.Function):
     """activation(batch normalization of x + added), with the statistics of x.
 
-    x and added (or None) bf16 [N, C, H, W], channels_last; weight and bias float [C]; activation: a name or None. Gives
-    the same shape in bf16, and the mean and the biased variance, float [C]. C is a multiple of 16.
+    x and added (or None) bf16 [N, C, H, W]; weight and bias float [C]; activation: a name or None. Gives the same shape
+    in bf16, channels_last, and the mean and the biased variance, float [C]. C is a multiple of 16.
     """
 
     @staticmethod
@@ -24,6 +24,8 @@ class NormActivation(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Normalize, add, activate."""
         x = x.contiguous(memory_format=torch.channels_last)
+        if added is not None:  # the way back reads it as well
+            added = added.contiguous(memory_format=torch.channels_last)
         mean, variance = torch.empty_like(bias), torch.empty_like(bias)
         call("norm", "moments", pointer(x), pointer(mean), pointer(variance), *_sizes(x))
         inverse = (variance + eps).rsqrt()
