@@ -327,6 +327,16 @@ def test_resize_follows_progress(tiny: Recipe) -> None:
     assert run.net.sides == [4, 4, 8, 8]
 
 
+@pytest.mark.parametrize("schedule", [{"name": "multistep", "milestones": [1]}, {"name": "step", "period": 1}], ids=str)
+def test_a_rate_falls_with_the_first_step_of_its_epoch(tiny: Recipe, schedule: dict[str, Any]) -> None:
+    """Of 49 epochs too, where one of them is a share of the training that times 49 is less than one."""
+    rates: list[float] = []
+    run = trainer(tiny.replace({"train.epochs": 49, "schedule": schedule}))
+    run.on_step = lambda epoch, done: rates.append(run.optimizers[0].param_groups[0]["lr"])
+    run.train_epoch(), run.train_epoch()
+    assert rates == pytest.approx([0.1, 0.1, 0.01, 0.01])
+
+
 def test_drop_last_leaves_the_partial_batch_out(tiny: Recipe) -> None:
     kept = trainer(tiny.replace({"train.batch_size": 100}))
     dropped = trainer(tiny.replace({"train.batch_size": 100, "train.drop_last": True}))

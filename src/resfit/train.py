@@ -134,7 +134,7 @@ class Trainer:
         groups = self._step_groups(now.order)
         for n in range(self._steps_done(), len(groups)):
             progress = self._progress(n / len(groups))
-            self._set_rates(progress)
+            self._set_rates(n / len(groups))
             distributed.draw_apart(self.seed, self.epoch, n)
             loss_sum, hits = self._gradients(groups[n], progress)
             self._step()
@@ -146,7 +146,7 @@ class Trainer:
                 self._check_loss()
             self.on_step(self.epoch + 1, (n + 1) / len(groups))
         self._check_loss()
-        self._set_rates(self._progress(1.0))
+        self._set_rates(1.0)
         self.epoch, self.under_way = self.epoch + 1, None
         return EpochResult(
             epoch=self.epoch,
@@ -295,9 +295,11 @@ class Trainer:
                 batches.append(partial if len(partial) > 1 else torch.cat((batches.pop(), partial)))
         return batches
 
-    def _set_rates(self, progress: float) -> None:
-        epochs = self.recipe.train.epochs
-        set_learning_rates(self.optimizers, self.rate * lr_factor(self.recipe.schedule, progress * epochs, epochs))
+    def _set_rates(self, done: float) -> None:
+        """The rates when `done` of this epoch is over."""
+        # In epochs, as milestones are: from a share of the training some would be missed by a rounding, and a step.
+        epoch, epochs = self.epoch + done, self.recipe.train.epochs
+        set_learning_rates(self.optimizers, self.rate * lr_factor(self.recipe.schedule, epoch, epochs))
 
     def _progress(self, done: float) -> float:
         """The part of the whole training that is over when `done` of this epoch is."""
