@@ -123,6 +123,15 @@ def test_orthogonalizing_zeros_gives_zeros():
     assert not orthogonalize(torch.zeros(4, 8)).any()
 
 
+def test_the_rest_beside_muon_may_go_without_momentum():
+    net = build(SPEC)
+    _, rest = make_optimizers(net, OptimConfig(name="muon", sgd_momentum=0.0))
+    before = net.head.weight.detach().clone()
+    net.head.weight.grad = torch.ones_like(before)
+    rest.step()
+    torch.testing.assert_close(net.head.weight.detach(), before - 0.1 * (1 + 5e-4 * before))
+
+
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_muon_keeps_filters_at_the_norm_of_the_root_of_their_count(layout):
     generator = torch.Generator().manual_seed(0)

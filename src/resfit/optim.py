@@ -54,7 +54,7 @@ def make_optimizers(net: nn.Module, config: OptimConfig, precision: str = "fp32"
         rest = [group for group in rest if group["params"]]
         dtype = torch.bfloat16 if precision == "bf16" or next(net.parameters()).is_cuda else torch.float32
         muon = Muon(filters, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov, dtype=dtype)
-        return [muon, torch.optim.SGD(rest, momentum=config.sgd_momentum, nesterov=True)]
+        return [muon, torch.optim.SGD(rest, momentum=config.sgd_momentum, nesterov=config.sgd_momentum > 0)]
     return [_MAKERS[config.name](groups, config)]
 
 
