@@ -18,7 +18,7 @@ from resfit.data.normalize import normalizer
 from resfit.errors import Diverged, RunFailed
 from resfit.net import build
 from resfit.recipe import Recipe, get_recipe, recipe_names
-from resfit.train import EpochResult, Trainer, usable_precision
+from resfit.train import EpochResult, Trainer, _hits, usable_precision
 
 CPU = torch.device("cpu")
 LOSSES = Path(__file__).parent / "golden" / "losses.json"
@@ -278,6 +278,18 @@ def test_memory_for_not_even_an_image_ends_the_run(tiny: Recipe) -> None:
 
     with pytest.raises(RunFailed, match=r"^out of memory with a single image \(train.batch_size\): "):
         trainer(tiny, kind=Smaller).train_epoch()
+
+
+def test_a_mixed_image_is_right_by_its_predicted_classs_part() -> None:
+    logits, mixed = torch.eye(3), torch.tensor([[0.7, 0.3, 0.0], [0.2, 0.8, 0.0], [1.0, 0.0, 0.0]])
+    assert _hits(logits, mixed).item() == pytest.approx(1.5)
+    assert _hits(logits, torch.tensor([0, 1, 0])).item() == 2
+
+
+def test_the_accuracy_on_patched_images_rises(tiny: Recipe) -> None:
+    """A row of RICAP's shows four images, and none of them need be the one at its place."""
+    recipe = tiny.replace({"augment.crop": 0, "augment.ricap": 0.05, "train.epochs": 8, "train.batch_size": 32})
+    assert list(trainer(recipe).epochs())[-1].accuracy > 0.6
 
 
 @pytest.mark.parametrize(("batch_size", "accumulate"), [(32, 2), (16, 4), (24, 3)])

@@ -31,7 +31,10 @@ _STEPS_BETWEEN_CHECKS = 50  # reading the loss makes the host wait for the devic
 
 @dataclass(frozen=True, kw_only=True)
 class EpochResult:
-    """One epoch's training in numbers: mean loss, accuracy on the augmented images, final learning rate, seconds."""
+    """One epoch's training in numbers: mean loss, accuracy on the augmented images, final learning rate, seconds.
+
+    A mixed image is right by its predicted class's part of it, as in the originals of mixup and RICAP.
+    """
 
     epoch: int
     loss: float
@@ -200,7 +203,7 @@ class Trainer:
         whole, labels = torch.cat(logits), self.labels[index]
         if self.easy is not None:
             self.easy.remember(index, whole, labels)
-        return distributed.summed(torch.stack(losses).sum()), (whole.argmax(1) == labels).sum()
+        return distributed.summed(torch.stack(losses).sum()), _hits(whole, targets)
 
     def _soft_targets(self, inputs: Tensor) -> Tensor | None:
         distill = self.recipe.distill
@@ -412,6 +415,12 @@ class Trainer:
         torch.set_rng_state(state["torch_rng"])
         if state["cuda_rng"] is not None and self.device.type == "cuda":
             torch.cuda.set_rng_state(state["cuda_rng"], self.device)
+
+
+def _hits(logits: Tensor, targets: Tensor) -> Tensor:
+    """How many rows of logits [N, K] are right by their targets: labels [N], or mixed [N, K], of which parts count."""
+    predicted = logits.argmax(1)
+    return (predicted == targets).sum() if targets.ndim == 1 else targets.gather(1, predicted[:, None]).sum()
 
 
 def _saved(now: EpochUnderWay) -> dict[str, Any]:
