@@ -254,6 +254,14 @@ def test_teachers_of_other_classes_images_or_data_are_refused(
         train(student, data_dir=two_classes, out=tmp_path / "again")
 
 
+def test_a_teacher_for_one_size_alone_is_refused_where_images_grow(tiny: Recipe, tmp_path: Path) -> None:
+    train(tiny.replace({"name": "windowed", "spec.pool.size": 2, **NO_TRAINING}), out=tmp_path)
+    teacher = learns_from(tmp_path / "windowed" / "0")
+    with pytest.raises(BadInput, match=r"^the teacher cannot take images of 6x6 \(train.resize, "):
+        train(tiny.replace({**teacher, "train.resize": [[0.0, 8], [0.5, 6]]}), out=tmp_path)
+    assert train(tiny.replace({**teacher, "train.resize": [[0.0, 8]]}), out=tmp_path).teachers
+
+
 def test_runs_from_other_weights_are_not_one_group(tiny: Recipe, source: Path, tmp_path: Path) -> None:
     from resfit.record import group_runs
 

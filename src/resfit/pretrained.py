@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from resfit.errors import BadInput
 from resfit.files import sha256
 from resfit.modelfile import load
 from resfit.net import Network
-from resfit.recipe import DataConfig, Recipe
+from resfit.recipe import DataConfig, Recipe, takes_side
 from resfit.record import GivenModel, RunRecord, read_record
 from resfit.spec import NetSpec
 
@@ -53,17 +53,25 @@ def _head_shapes(net: Network) -> dict[str, tuple[int, ...]]:
     return {name: tuple(value.shape) for name, value in net.head.state_dict().items()}
 
 
-def load_teacher(target: str | Path, net: Network, data: Dataset, config: DataConfig) -> tuple[nn.Module, GivenModel]:
+def load_teacher(
+    target: str | Path, net: Network, data: Dataset, config: DataConfig, sides: Iterable[int] = ()
+) -> tuple[nn.Module, GivenModel]:
     """A network that takes what `net` takes to logits of the same classes, and what it is.
 
-    Raises BadInput where it knows other classes, takes other images, or was trained on images that `data` keeps for
-    validation or on another data set: what is measured of the student would be worth less than it says.
+    `sides`: those in pixels that training resizes its images to. Raises BadInput where the network knows other classes,
+    takes other images, has no use for one of the sides, or was trained on images that `data` keeps for validation or on
+    another data set: what is measured of the student would be worth less than it says.
     """
     teacher, record, found = _load(target)
     if tuple(teacher.info.classes) != data.classes:
         raise BadInput(f"the teacher knows other classes than {data.name} has ({target}): give one that knows the same")
     if teacher.spec.input != net.spec.input:
         raise BadInput(f"the teacher takes images of another shape ({target}): give one with this recipe's spec.input")
+    if unfit := [side for side in sides if not takes_side(teacher.spec, side)]:
+        raise BadInput(
+            f"the teacher cannot take images of {unfit[0]}x{unfit[0]} (train.resize, {target}): give one that pools "
+            "the whole map, or leave train.resize out"
+        )
     if record is not None:
         _check_training_images(target, record, data.facts(), config)
     note = _UNKNOWN if record is None else _peeked(record)

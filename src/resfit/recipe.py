@@ -330,7 +330,7 @@ class Recipe:
         smallest = self.spec.sizes()[1][-1]
         for _, side in self.train.resize:
             small = _for_side(self.spec, side)
-            alike = small and small.pooled_side == self.spec.pooled_side
+            alike = takes_side(self.spec, side)
             _check("train.resize", side, alike, "sides that leave the classifier as many features (spec.pool)")
             smallest = min(smallest, small.sizes()[1][-1] if small else smallest)
         one_value = self.train.batch_size == smallest == 1
@@ -385,6 +385,12 @@ class Recipe:
         for dotted, value in overrides.items():
             plain = override(plain, dotted, value)
         return Recipe.from_dict(plain)
+
+
+def takes_side(spec: NetSpec, side: int) -> bool:
+    """Whether a network of `spec` takes images of `side` pixels as well, with as many features for its classifier."""
+    other = _for_side(spec, side)
+    return other is not None and other.pooled_side == spec.pooled_side
 
 
 def _for_side(spec: NetSpec, side: int) -> NetSpec | None:

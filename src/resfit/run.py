@@ -246,7 +246,9 @@ class _Run:
 
     def _load_teachers(self) -> list[tuple[nn.Module, GivenModel]]:
         distill, config = self.recipe.distill, self.recipe.data
-        loaded = [load_teacher(target, self.net, self.data, config) for target in (distill.teachers if distill else ())]
+        sides = [side for _, side in self.recipe.train.resize]
+        targets = distill.teachers if distill else ()
+        loaded = [load_teacher(target, self.net, self.data, config, sides) for target in targets]
         for _, teacher in loaded:
             self.observer.message(f"learns from {teacher}")
         return loaded
