@@ -174,6 +174,17 @@ def test_runs_of_other_settings_are_refused_before_anything_runs(study: Study, t
     assert not (tmp_path / "s" / "plain" / "1").exists()
 
 
+def test_runs_with_and_without_teachers_are_not_taken_for_each_other(study: Study, tmp_path: Path) -> None:
+    """A recipe without a teacher has no section of it."""
+    plain, taught = study.recipes(), study.recipes({"distill.teacher": "somewhere"})
+    folder = tmp_path / "s" / "plain" / "0"
+    folder.mkdir(parents=True)
+    for then, now in ((plain, taught), (taught, plain)):
+        (folder / "recipe.yaml").write_text(then["plain"].to_yaml())
+        with pytest.raises(BadInput, match=r"a run with other settings lies there .*: distill\)"):
+            run(study, tmp_path, recipes=now)
+
+
 def test_without_a_validation_split_the_page_says_that_the_test_set_judged(study: Study, tmp_path: Path) -> None:
     result, _ = run(study, tmp_path, recipes=study.recipes({"data.val": 0}))
     assert result.judged_by == "test"

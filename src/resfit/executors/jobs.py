@@ -119,5 +119,6 @@ def _check_folder(folder: Path, recipe: Recipe) -> None:
     then, now = Recipe.from_yaml(folder / "recipe.yaml").to_dict(), recipe.to_dict()
     if recipe.data.name == "folder":  # a run takes its number of classes from the images
         now["spec"]["num_classes"] = then["spec"]["num_classes"]
-    if changed := [name for name in now if name not in ("description", "deviations") and now[name] != then[name]]:
+    names = {**now, **then}.keys() - {"description", "deviations"}  # a section may stand in one of them alone
+    if changed := sorted(name for name in names if now.get(name) != then.get(name)):
         raise BadInput(f"a run with other settings lies there ({folder}: {', '.join(changed)}): give another --out")
