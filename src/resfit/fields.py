@@ -29,15 +29,19 @@ def unwritten(default: T) -> T:
     return found
 
 
-def to_plain(value: object) -> Any:
-    """Mappings, lists and scalars that `from_plain` turns back into an equal value."""
+def to_plain(value: object, *, whole: bool = False) -> Any:
+    """Mappings, lists and scalars that `from_plain` turns back into an equal value.
+
+    `whole`: with the fields that are left out at their default as well.
+    """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         values = ((f, getattr(value, f.name)) for f in dataclasses.fields(value))
-        return {f.name: to_plain(v) for f, v in values if not (f.metadata.get("unwritten") and v == f.default)}
+        kept = [(f, v) for f, v in values if whole or not (f.metadata.get("unwritten") and v == f.default)]
+        return {f.name: to_plain(v, whole=whole) for f, v in kept}
     if isinstance(value, Mapping):
-        return {key: to_plain(item) for key, item in value.items()}
+        return {key: to_plain(item, whole=whole) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [to_plain(item) for item in value]
+        return [to_plain(item, whole=whole) for item in value]
     return value
 
 

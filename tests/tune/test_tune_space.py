@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from resfit.errors import BadInput
-from resfit.recipe import Recipe, get_recipe
+from resfit.recipe import Recipe, SamConfig, get_recipe
 from resfit.tune.space import Dimension, Space, get_space, space_names
 
 
@@ -39,6 +39,16 @@ def test_drawn_values_go_where_the_paths_say(tiny: Recipe, tmp_path: Path) -> No
     assert [stage.kernel for stage in recipe.spec.stages] == [5, 5]
     assert recipe.spec.se is not None and recipe.spec.se.reduction == 4 and recipe.optim.lr == 0.25
     assert recipe.train == tiny.train
+
+
+def test_fields_that_stay_unwritten_at_their_default_can_vary(tiny: Recipe, tmp_path: Path) -> None:
+    drawn = {"augment.ricap": 0.5, "spec.stages.*.inner": 4, "optim.sam.rho": 0.5, "spec.dropout.path": 0.5}
+    space = get_space(write(tmp_path, {path: {"choices": [value]} for path, value in drawn.items()}))
+    space.check(tiny)
+    assert space.apply(tiny, {}) == tiny
+    recipe = space.apply(tiny, drawn)
+    assert (recipe.augment.ricap, recipe.spec.dropout.path, recipe.optim.sam) == (0.5, 0.5, SamConfig(rho=0.5))
+    assert [stage.inner for stage in recipe.spec.stages] == [4, 4]
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from resfit.errors import BadField, BadInput
-from resfit.fields import from_plain, nearest, override, read_yaml
+from resfit.fields import from_plain, nearest, override, read_yaml, to_plain
 from resfit.recipe import Recipe
 
 
@@ -67,7 +67,7 @@ class Space:
 
     def apply(self, recipe: Recipe, drawn: Mapping[str, Any]) -> Recipe:
         """`recipe` with what was drawn; raises BadInput where the values don't go together."""
-        plain = recipe.to_dict()
+        plain = to_plain(recipe, whole=True)
         for path, value in drawn.items():
             for place in _places(plain, path):
                 plain = override(plain, place, self.dimensions[path].value(value))
@@ -78,7 +78,7 @@ class Space:
 
         A value that is out of range is let through: whether it is may depend on the other fields.
         """
-        plain = recipe.to_dict()
+        plain = to_plain(recipe, whole=True)
         for path, dimension in self.dimensions.items():
             places = _places(plain, path)
             if not places:
