@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -114,7 +115,7 @@ RESUMED = {
         "optim.sam": {"rho": 0.05},
         "train.accumulate": 2,
     },
-    "easy images skipped": {"train.skip_easy": 0.2},
+    "easy images skipped": {"train.skip_easy": 0.2, "augment.flip": "alternating"},
 }
 
 
@@ -225,6 +226,23 @@ def test_easy_images_are_skipped_between_the_first_epoch_and_the_limit(tiny: Rec
     overrides = {"train.epochs": 4, "train.batch_size": 32, "train.skip_easy": 0.25, "train.skip_easy_until": 0.75}
     images = [result.images for result in trainer(tiny.replace(overrides)).epochs()]
     assert images == [256, 192, 192, 256]
+
+
+def test_an_image_that_was_left_out_is_mirrored_when_its_turn_comes(
+    tiny: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By epochs, an easy image that is left out of every other one would always be seen the same way round."""
+    seen: dict[int, list[int]] = {}
+
+    def note(images: Tensor, config: Any, generator: Any, *, index: Tensor, epoch: int | Tensor, **_: Any) -> Tensor:
+        for place, turn in zip(index.tolist(), torch.as_tensor(epoch).expand(len(index)).tolist(), strict=True):
+            seen.setdefault(place, []).append(turn)
+        return images
+
+    monkeypatch.setattr(sys.modules[Trainer.__module__], "augment", note)  # resfit.train is a function
+    run = trainer(tiny.replace({"train.epochs": 6, "train.batch_size": 64, "train.skip_easy": 0.4}))
+    assert sum(result.images for result in run.epochs()) < 6 * 256
+    assert all(turns == list(range(len(turns))) for turns in seen.values())
 
 
 class Linear(nn.Module):

@@ -12,11 +12,15 @@ from torch import Tensor
 
 
 class EasyImages:
-    """Remembers the losses of N training images and leaves the easiest out of an epoch, none of them twice in a row."""
+    """Remembers the losses of N training images and leaves the easiest out of an epoch, none of them twice in a row.
+
+    `turns`: in how many epochs each was trained on, int64 [N].
+    """
 
     def __init__(self, count: int, share: float, device: torch.device) -> None:
         self.skipped = int(share * count)
         self.losses = torch.full((count,), torch.inf, device=device)
+        self.turns = torch.zeros(count, dtype=torch.int64, device=device)
 
     def remember(self, index: Tensor, logits: Tensor, labels: Tensor) -> None:
         """Note the losses of the images at `index` [B], from logits [B, K] and labels [B]."""

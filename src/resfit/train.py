@@ -150,6 +150,8 @@ class Trainer:
             self.on_step(self.epoch + 1, (n + 1) / len(groups))
         self._check_loss()
         self._set_rates(1.0)
+        if self.easy is not None:
+            self.easy.turns[now.order] += 1
         self.epoch, self.under_way = self.epoch + 1, None
         return EpochResult(
             epoch=self.epoch,
@@ -325,7 +327,8 @@ class Trainer:
             config,
             generator,
             index=index,
-            epoch=self.epoch,
+            # An easy image is left out every other epoch: by epochs it would never be seen the other way round.
+            epoch=self.epoch if self.easy is None else self.easy.turns[index],
             seed=self.seed,
             fill=self.fill,
         )
@@ -394,6 +397,7 @@ class Trainer:
             "scaler": self.scaler.state_dict(),
             "average": self.average.state_dict() if self.average is not None else None,
             "losses": self.easy.losses if self.easy is not None else None,
+            "turns": self.easy.turns if self.easy is not None else None,
             "generator": self.generator.get_state(),
             "torch_rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
@@ -411,6 +415,7 @@ class Trainer:
             self.average.load_state_dict(state["average"])
         if self.easy is not None:
             self.easy.losses.copy_(state["losses"])
+            self.easy.turns.copy_(state.get("turns", torch.tensor(self.epoch)))  # earlier states have none
         self.generator.set_state(state["generator"])
         torch.set_rng_state(state["torch_rng"])
         if state["cuda_rng"] is not None and self.device.type == "cuda":

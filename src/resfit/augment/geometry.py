@@ -70,10 +70,11 @@ def random_flip(images: Tensor, generator: torch.Generator) -> Tensor:
     return flip(images, integers(images, generator, 0, 2).bool())
 
 
-def alternating_flip(images: Tensor, index: Tensor, epoch: int, seed: int) -> Tensor:
+def alternating_flip(images: Tensor, index: Tensor, epoch: int | Tensor, seed: int) -> Tensor:
     """Mirror each image every other epoch, beginning with a fair coin (Jordan 2024, airbench).
 
-    index: int64 [N], places in the training set. The coin depends on the seed and the image's own place alone.
+    index: int64 [N], places in the training set. epoch: one for all, or each image's own, int64 [N]. The coin depends
+    on the seed and the image's own place alone.
     """
     coin = _scramble(_scramble(index) ^ (seed & _WORD) ^ (seed >> 32 & _WORD)) & 1
     return flip(images, ((coin + epoch) & 1).bool().to(images.device))
