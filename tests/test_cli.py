@@ -195,6 +195,18 @@ def test_resume_needs_nothing_but_the_folder(
     assert "a finished run lies there" in fails(capsys, *words)
 
 
+def test_a_later_run_that_lies_there_is_found_before_the_first_begins(
+    capsys: pytest.CaptureFixture[str], recipe_file: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "runs"
+    unfinished = out / "tiny" / "1"
+    unfinished.mkdir(parents=True)
+    (unfinished / "state.pt").write_bytes(b"a state")
+    words = ["train", str(recipe_file), "--out", str(out), "--runs", "2"]
+    assert f"an unfinished run lies there ({unfinished}): go on with --resume" in fails(capsys, *words)
+    assert not (out / "tiny" / "0").exists()
+
+
 def test_runs_in_processes_of_their_own_go_on_where_they_stopped(
     capsys: pytest.CaptureFixture[str], recipe_file: Path, tmp_path: Path
 ) -> None:

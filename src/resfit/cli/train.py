@@ -95,11 +95,12 @@ def _train(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
     from resfit.distributed import is_leader
     from resfit.logs import Observers, make_loggers
     from resfit.progress import Progress
+    from resfit.resume import require_unused
     from resfit.run import run_folder, train, write_summary
 
     folders = [run_folder(out, recipe, seed + n) for n in range(options.runs)]
-    if taken := [folder for folder in folders if (folder / "record.json").exists()]:
-        raise BadInput(f"a finished run lies there ({taken[0]}): give another --out or --seed, or move it away")
+    for folder in folders if options.resume is None else ():  # ahead of the first run, which may take hours
+        require_unused(folder)
     records = []
     for n, folder in enumerate(folders):
         loggers = make_loggers(options.log)
