@@ -189,7 +189,8 @@ def test_resume_needs_nothing_but_the_folder(
     interrupt["on"] = False
     folder = tmp_path / "runs" / "tiny" / "0"
     assert "go on with --resume" in fails(capsys, *words)
-    assert fails(capsys, *words[:2], "--resume", str(folder)).endswith("give the run folder alone")
+    for also in (words[1:2], ["--seed", "0"], ["--out", str(tmp_path / "other")]):  # none is dropped in silence
+        assert fails(capsys, "train", *also, "--resume", str(folder)).endswith("give the run folder alone")
     assert "test accuracy" in printed(capsys, "train", "--resume", str(folder))
     assert read_record(folder).epochs == 3
     assert "a finished run lies there" in fails(capsys, *words)

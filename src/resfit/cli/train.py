@@ -31,11 +31,11 @@ def add(commands: Any) -> None:
         + _field_help(Recipe),
     )
     parser.add_argument("recipe", metavar="RECIPE", nargs="?", help=RECIPE)
-    parser.add_argument("--seed", type=int, default=0, metavar="S", help="the first run's seed (0)")
+    parser.add_argument("--seed", type=int, metavar="S", help="the first run's seed (0)")
     parser.add_argument("--runs", type=int, default=1, metavar="N", help="this many runs, of seeds S, S+1, ... (1)")
     add_scale_options(parser)
     parser.add_argument("--budget", metavar="N", help="refuse a network of more parameters (the recipe's, mostly 5M)")
-    parser.add_argument("--out", type=Path, default=Path("runs"), metavar="DIR", help="where run folders go (runs)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="where run folders go (runs)")
     parser.add_argument("--resume", type=Path, metavar="RUN", help="go on with an unfinished run folder")
     parser.add_argument("--override", action="store_true", help="resume although the recipe or kernels have changed")
     parser.add_argument(
@@ -91,7 +91,7 @@ def _train(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
         recipe = for_folder(recipe, options.data_dir)
     print(f"{recipe.name}: {require_fit(recipe.spec, recipe.budget)}", flush=True)
     if options.workers is not None or options.ray is not None:
-        return _train_many(options, recipe, range(seed, seed + options.runs))
+        return _train_many(options, recipe, range(seed, seed + options.runs), out)
     from resfit.distributed import is_leader
     from resfit.logs import Observers, make_loggers
     from resfit.progress import Progress
@@ -125,7 +125,7 @@ def _train(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
     return 0
 
 
-def _train_many(options: argparse.Namespace, recipe: Recipe, seeds: range) -> int:
+def _train_many(options: argparse.Namespace, recipe: Recipe, seeds: range, out: Path) -> int:
     """Runs in processes of their own, or on a cluster; finished ones are taken as they are."""
     if options.resume is not None or options.log:
         raise BadInput("--resume and --log are for runs in this process: leave --workers and --ray out")
@@ -135,13 +135,13 @@ def _train_many(options: argparse.Namespace, recipe: Recipe, seeds: range) -> in
 
     jobs = [Job(recipe=recipe, seed=seed) for seed in seeds]
     with Interruptible(REPEAT), Board([recipe.name]) as board:
-        records, failed = run_jobs(jobs, executor(options, options.out), options.out, board)
+        records, failed = run_jobs(jobs, executor(options, out), out, board)
     for run in failed:
         print(f"failed: {run.point}, seed {run.seed}: {run.error}")
     if records:
-        write_summary(records, options.out / recipe.name)
+        write_summary(records, out / recipe.name)
         _print_summaries(records)
-    print(f"{len(records)} of {len(jobs)} runs are finished; {options.out / recipe.name}")
+    print(f"{len(records)} of {len(jobs)} runs are finished; {out / recipe.name}")
     return 1 if failed else 0
 
 
@@ -152,13 +152,16 @@ def _what_to_train(options: argparse.Namespace) -> tuple[str, int, Path]:
     if options.resume is None:
         if options.recipe is None:
             raise BadInput("no recipe (RECIPE): give a name that resfit recipes lists, or a YAML file")
-        return options.recipe, options.seed, options.out
+        return options.recipe, options.seed or 0, options.out or Path("runs")
     folder = options.resume.resolve()
     if not (folder / "recipe.yaml").exists() or not folder.name.isdecimal():
         raise BadInput(f"not a run folder ({options.resume}): give one that resfit train began")
     scaled = options.epochs is not None or options.fraction != 1
-    if options.recipe is not None or options.runs != 1 or options.init or scaled:
-        raise BadInput("a resumed run has its recipe, length, seed and weights (--resume): give the run folder alone")
+    placed = options.seed is not None or options.out is not None
+    if options.recipe is not None or options.runs != 1 or options.init or scaled or placed:
+        raise BadInput(
+            "a resumed run has its recipe, length, seed, weights and folder (--resume): give the run folder alone"
+        )
     if (name := plain_recipe(str(folder / "recipe.yaml"))["name"]) != folder.parent.name:
         raise BadInput(f"the run's folder was renamed ({folder.parent}): call it {name} again")
     return str(folder / "recipe.yaml"), int(folder.name), folder.parent.parent
