@@ -151,6 +151,12 @@ def test_links_round_in_a_circle_end(flat: Path) -> None:
     assert len(load(flat, val=0).train) == 32
 
 
+def test_links_that_lead_nowhere_are_named(flat: Path, own_places: Path) -> None:
+    (flat / "ant" / "lost.png").symlink_to(flat / "gone.png")
+    with pytest.raises(BadInput, match=r"1 unreadable of 41 images \(ant/lost.png\)"):
+        load(flat)
+
+
 def test_a_class_folder_may_be_a_link(flat: Path, tmp_path: Path) -> None:
     (flat / "ant").rename(tmp_path / "elsewhere")
     (flat / "ant").symlink_to(tmp_path / "elsewhere", target_is_directory=True)

@@ -114,10 +114,10 @@ def _folders(folder: Path) -> list[Path]:
 
 
 def visible_files(folder: Path) -> list[Path]:
-    """The visible files in `folder` and the folders in it, in the order of their names."""
+    """The visible files in `folder` and the folders in it, in the order of their names, and links that lead nowhere."""
     found: list[Path] = []
     for path in sorted(filter(_visible, folder.iterdir())):
-        if path.is_file():
+        if path.is_file() or (path.is_symlink() and not path.exists()):  # a lost image is missed, not passed over
             found.append(path)
         elif path.is_dir() and not path.is_symlink():  # links may lead round in a circle
             found += visible_files(path)
@@ -214,7 +214,7 @@ def _pixels(files: Sequence[Path], root: Path, places: Places, *, size: int, cha
     """All files' pixels, uint8 [N, channels, size, size], from the cache where the files are as they were."""
     key = hashlib.sha256(os.fsencode(f"1 {root.resolve()} {size} {channels}"))
     for path in files:
-        facts = path.stat()
+        facts = path.stat() if path.exists() else path.lstat()  # decoding names what is not there
         name = path.relative_to(root).as_posix()
         key.update(os.fsencode(f"\n{name} {facts.st_size} {facts.st_mtime_ns}"))
     cached = cache_dir() / "folders" / f"{key.hexdigest()[:32]}.npy"
