@@ -145,8 +145,9 @@ def test_a_report_replaces_no_file_but_a_report(
     printed(capsys, "train", str(recipe_file), "--epochs", "1", "--out", str(tmp_path / "runs"))
     page, mine = tmp_path / "page.html", tmp_path / "mine.html"
     mine.write_text("my own")
-    for _ in range(2):
-        printed(capsys, "report", str(tmp_path / "runs"), "--out", str(page))
+    for again in ([], [str(tmp_path / "runs" / "tiny" / "0")]):
+        text = printed(capsys, "report", str(tmp_path / "runs"), *again, "--out", str(page))
+        assert text.endswith("page.html: 1 run\n")
     assert "no report of resfit's lies there" in fails(capsys, "report", str(tmp_path / "runs"), "--out", str(mine))
     assert mine.read_text() == "my own"
 

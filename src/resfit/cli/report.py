@@ -24,8 +24,9 @@ def add(commands: Any) -> None:
 def _report(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
     from resfit.record import find_records
     from resfit.report import write_report
+    from resfit.report.groups import unique
 
-    records = find_records(options.runs)
+    records = unique(find_records(options.runs))  # as many as the page has
     if options.out.is_file() and b"Made by resfit" not in options.out.read_bytes():
         raise BadInput(f"a file that is no report of resfit's lies there ({options.out}): give another --out")
     print(f"{write_report(records, options.out)}: {len(records)} run{'s' if len(records) > 1 else ''}")
