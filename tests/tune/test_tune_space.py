@@ -107,6 +107,14 @@ def test_the_space_of_report_002() -> None:
         assert value in dimension.choices or dimension.low < value < dimension.high  # type: ignore[operator]
 
 
+def test_a_field_is_searched_or_given() -> None:
+    space = Space(name="mine", dimensions=dict.fromkeys(["spec.stages.*.kernel", "spec.se"], Dimension(low=1, high=3)))
+    space.refuse_fixed(["spec.stages", "spec.stages.0.channels", "optim.lr", "budget"])
+    for field in ("spec.stages.0.kernel", "spec.se", "spec.se.reduction"):
+        with pytest.raises(BadInput, match=rf"a field that is searched \(--{field}; mine: spec.s"):
+            space.refuse_fixed([field])
+
+
 def test_an_unknown_space_is_named() -> None:
     with pytest.raises(BadInput, match=r"unknown space \(seed02\): did you mean seed002\?"):
         get_space("seed02")

@@ -24,7 +24,7 @@ def add(commands: Any) -> None:
         description="Search a space of settings with Optuna (TPE). The budget is a constraint that costs nothing; "
         "hopeless trials are given up; the test set is never scored. Repeated, it goes on where it stopped. Leaves "
         "best.yaml, tune.json and report.html in OUT/RECIPE-tune.",
-        epilog="Fields given as --section.field VALUE hold for every trial.",
+        epilog="Fields given as --section.field VALUE hold for every trial; the space may not vary them.",
         usage="resfit tune RECIPE [options] [--section.field VALUE ...]",
     )
     parser.add_argument("recipe", metavar="RECIPE", help=RECIPE)
@@ -60,6 +60,7 @@ def _tune(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
     if options.trials < 1 or options.seed < 0:
         raise BadInput("trials (--trials) are 1 or more, and a seed (--seed) is 0 or more: give others")
     recipe, space = get_recipe(options.recipe, overrides), get_space(options.space)
+    space.refuse_fixed(overrides)
     from resfit.run import for_folder
     from resfit.tune.search import Search, record, run_search
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -91,6 +91,13 @@ class Space:
                 except BadInput as error:
                     raise BadInput(f"{self.name}: {error}") from None
 
+    def refuse_fixed(self, fields: Iterable[str]) -> None:
+        """Raise BadInput where one of `fields`, given for every trial, is one that varies: its value would be lost."""
+        for field in fields:
+            for path in self.dimensions:
+                if _is_within(field, path):
+                    raise BadInput(f"a field that is searched (--{field}; {self.name}: {path}): take it out of one")
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data: what `get_space` reads."""
         return {
@@ -99,6 +106,12 @@ class Space:
             else {"low": d.low, "high": d.high, "step": d.step, "log": d.log}
             for path, d in self.dimensions.items()
         }
+
+
+def _is_within(field: str, path: str) -> bool:
+    """Whether the dotted `field` is what `path` stands for, or a part of it."""
+    own, varied = field.split("."), path.split(".")
+    return len(own) >= len(varied) and all(wanted in ("*", key) for key, wanted in zip(own, varied, strict=False))
 
 
 def _places(plain: Any, path: str) -> list[str]:
