@@ -258,6 +258,10 @@ MISTAKES = {
     "not a run": (["report", "nowhere"], "no finished run (nowhere"),
     "no model": (["evaluate", "nowhere"], "no model (nowhere)"),
     "no such device": (["train", "digits", "--device", "tpu9"], "no such device here"),
+    "empty budget": (["train", "digits", "--budget", ""], "'' is not a count (--budget)"),  # of an unset variable
+    "empty budget to show": (["show", "digits", "--budget", ""], "'' is not a count (--budget)"),
+    "empty budget to search": (["tune", "digits", "--budget", ""], "'' is not a count (--budget)"),
+    "empty MACs": (["design", "--budget", "100k", "--macs", ""], "'' is not a count (--macs)"),
     "bad count": (["show", "digits", "--budget", "5Q"], "'5Q' is not a count (--budget)"),
 }
 

@@ -80,7 +80,7 @@ def _found(options: argparse.Namespace) -> Iterator[tuple[Design, Speed | None]]
     designs = design(
         parse_count(options.budget),
         family=options.family,
-        macs=parse_count(options.macs, "--macs") if options.macs else None,
+        macs=parse_count(options.macs, "--macs") if options.macs is not None else None,
         top=None if options.latency else top,
         size=options.size,
         channels=options.channels,

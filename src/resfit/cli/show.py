@@ -29,7 +29,7 @@ def _show(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
     from resfit.target import find_target
 
     target = find_target(options.target)
-    budget = parse_count(options.budget) if options.budget else target.budget
+    budget = parse_count(options.budget) if options.budget is not None else target.budget
     price, verdict = cost(target.spec), judge(target.spec, budget)
     if options.json:
         facts = {

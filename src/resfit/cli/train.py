@@ -72,7 +72,7 @@ def _train(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
 
     if options.override and options.resume is None:
         raise BadInput("nothing to override (--override): it goes with --resume RUN")
-    if options.budget:
+    if options.budget is not None:
         overrides = {**overrides, "budget": parse_count(options.budget)}
     recipe_target, seed, out = _what_to_train(options)
 

@@ -55,7 +55,7 @@ def _tune(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
 
     check_scale_options(options)
     check_executor_options(options)
-    if options.budget:
+    if options.budget is not None:
         overrides = {**overrides, "budget": parse_count(options.budget)}
     if options.trials < 1 or options.seed < 0:
         raise BadInput("trials (--trials) are 1 or more, and a seed (--seed) is 0 or more: give others")
