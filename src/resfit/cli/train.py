@@ -8,7 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from resfit.cli.executors import add_executor_options, check_executor_options, executor
-from resfit.cli.words import RECIPE, REPEAT, add_data_options, add_scale_options, check_scale_options, print_table
+from resfit.cli.words import (
+    RECIPE,
+    REPEAT,
+    add_data_options,
+    add_scale_options,
+    check_scale_options,
+    check_seed,
+    print_table,
+)
 from resfit.errors import BadInput
 from resfit.interrupt import Interruptible
 
@@ -82,8 +90,8 @@ def _train(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
         recipe = scaled(recipe, (options.epochs or recipe.train.epochs) / recipe.train.epochs, options.fraction)
     if options.runs < 1:
         raise BadInput(f"runs is {options.runs} (--runs): give at least 1")
-    if seed < 0:
-        raise BadInput(f"seed is {seed} (--seed): give 0 or more")
+    check_seed(seed)
+    check_seed(seed + options.runs - 1)
     check_executor_options(options)
     if recipe.data.name == "folder" and options.resume is None:
         from resfit.run import for_folder

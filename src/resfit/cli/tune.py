@@ -8,7 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from resfit.cli.executors import add_executor_options, check_executor_options, on_ray
-from resfit.cli.words import RECIPE, REPEAT, add_data_options, add_scale_options, check_scale_options, print_table
+from resfit.cli.words import (
+    RECIPE,
+    REPEAT,
+    add_data_options,
+    add_scale_options,
+    check_scale_options,
+    check_seed,
+    print_table,
+)
 from resfit.errors import BadInput, RunFailed
 from resfit.interrupt import Interrupted, Interruptible
 
@@ -57,8 +65,9 @@ def _tune(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
     check_executor_options(options)
     if options.budget is not None:
         overrides = {**overrides, "budget": parse_count(options.budget)}
-    if options.trials < 1 or options.seed < 0:
-        raise BadInput("trials (--trials) are 1 or more, and a seed (--seed) is 0 or more: give others")
+    if options.trials < 1:
+        raise BadInput(f"trials is {options.trials} (--trials): give at least 1")
+    check_seed(options.seed)
     recipe, space = get_recipe(options.recipe, overrides), get_space(options.space)
     space.refuse_fixed(overrides)
     from resfit.run import for_folder
