@@ -310,6 +310,17 @@ def test_a_folder_with_one_class_and_a_corrupt_image_are_named(
     assert "b.png" in line
 
 
+def test_what_leaves_no_checkpoint_is_not_to_be_resumed(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(target: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("resfit.target.find_target", stopped)
+    assert main(["show", "digits"]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
 def test_debug_shows_the_traceback() -> None:
     with pytest.raises(ValueError, match="unknown recipe"):
         main(["train", "nope", "--debug"])

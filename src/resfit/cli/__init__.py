@@ -75,7 +75,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return error.exit_code
         if debug:
             raise
-        _complain("interrupted: go on from the last checkpoint with resfit train --resume RUN")
+        advice = ": go on from the last checkpoint with resfit train --resume RUN" if "train" in arguments[:1] else ""
+        _complain(f"interrupted{advice}")
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
