@@ -34,15 +34,14 @@ class Begun:
 
 def require_unused(folder: Path) -> None:
     """Raise BadInput where a run lies in `folder`, finished or not."""
-    require_unfinished(folder)
+    if _is_finished(folder):
+        raise BadInput(f"a finished run lies there ({folder}): give another --out or --seed, or move it away")
     if has_state(folder):
         raise BadInput(f"an unfinished run lies there ({folder}): go on with --resume {folder}, or give another --out")
 
 
-def require_unfinished(folder: Path) -> None:
-    """Raise BadInput where a finished run lies in `folder`."""
-    if (folder / "record.json").exists():
-        raise BadInput(f"a finished run lies there ({folder}): give another --out or --seed, or move it away")
+def _is_finished(folder: Path) -> bool:
+    return (folder / "record.json").exists()
 
 
 def begun_run(folder: Path, recipe: Recipe, *, override: bool, tell: Callable[[str], None]) -> Begun:
@@ -50,7 +49,8 @@ def begun_run(folder: Path, recipe: Recipe, *, override: bool, tell: Callable[[s
 
     Raises BadInput that shows each changed field, unless `override` accepts the change and it can be made under way.
     """
-    require_unfinished(folder)
+    if _is_finished(folder):
+        raise BadInput(f"the run is finished ({folder}): there is nothing to resume")
     state = from_leader(lambda: newest_state(folder, tell))
     if state.get("format") != STATE_FORMAT:
         raise BadInput(f"the state is of another version of resfit ({folder}): resume it with that version")
