@@ -88,6 +88,11 @@ def test_train_evaluate_report_compare(capsys: pytest.CaptureFixture[str], recip
         assert part in text
     summary = json.loads((tmp_path / "runs" / "tiny" / "summary.json").read_text())
     assert summary["accuracy"]["n"] == 2
+    later = ("train", str(recipe_file), "--out", out, "--seed")
+    printed(capsys, *later, "4", "--train.epochs", "1")
+    assert "mean ± deviation" in printed(capsys, *later, "2", "--train.epochs", "2")
+    summary = json.loads((tmp_path / "runs" / "tiny" / "summary.json").read_text())
+    assert summary["seeds"] == [0, 1, 2]  # not that of other settings
 
     record = read_record(tmp_path / "runs" / "tiny" / "1")
     scored = json.loads(printed(capsys, "evaluate", f"{out}/tiny/1", "--tta", "--json"))
@@ -95,7 +100,7 @@ def test_train_evaluate_report_compare(capsys: pytest.CaptureFixture[str], recip
     assert "precision" in printed(capsys, "evaluate", f"{out}/tiny/1")
 
     page = tmp_path / "page.html"
-    assert "2 runs" in printed(capsys, "report", f"{out}/tiny", "--out", str(page))
+    assert "4 runs" in printed(capsys, "report", f"{out}/tiny", "--out", str(page))
     assert page.read_text().lstrip().lower().startswith("<!doctype html>")
 
     other = ("train", str(recipe_file), "--runs", "2", "--out", out, "--name", "other", "--train.epochs", "1")

@@ -138,6 +138,8 @@ def test_a_bad_value_is_refused_by_name_and_rule(section, values, field, allowed
         ),
         ({"schedule": {"warmup": 20}}, "a warm-up of 20 of 20 epochs never ends"),
         ({"train": {"resize": [[0.0, 16]]}}, "training ends on images of 16x16"),
+        ({"augment": {"cutmix": 1.0}, "train": {"skip_easy": 0.4}}, "a mixed image's loss says little"),
+        ({"augment": {"cutmix": 1.0}}, None),
         ({"schedule": {"name": "multistep", "milestones": [10, 19]}}, None),
         ({"schedule": {"warmup": 19}}, None),
         ({"train": {"resize": [[0.0, 16], [0.5, 32]]}}, None),

@@ -358,6 +358,9 @@ class Recipe:
         if self.train.resize and self.train.resize[-1][1] != self.spec.input.size:
             side, size = self.train.resize[-1][1], self.spec.input.size
             found.append(f"training ends on images of {side}x{side} (train.resize), scored are {size}x{size}")
+        mixed = [name for name in ("mixup", "cutmix", "ricap") if getattr(self.augment, name)]
+        if mixed and self.train.skip_easy:
+            found.append(f"a mixed image's loss says little of how easy its first part is ({mixed[0]}): skip_easy 0")
         return found
 
     @classmethod

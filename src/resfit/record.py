@@ -451,6 +451,13 @@ def group_runs(records: Sequence[RunRecord]) -> dict[str, list[RunRecord]]:
     return groups
 
 
+def runs_alike(folder: Path, record: RunRecord) -> list[RunRecord]:
+    """The finished runs in a recipe's folder that differ from `record` in nothing but their seed, by it."""
+    seeds = sorted(int(file.parent.name) for file in folder.glob("*/record.json") if file.parent.name.isdecimal())
+    found = [read_record(folder / str(seed)) for seed in seeds]
+    return [other for other in found if _alike(record, other)]
+
+
 def _alike(a: RunRecord, b: RunRecord) -> bool:
     """Whether two runs differ in nothing but their seed, and in what was said of their recipe."""
     begun = [record.init and record.init.sha256 for record in (a, b)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -104,12 +103,11 @@ def _train(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
     from resfit.logs import Observers, make_loggers
     from resfit.progress import Progress
     from resfit.resume import require_unused
-    from resfit.run import run_folder, train, write_summary
+    from resfit.run import run_folder, train
 
     folders = [run_folder(out, recipe, seed + n) for n in range(options.runs)]
     for folder in folders if options.resume is None else ():  # ahead of the first run, which may take hours
         require_unused(folder)
-    records = []
     for n, folder in enumerate(folders):
         loggers = make_loggers(options.log)
         with Progress() as progress:
@@ -125,11 +123,9 @@ def _train(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
                 override=options.override,
                 observer=Observers([progress, *loggers]),
             )
-        records.append(record)
         _print_result(record, folder)
-    if len(records) > 1 and is_leader():
-        write_summary(records, out / recipe.name)
-        _print_summaries(records)
+    if is_leader():
+        _summarize(record, out / recipe.name)
     return 0
 
 
@@ -139,7 +135,6 @@ def _train_many(options: argparse.Namespace, recipe: Recipe, seeds: range, out: 
         raise BadInput("--resume and --log are for runs in this process: leave --workers and --ray out")
     from resfit.cli.board import Board
     from resfit.executors.jobs import Job, run_jobs
-    from resfit.run import write_summary
 
     jobs = [Job(recipe=recipe, seed=seed) for seed in seeds]
     with Interruptible(REPEAT), Board([recipe.name]) as board:
@@ -147,8 +142,7 @@ def _train_many(options: argparse.Namespace, recipe: Recipe, seeds: range, out: 
     for run in failed:
         print(f"failed: {run.point}, seed {run.seed}: {run.error}")
     if records:
-        write_summary(records, out / recipe.name)
-        _print_summaries(records)
+        _summarize(records[-1], out / recipe.name)
     print(f"{len(records)} of {len(jobs)} runs are finished; {out / recipe.name}")
     return 1 if failed else 0
 
@@ -191,9 +185,15 @@ def _print_result(record: RunRecord, folder: Path) -> None:
     print_table(["result", f"{record.recipe}, seed {record.seed}"], rows)
 
 
-def _print_summaries(records: Sequence[RunRecord]) -> None:
-    from resfit.record import summarize
+def _summarize(record: RunRecord, folder: Path) -> None:
+    """Write and print what all finished runs of the recipe say, those of earlier calls too, where they are several."""
+    from resfit.record import runs_alike, summarize
+    from resfit.run import write_summary
 
+    records = runs_alike(folder, record)
+    if len(records) < 2:
+        return
+    write_summary(records, folder)
     rows = []
     for what, values in (
         ("test accuracy", [r.test.accuracy for r in records]),

@@ -116,29 +116,83 @@ struct Meeting {
     long place, source, result;
 };
 
-// All meetings of an image and its map, by the result's pixels; with `back` the map is the source and the image the result.
-// `begin` gets where those of each pixel begin.
-std::vector<Meeting> meetings(const Convolution &c, bool back, std::vector<long> &begin) {
-    std::vector<Meeting> found;
-    const long h = back ? c.h : c.out_h, w = back ? c.w : c.out_w, source_h = back ? c.out_h : c.h, source_w = back ? c.out_w : c.w;
-    for (long pixel = 0; pixel < h * w; ++pixel) {
-        begin.push_back(found.size());
-        for (long place = 0; place < c.places; ++place) {
-            const long down = place / c.kernel - c.pad, right = place % c.kernel - c.pad;
-            long y = back ? pixel / w - down : pixel / w * c.stride + down, x = back ? pixel % w - right : pixel % w * c.stride + right;
-            if (back && (y % c.stride || x % c.stride)) continue;
-            if (back) y /= c.stride, x /= c.stride;
-            if (y >= 0 && x >= 0 && y < source_h && x < source_w) found.push_back({place, y * source_w + x, pixel});
+struct Map {
+    long h, w, channels;
+    long pixels = h * w, blocks = ::blocks(channels, 32);
+};
+
+// From images to maps, or with `back` from the maps' gradient to that of the images.
+struct Pass {
+    Convolution c;
+    bool back;
+    Map image{c.h, c.w, c.inputs}, map{c.out_h, c.out_w, c.outputs};
+    Map source = back ? map : image, result = back ? image : map;
+
+    // All meetings, by the result's pixels; `begin` gets where those of each pixel begin, and where the last end.
+    std::vector<Meeting> meetings(std::vector<long> &begin) const {
+        std::vector<Meeting> found;
+        for (long pixel = 0; pixel < result.pixels; ++pixel) {
+            begin.push_back(found.size());
+            for (long place = 0; place < c.places; ++place) {
+                const long down = place / c.kernel - c.pad, right = place % c.kernel - c.pad;
+                long y = pixel / result.w, x = pixel % result.w;
+                if (back) {
+                    y -= down, x -= right;
+                    if (y % c.stride || x % c.stride) continue;
+                    y /= c.stride, x /= c.stride;
+                } else {
+                    y = y * c.stride + down, x = x * c.stride + right;
+                }
+                if (y < 0 || x < 0 || y >= source.h || x >= source.w) continue;
+                found.push_back({place, y * source.w + x, pixel});
+            }
         }
+        begin.push_back(found.size());
+        return found;
     }
-    begin.push_back(found.size());
-    return found;
+};
+
+// A right operand: 16 pairs of the source's channels from `from` x 16 of the result's from `to`, at a place of the filters
+// [outputs][places][inputs].
+void lay_out_filters(const Pass &pass, const bf16 *filters, long place, long from, long to, bf16 *tile) {
+    const Convolution &c = pass.c;
+    const auto at = [&](long output, long input) { return filters + (output * c.places + place) * c.inputs + input; };
+    __m512i rows[16];
+    for (long i = 0; i < 16; ++i)
+        if (pass.back) {
+            const long even = from + 2 * i, odd = even + 1, count = c.inputs - to;
+            rows[i] = pair(at(even, to), at(odd, to), even < c.outputs ? count : 0, odd < c.outputs ? count : 0);
+        } else {
+            rows[i] = line(at(to + i, from), to + i < c.outputs ? c.inputs - from : 0);
+        }
+    if (!pass.back) transpose(rows);
+    store_tile(tile, rows);
 }
 
-// How a map's rows are cut into bands, which stand side by side in a tile as if they were images of their own: so that few
-// images fill it as well, and large maps fit into the cache.
+// Left operands of so many images from `first` on, [blocks][pixels][2][16 images][32 channels].
+void lay_out_images(const Map &map, const bf16 *numbers, long first, long n, bf16 *left) {
+    for (long image = 0; image < IMAGES; ++image)
+        for (long pixel = 0; pixel < map.pixels; ++pixel)
+            for (long b = 0; b < map.blocks; ++b) {
+                const bf16 *from = numbers + ((first + image) * map.pixels + pixel) * map.channels + b * 32;
+                _mm512_store_si512(left + (b * map.pixels + pixel) * 2 * TILE + image * 32,
+                                   line(from, first + image < n ? map.channels - b * 32 : 0));
+            }
+}
+
+// A pixel's sums, rounded, of so many images: 32 channels of each, or as many as are left.
+void store_pixel(const Map &map, const float *sums, long images, long count, bf16 *to) {
+    for (long image = 0; image < images; ++image) {
+        const float *sum = sums + image / 16 * 512 + image % 16 * 16;
+        const __m512bh both = _mm512_cvtne2ps_pbh(_mm512_load_ps(sum + 256), _mm512_load_ps(sum));
+        _mm512_mask_storeu_epi16(to + image * map.pixels * map.channels, count >= 32 ? ~0u : (1u << count) - 1, (__m512i)both);
+    }
+}
+
+// How maps are cut into bands of rows, which stand side by side in a tile as if they were images of their own: so that few
+// images fill it as well, and large maps fit into the cache. The source's rows of a band begin `above` its first.
 struct Bands {
-    long count = 1, rows, source_rows, above = 0;  // the source's rows begin `above` the first that belongs to the band
+    long count = 1, rows, source_rows, above = 0;
 
     Bands(const Convolution &c, long threads) : rows(c.out_h), source_rows(c.h) {
         double least = 0;
@@ -155,7 +209,7 @@ struct Bands {
     }
 };
 
-// A band of a map in a tile: where its first pixel lies, or would, and which of its pixels there are.
+// A band of maps [h][w][channels] in a tile: where its first pixel lies, or would, and which of its pixels there are.
 struct Strip {
     long first = 0, begin = 0, end = 0;
 
@@ -163,10 +217,46 @@ struct Strip {
     bool has(long pixel) const { return begin <= pixel && pixel < end; }
 };
 
-// The band of that number of n maps h x w, each of `bands`: so many rows from `step` times its place in the map, less `above`.
-Strip cut(long number, long bands, long n, long h, long w, long rows, long step, long above) {
-    const long map = number / bands, top = number % bands * step - above;
-    return map < n ? Strip{(map * h + top) * w, std::max(0L, -top) * w, std::min(rows, h - top) * w} : Strip{};
+// A tile's strips, from the band of that number on: so many rows each, from `step` times its place in its map, less `above`.
+struct Strips {
+    Strip all[IMAGES];
+
+    Strips(long number, long bands, long n, const Map &map, long rows, long step, long above) {
+        for (long i = 0; i < IMAGES; ++i) {
+            const long image = (number + i) / bands, top = (number + i) % bands * step - above;
+            if (image >= n) continue;
+            all[i] = {(image * map.h + top) * map.w, std::max(0L, -top) * map.w, std::min(rows, map.h - top) * map.w};
+        }
+    }
+    // Sixteen channels from `channel` on of two strips' pixels, side by side.
+    __m512i two(long i, const bf16 *maps, long pixel, long channels, long channel) const {
+        const Strip &even = all[2 * i], &odd = all[2 * i + 1];
+        const long count = channels - channel;
+        return pair(even.at(maps, pixel, channels) + channel, odd.at(maps, pixel, channels) + channel,
+                    even.has(pixel) ? count : 0, odd.has(pixel) ? count : 0);
+    }
+};
+
+// The meetings within a band, by chunks of the result's rows and by places; `begin` gets where those of each begin, and
+// `is_used` which of the source's pixels there are among them.
+std::vector<Meeting> band_meetings(const Convolution &c, const Bands &bands, long chunk_rows, std::vector<long> &begin,
+                                   std::vector<char> &is_used) {
+    std::vector<Meeting> found;
+    is_used.resize(bands.source_rows * c.w);
+    for (long top = 0; top < bands.rows; top += chunk_rows)
+        for (long place = 0; place < c.places; ++place) {
+            begin.push_back(found.size());
+            for (long row = top; row < std::min(bands.rows, top + chunk_rows); ++row)
+                for (long column = 0; column < c.out_w; ++column) {
+                    const long y = row * c.stride + place / c.kernel - c.pad + bands.above;
+                    const long x = column * c.stride + place % c.kernel - c.pad;
+                    if (y < 0 || x < 0 || y >= bands.source_rows || x >= c.w) continue;
+                    found.push_back({place, y * c.w + x, row * c.out_w + column});
+                    is_used[y * c.w + x] = true;
+                }
+        }
+    begin.push_back(found.size());
+    return found;
 }
 
 }  // namespace
@@ -178,74 +268,48 @@ long prepare() { return syscall(SYS_arch_prctl, 0x1023, 18); }
 
 // The convolution of images with filters [outputs][kernel][kernel][inputs]: `source` are the images, `result` the maps. With
 // `back` the gradient of the images: `source` is the maps' gradient.
-void convolve(const bf16 *source, const bf16 *filters, bf16 *result, long n, long h, long w, long inputs, long outputs, long kernel,
-              long stride, long back, long threads) {
-    const Convolution c{n, h, w, inputs, outputs, kernel, stride};
+void convolve(const bf16 *source, const bf16 *filters, bf16 *result, long n, long h, long w, long inputs, long outputs,
+              long kernel, long stride, long back, long threads) {
+    const Pass pass{{n, h, w, inputs, outputs, kernel, stride}, back != 0};
+    const Map &from = pass.source, &to = pass.result;
+    const long places = pass.c.places, units = blocks(n, IMAGES) * to.blocks;
     std::vector<long> begin;
-    const std::vector<Meeting> all = meetings(c, back, begin);
-    const long from_count = back ? outputs : inputs, to_count = back ? inputs : outputs;
-    const long from_pixels = back ? c.out_h * c.out_w : h * w, to_pixels = back ? h * w : c.out_h * c.out_w;
-    const long from_blocks = blocks(from_count, 32), to_blocks = blocks(to_count, 32);
-    const long units = blocks(n, IMAGES) * to_blocks;
-    const auto right = buffer<bf16>(to_blocks * from_blocks * c.places * 2 * TILE);  // [to_blocks][from_blocks][places][2][tile]
+    const std::vector<Meeting> meetings = pass.meetings(begin);
+    const auto right = buffer<bf16>(to.blocks * from.blocks * places * 2 * TILE);  // [to blocks][from blocks][places][2][tile]
 #pragma omp parallel num_threads(threads)
     {
         const TileShapes shapes;
         _tile_loadconfig(&shapes);
-        const auto left = buffer<bf16>(from_blocks * from_pixels * 2 * TILE);  // [from_blocks][pixels][2][tile]
-        const auto sums = buffer<float>(std::min(PIXELS, to_pixels) * SUMS);
+        const auto left = buffer<bf16>(from.blocks * from.pixels * 2 * TILE);
+        const auto sums = buffer<float>(std::min(PIXELS, to.pixels) * SUMS);
 #pragma omp for schedule(static)
-        for (long tile = 0; tile < to_blocks * from_blocks * c.places * 2; ++tile) {
-            const long to = tile / (from_blocks * c.places * 2) * 32 + tile % 2 * 16;
-            const long from = tile / (c.places * 2) % from_blocks * 32, place = tile / 2 % c.places;
-            const auto at = [&](long output, long input) { return filters + (output * c.places + place) * inputs + input; };
-            __m512i rows[16];
-            for (long i = 0; i < 16; ++i)
-                if (back)
-                    rows[i] = pair(at(from + 2 * i, to), at(from + 2 * i + 1, to), from + 2 * i < outputs ? inputs - to : 0,
-                                   from + 2 * i + 1 < outputs ? inputs - to : 0);
-                else
-                    rows[i] = line(at(to + i, from), to + i < outputs ? inputs - from : 0);
-            if (!back) transpose(rows);
-            store_tile(&right[tile * TILE], rows);
+        for (long tile = 0; tile < to.blocks * from.blocks * places * 2; ++tile) {
+            const long block = tile / 2 / places, first_to = block / from.blocks * 32 + tile % 2 * 16;
+            lay_out_filters(pass, filters, tile / 2 % places, block % from.blocks * 32, first_to, &right[tile * TILE]);
         }
 #pragma omp for schedule(static)
-        for (long thread = 0; thread < threads; ++thread) {
-            long laid_out = -1;
-            for (long unit = units * thread / threads; unit < units * (thread + 1) / threads; ++unit) {
-                const long first = unit / to_blocks * IMAGES, to = unit % to_blocks;
-                if (first != laid_out)
-                    for (long image = 0; image < IMAGES; ++image)
-                        for (long pixel = 0; pixel < from_pixels; ++pixel)
-                            for (long b = 0; b < from_blocks; ++b) {
-                                const bf16 *numbers = source + ((first + image) * from_pixels + pixel) * from_count + b * 32;
-                                _mm512_store_si512(&left[(b * from_pixels + pixel) * 2 * TILE + image * 32],
-                                                   line(numbers, first + image < n ? from_count - b * 32 : 0));
-                            }
+        for (long thread = 0; thread < threads; ++thread)
+            // A unit is 32 channels of the results of so many images.
+            for (long unit = units * thread / threads, laid_out = -1; unit < units * (thread + 1) / threads; ++unit) {
+                const long first = unit / to.blocks * IMAGES, block = unit % to.blocks;
+                if (first != laid_out) lay_out_images(from, source, first, n, left.get());
                 laid_out = first;
-                for (long part = 0; part < blocks(to_pixels, PIXELS) * from_blocks; ++part) {
-                    const long b = part % from_blocks, from = part / from_blocks * PIXELS;
-                    for (long pixel = from; pixel < std::min(to_pixels, from + PIXELS); ++pixel) {
-                        float *own = &sums[(pixel - from) * SUMS];
-                        begin_sums(own, b == 0);
-                        for (long m = begin[pixel]; m < begin[pixel + 1]; ++m) {
-                            const bf16 *l = &left[(b * from_pixels + all[m].source) * 2 * TILE];
-                            const bf16 *r = &right[((to * from_blocks + b) * c.places + all[m].place) * 2 * TILE];
-                            multiply(l, l + TILE, r, r + TILE);
+                for (long top = 0; top < to.pixels; top += PIXELS)
+                    for (long b = 0; b < from.blocks; ++b)
+                        for (long pixel = top; pixel < std::min(to.pixels, top + PIXELS); ++pixel) {
+                            float *own = &sums[(pixel - top) * SUMS];
+                            begin_sums(own, b == 0);
+                            for (long m = begin[pixel]; m < begin[pixel + 1]; ++m) {
+                                const bf16 *l = &left[(b * from.pixels + meetings[m].source) * 2 * TILE];
+                                const bf16 *r = &right[((block * from.blocks + b) * places + meetings[m].place) * 2 * TILE];
+                                multiply(l, l + TILE, r, r + TILE);
+                            }
+                            end_sums(own);
+                            if (b + 1 == from.blocks)
+                                store_pixel(to, own, std::min(IMAGES, n - first), to.channels - block * 32,
+                                            result + (first * to.pixels + pixel) * to.channels + block * 32);
                         }
-                        end_sums(own);
-                        if (b + 1 < from_blocks) continue;
-                        for (long image = 0; image < std::min(IMAGES, n - first); ++image) {
-                            const float *sum = own + image / 16 * 512 + image % 16 * 16;
-                            const __m512bh both = _mm512_cvtne2ps_pbh(_mm512_load_ps(sum + 256), _mm512_load_ps(sum));
-                            const long count = to_count - to * 32;
-                            _mm512_mask_storeu_epi16(result + ((first + image) * to_pixels + pixel) * to_count + to * 32,
-                                                     count >= 32 ? ~0u : (1u << count) - 1, (__m512i)both);
-                        }
-                    }
-                }
             }
-        }
         _tile_release();
     }
 }
@@ -256,25 +320,14 @@ void filter_gradient(const bf16 *images, const bf16 *gradient, float *filters, l
                      long row_stride, long column_stride, long n, long h, long w, long inputs, long outputs, long kernel,
                      long stride, long threads) {
     const Convolution c{n, h, w, inputs, outputs, kernel, stride};
+    const Map image{h, w, inputs}, map{c.out_h, c.out_w, outputs};
     const Bands bands(c, threads);
     const long chunk_rows = std::max(1L, NEAR / c.out_w), chunks = blocks(bands.rows, chunk_rows);
     const long pixels = bands.rows * c.out_w, source_pixels = bands.source_rows * w;
-    std::vector<Meeting> all;
-    std::vector<long> begin;  // of each chunk's places
-    std::vector<char> is_used(source_pixels);
-    for (long chunk = 0; chunk < chunks; ++chunk)
-        for (long place = 0; place < c.places; ++place) {
-            begin.push_back(all.size());
-            for (long pixel = chunk * chunk_rows * c.out_w; pixel < std::min(pixels, (chunk + 1) * chunk_rows * c.out_w); ++pixel) {
-                const long y = pixel / c.out_w * stride + place / kernel - c.pad + bands.above, x = pixel % c.out_w * stride + place % kernel - c.pad;
-                if (y < 0 || x < 0 || y >= bands.source_rows || x >= w) continue;
-                all.push_back({place, y * w + x, pixel});
-                is_used[y * w + x] = true;
-            }
-        }
-    begin.push_back(all.size());
-
-    const long tiles = blocks(n * bands.count, IMAGES), ins = blocks(inputs, 32), outs = blocks(outputs, 32);
+    std::vector<long> begin;
+    std::vector<char> is_used;
+    const std::vector<Meeting> meetings = band_meetings(c, bands, chunk_rows, begin, is_used);
+    const long tiles = blocks(n * bands.count, IMAGES), ins = image.blocks, outs = map.blocks;
     threads = std::min(threads, tiles);
     std::vector<Buffer<float>> sums(threads);  // [ins][outs][places][four tiles]
 #pragma omp parallel num_threads(threads)
@@ -284,48 +337,41 @@ void filter_gradient(const bf16 *images, const bf16 *gradient, float *filters, l
 #pragma omp for schedule(static)
         for (long thread = 0; thread < threads; ++thread) {
             const long first = tiles * thread / threads, last = tiles * (thread + 1) / threads;
-            const long most = std::clamp(GROUP_BYTES / (4 * TILE * std::max(source_pixels * ins, pixels * outs)), 1L, last - first);
-            const auto left = buffer<bf16>(outs * 2 * most * pixels * TILE);          // [outs][2][tiles][pixels][tile]
+            const long tile_bytes = 4 * TILE * std::max(source_pixels * ins, pixels * outs);
+            const long most = std::clamp(GROUP_BYTES / tile_bytes, 1L, last - first);
+            const auto left = buffer<bf16>(outs * 2 * most * pixels * TILE);         // [outs][2][tiles][pixels][tile]
             const auto right = buffer<bf16>(ins * 2 * most * source_pixels * TILE);  // likewise
             sums[thread] = buffer<float>(ins * outs * c.places * SUMS);
             for (long from = first; from < last; from += most) {
                 const long group = std::min(most, last - from);
+                const long next_left = group * pixels * TILE, next_right = group * source_pixels * TILE;
                 for (long tile = 0; tile < group; ++tile) {
-                    Strip maps[IMAGES], sources[IMAGES];
-                    for (long i = 0; i < IMAGES; ++i) {
-                        const long band = (from + tile) * IMAGES + i;
-                        maps[i] = cut(band, bands.count, n, c.out_h, c.out_w, bands.rows, bands.rows, 0);
-                        sources[i] = cut(band, bands.count, n, h, w, bands.source_rows, bands.rows * stride, bands.above);
-                    }
+                    const long number = (from + tile) * IMAGES;
+                    const Strips maps(number, bands.count, n, map, bands.rows, bands.rows, 0);
+                    const Strips sources(number, bands.count, n, image, bands.source_rows, bands.rows * stride, bands.above);
+                    __m512i rows[16];
                     for (long pixel = 0; pixel < pixels; ++pixel)
                         for (long o = 0; o < 2 * outs; ++o) {
-                            __m512i rows[16];
-                            for (long i = 0; i < 16; ++i)
-                                rows[i] = pair(maps[2 * i].at(gradient, pixel, outputs) + o * 16, maps[2 * i + 1].at(gradient, pixel, outputs) + o * 16,
-                                               maps[2 * i].has(pixel) ? outputs - o * 16 : 0, maps[2 * i + 1].has(pixel) ? outputs - o * 16 : 0);
+                            for (long i = 0; i < 16; ++i) rows[i] = maps.two(i, gradient, pixel, outputs, o * 16);
                             transpose(rows);
-                            store_tile(&left[((o * group + tile) * pixels + pixel) * TILE], rows);
+                            store_tile(&left[o * next_left + (tile * pixels + pixel) * TILE], rows);
                         }
                     for (long pixel = 0; pixel < source_pixels; ++pixel)
-                        for (long i = 0; is_used[pixel] && i < 16; ++i) {
-                            const bf16 *even = sources[2 * i].at(images, pixel, inputs), *odd = sources[2 * i + 1].at(images, pixel, inputs);
-                            const bool has_even = sources[2 * i].has(pixel), has_odd = sources[2 * i + 1].has(pixel);
+                        for (long i = 0; is_used[pixel] && i < 16; ++i)
                             for (long b = 0; b < 2 * ins; ++b)
-                                _mm512_store_si512(&right[((b * group + tile) * source_pixels + pixel) * TILE + i * 32],
-                                                   pair(even + b * 16, odd + b * 16, has_even ? inputs - b * 16 : 0, has_odd ? inputs - b * 16 : 0));
-                        }
+                                _mm512_store_si512(&right[b * next_right + (tile * source_pixels + pixel) * TILE + i * 32],
+                                                   sources.two(i, images, pixel, inputs, b * 16));
                 }
                 for (long block = 0; block < ins * outs; ++block)
-                    for (long part = 0; part < group * chunks; ++part)
-                        for (long place = 0; place < c.places; ++place) {
-                            const long tile = part / chunks, meeting = part % chunks * c.places + place;
-                            float *own = &sums[thread][(block * c.places + place) * SUMS];
-                            const bf16 *l = &left[(block % outs * 2 * group + tile) * pixels * TILE];
-                            const bf16 *r = &right[(block / outs * 2 * group + tile) * source_pixels * TILE];
-                            begin_sums(own, from == first && part == 0);
-                            for (long m = begin[meeting]; m < begin[meeting + 1]; ++m) {
-                                const bf16 *ll = l + all[m].result * TILE, *rr = r + all[m].source * TILE;
-                                multiply(ll, ll + group * pixels * TILE, rr, rr + group * source_pixels * TILE);
+                    for (long tile = 0; tile < group; ++tile)
+                        for (long part = 0; part < chunks * c.places; ++part) {
+                            float *own = &sums[thread][(block * c.places + part % c.places) * SUMS];
+                            const bf16 *l = &left[block % outs * 2 * next_left + tile * pixels * TILE];
+                            const bf16 *r = &right[block / outs * 2 * next_right + tile * source_pixels * TILE];
+                            begin_sums(own, from == first && tile == 0 && part < c.places);
+                            for (long m = begin[part]; m < begin[part + 1]; ++m) {
+                                const bf16 *of_map = l + meetings[m].result * TILE, *of_image = r + meetings[m].source * TILE;
+                                multiply(of_map, of_map + next_left, of_image, of_image + next_right);
                             }
                             end_sums(own);
                         }
@@ -335,12 +381,13 @@ void filter_gradient(const bf16 *images, const bf16 *gradient, float *filters, l
 #pragma omp for schedule(static)
         for (long output = 0; output < outputs; ++output)
             for (long place = 0; place < c.places; ++place)
-                for (long input = 0; input < inputs; input += 16) {
-                    const long block = input / 32 * outs + output / 32;
-                    const long at = (block * c.places + place) * SUMS + output % 32 / 16 * 512 + input % 32 / 16 * 256 + output % 16 * 16;
+                for (long input = 0; input < inputs; input += LANES) {
+                    const long block = input / 32 * outs + output / 32, tile = output % 32 / 16 * 2 + input % 32 / 16;
+                    const long at = (block * c.places + place) * SUMS + tile * 256 + output % 16 * LANES;
                     Lanes sum = load(&sums[0][at]);
                     for (long thread = 1; thread < threads; ++thread) sum += load(&sums[thread][at]);
-                    float *to = filters + output * output_stride + input * input_stride + place / kernel * row_stride + place % kernel * column_stride;
+                    float *to = filters + output * output_stride + input * input_stride;
+                    to += place / kernel * row_stride + place % kernel * column_stride;
                     if (input_stride == 1 && inputs - input >= LANES)
                         store(to, sum);
                     else
