@@ -7,6 +7,7 @@ import re
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from PIL import Image
 from tiny_recipe import TINY
 
 from resfit.cli import main
-from resfit.record import read_record
+from resfit.record import read_record, runs_alike
 
 
 @pytest.fixture
@@ -93,6 +94,10 @@ def test_train_evaluate_report_compare(capsys: pytest.CaptureFixture[str], recip
     assert "mean ± deviation" in printed(capsys, *later, "2", "--train.epochs", "2")
     summary = json.loads((tmp_path / "runs" / "tiny" / "summary.json").read_text())
     assert summary["seeds"] == [0, 1, 2]  # not that of other settings
+    found = [read_record(tmp_path / "runs" / "tiny" / seed) for seed in "01"]
+    other = replace(found[0], data={**found[0].data, "digest": "of other images"})
+    assert [run.seed for run in runs_alike(tmp_path / "runs" / "tiny", found[1])] == [0, 1, 2]
+    assert not runs_alike(tmp_path / "runs" / "tiny", other)
 
     record = read_record(tmp_path / "runs" / "tiny" / "1")
     scored = json.loads(printed(capsys, "evaluate", f"{out}/tiny/1", "--tta", "--json"))
@@ -212,6 +217,17 @@ def test_a_later_run_that_lies_there_is_found_before_the_first_begins(
     words = ["train", str(recipe_file), "--out", str(out), "--runs", "2"]
     assert f"an unfinished run lies there ({unfinished}): go on with --resume" in fails(capsys, *words)
     assert not (out / "tiny" / "0").exists()
+
+
+def test_a_run_beside_a_damaged_record_ends_well_and_names_it(
+    capsys: pytest.CaptureFixture[str], recipe_file: Path, tmp_path: Path
+) -> None:
+    damaged = tmp_path / "runs" / "tiny" / "1" / "record.json"
+    damaged.parent.mkdir(parents=True)
+    damaged.write_text("{")
+    assert main(["train", str(recipe_file), "--out", str(tmp_path / "runs"), "--train.epochs", "1"]) == 0
+    assert f"no summary of all runs: damaged record ({damaged}" in capsys.readouterr().err
+    assert read_record(tmp_path / "runs" / "tiny" / "0").seed == 0
 
 
 def test_runs_in_processes_of_their_own_go_on_where_they_stopped(

@@ -453,9 +453,9 @@ def group_runs(records: Sequence[RunRecord]) -> dict[str, list[RunRecord]]:
 
 def runs_alike(folder: Path, record: RunRecord) -> list[RunRecord]:
     """The finished runs in a recipe's folder that differ from `record` in nothing but their seed, by it."""
-    seeds = sorted(int(file.parent.name) for file in folder.glob("*/record.json") if file.parent.name.isdecimal())
-    found = [read_record(folder / str(seed)) for seed in seeds]
-    return [other for other in found if _alike(record, other)]
+    files = [file for file in folder.glob("*/record.json") if file.parent.name.isdecimal()]
+    found = [read_record(file) for file in sorted(files, key=lambda file: int(file.parent.name))]
+    return [other for other in found if _alike(record, other) and other.data["digest"] == record.data["digest"]]
 
 
 def _alike(a: RunRecord, b: RunRecord) -> bool:

@@ -14,7 +14,7 @@ from torch import Tensor
 class EasyImages:
     """Remembers the losses of N training images and leaves the easiest out of an epoch, none of them twice in a row.
 
-    `turns`: in how many epochs each was trained on, int64 [N].
+    `turns`: in how many epochs each was not left out, int64 [N].
     """
 
     def __init__(self, count: int, share: float, device: torch.device) -> None:

@@ -38,8 +38,8 @@ def augment(
     """Apply what `config` switches on, in its documented order, up to cutout; all of it keeps the label.
 
     images: uint8 [N, C, H, W], never changed, and handed back themselves where nothing is on. index: int64 [N], their
-    places in the training set. epoch: the number of epochs ahead of this one, or of those each image was trained on in,
-    int64 [N]. fill: uint8 [C], the colour of cutout; black where None.
+    places in the training set. epoch: the number of epochs ahead of this one, or of those that each image was in, int64
+    [N]. fill: uint8 [C], the colour of cutout; black where None.
     """
     if config.policy == "trivial":
         images = trivial_augment(images, generator)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -190,7 +191,11 @@ def _summarize(record: RunRecord, folder: Path) -> None:
     from resfit.record import runs_alike, summarize
     from resfit.run import write_summary
 
-    records = runs_alike(folder, record)
+    try:
+        records = runs_alike(folder, record)
+    except BadInput as error:  # an earlier run's: this one is done and well
+        print(f"no summary of all runs: {error}", file=sys.stderr)
+        return
     if len(records) < 2:
         return
     write_summary(records, folder)
