@@ -111,7 +111,7 @@ def test_settings_reach_the_optimizer():
 @pytest.mark.parametrize("shape", [(64, 576), (256, 16), (16, 144), (128, 64)])
 def test_orthogonalizing_brings_singular_values_near_one(shape, dtype):
     matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    found = orthogonalize(matrix.to(dtype))
+    (found,) = orthogonalize([matrix.to(dtype)])
     assert found.dtype == dtype
     values = torch.linalg.svdvals(found.float())
     assert 0.3 < values.min() <= values.max() < 1.7
@@ -120,7 +120,19 @@ def test_orthogonalizing_brings_singular_values_near_one(shape, dtype):
 
 
 def test_orthogonalizing_zeros_gives_zeros():
-    assert not orthogonalize(torch.zeros(4, 8)).any()
+    (found,) = orthogonalize([torch.zeros(4, 8)])
+    assert not found.any()
+
+
+def test_orthogonalizing_is_three_steps_of_a_quintic_of_each_matrix_on_its_own():
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(8, 40), (40, 8), (16, 16), (8, 9), (16, 90)]
+    matrices = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
+    for matrix, found in zip(matrices, orthogonalize(matrices), strict=True):
+        u, values, v = torch.linalg.svd(matrix / matrix.norm(), full_matrices=False)
+        for _ in range(3):
+            values = 3.4445 * values - 4.7750 * values**3 + 2.0315 * values**5
+        torch.testing.assert_close(found, (u * values) @ v)
 
 
 def test_the_rest_beside_muon_may_go_without_momentum():
@@ -151,8 +163,8 @@ def test_muon_moves_filters_by_the_orthogonalized_nesterov_direction():
         weight.grad = gradient.clone()
         muon.step()
         momentum = 0.6 * momentum + gradient.view(4, 18)
-        update = orthogonalize(gradient.view(4, 18) + 0.6 * momentum).view_as(expected)
-        expected = expected * (4**0.5 / expected.norm()) - 0.1 * update
+        (update,) = orthogonalize([gradient.view(4, 18) + 0.6 * momentum])
+        expected = expected * (4**0.5 / expected.norm()) - 0.1 * update.view_as(expected)
     torch.testing.assert_close(weight.detach(), expected)
 
 

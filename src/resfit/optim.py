@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -92,38 +92,61 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Update every filter bank [out, in, kernel, kernel] that has a gradient."""
         for group in self.param_groups:
-            for weight in group["params"]:
-                if weight.grad is not None:
-                    self._update(weight, group)
+            weights = [weight for weight in group["params"] if weight.grad is not None]
+            # In channels_last the order of memory; the update is the same in any.
+            rows = [self._direction(weight, group).permute(0, 2, 3, 1) for weight in weights]
+            updates = orthogonalize([direction.flatten(1).to(self.dtype) for direction in rows])
+            for weight, direction, update in zip(weights, rows, updates, strict=True):
+                weight.mul_(len(weight) ** 0.5 / weight.norm().clamp(min=1e-7))
+                update = update.to(weight.dtype).view(direction.shape).permute(0, 3, 1, 2)
+                weight.add_(update, alpha=-group["lr"])
 
-    def _update(self, weight: Tensor, group: Group) -> None:
+    def _direction(self, weight: Tensor, group: Group) -> Tensor:
         gradient, state = weight.grad, self.state[weight]
         assert gradient is not None
         if "momentum" not in state:
             state["momentum"] = torch.zeros_like(gradient)
         momentum = state["momentum"].mul_(group["momentum"]).add_(gradient)
-        direction = gradient.add(momentum, alpha=group["momentum"]) if group["nesterov"] else momentum
-        rows = direction.permute(0, 2, 3, 1)  # in channels_last the order of memory; the update is the same in any
-        update = orthogonalize(rows.flatten(1).to(self.dtype)).to(rows.dtype).view(rows.shape).permute(0, 3, 1, 2)
-        weight.mul_(len(weight) ** 0.5 / weight.norm().clamp(min=1e-7))
-        weight.add_(update, alpha=-group["lr"])
+        return gradient.add(momentum, alpha=group["momentum"]) if group["nesterov"] else momentum
 
 
-def orthogonalize(matrix: Tensor, steps: int = 3) -> Tensor:
-    """Bring all singular values of a matrix [R, C] near one by a quintic Newton-Schulz iteration (Jordan et al. 2024).
+def orthogonalize(matrices: Sequence[Tensor], steps: int = 3) -> list[Tensor]:
+    """Bring all singular values of each matrix [R, C] near one by a quintic Newton-Schulz iteration.
 
-    In the matrix's own type; bf16 will do. The values of a matrix that is clearly wider than high, or
-    higher than wide, end between about 0.5 and 1.5; smallest ones of square matrices stay below.
+    The method is of Jordan et al. 2024. In the matrices' own type; bf16 will do. The values of a matrix that is clearly
+    wider than high, or higher than wide, end between about 0.5 and 1.5; smallest ones of square matrices stay below.
     """
+    wide = [matrix.mT if len(matrix) > matrix.shape[1] else matrix for matrix in matrices]
+    results = dict[int, Tensor]()
+    for side in {len(matrix) for matrix in wide}:  # those of one side go together
+        places = [n for n, matrix in enumerate(wide) if len(matrix) == side]
+        factors = _orthogonalizers(torch.stack([wide[n] @ wide[n].mT for n in places]), steps)
+        results |= {n: factor @ wide[n] for n, factor in zip(places, factors, strict=True)}
+    return [results[n] if matrix is wide[n] else results[n].mT for n, matrix in enumerate(matrices)]
+
+
+def _orthogonalizers(grams: Tensor, steps: int) -> Tensor:
+    """What to multiply matrices by, [N, R, R], of their products with their own transposes.
+
+    Every step of the iteration multiplies a matrix by a polynomial in that product. The polynomials commute, so that
+    all of them are found without the matrices, which are longer.
+    """
+    squares = grams.diagonal(dim1=-2, dim2=-1).sum(-1).view(-1, 1, 1) + 1e-14  # of the matrices' norms
+    grams = grams / squares
+    factors = _quintic(grams)
+    product = factors * squares.rsqrt()
+    for _ in range(steps - 1):
+        grams = factors @ (factors @ grams)
+        factors = _quintic(grams)
+        product = factors @ product
+    return product
+
+
+def _quintic(grams: Tensor) -> Tensor:
     a, b, c = 3.4445, -4.7750, 2.0315
-    x = matrix / (matrix.norm() + 1e-7)
-    wide = x.T if len(x) > x.shape[1] else x
-    for _ in range(steps):
-        gram = wide @ wide.T
-        square = torch.addmm(gram, gram, gram, beta=b, alpha=c)
-        wide = torch.addmm(wide, square, wide, beta=a)
-    result: Tensor = wide.T if len(x) > x.shape[1] else wide
-    return result
+    factors = torch.baddbmm(grams, grams, grams, beta=b, alpha=c)
+    factors.diagonal(dim1=-2, dim2=-1).add_(a)
+    return factors
 
 
 def lr_factor(config: ScheduleConfig, epoch: float, epochs: int) -> float:

@@ -39,7 +39,7 @@ inline Words rounded(Lanes value) {
 }
 
 inline void store(bf16 *to, Lanes value) {
-    const Halves halves = __builtin_convertvector(rounded(value) >> 16, Halves);
+    const __m256bh halves = _mm512_cvtneps_pbh((__m512)value);
     std::memcpy(to, &halves, sizeof halves);
 }
 

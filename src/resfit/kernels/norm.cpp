@@ -9,8 +9,11 @@
 
 namespace {
 
-constexpr long BLOCK = 4;      // pixels summed at a time: few, so that memory is read nearly in order
+constexpr long BLOCK = 4;     // pixels summed at a time: few, so that memory is read nearly in order
+constexpr long GROUP = 4;     // times sixteen channels whose sums are held at a time
 constexpr long PART = 1024;   // pixels that are summed in fp32; parts are added in double
+
+inline void fetch(const bf16 *soon) { _mm_prefetch(soon, _MM_HINT_T0); }
 
 inline float number(bf16 half) {
     const uint32_t word = uint32_t(half) << 16;
@@ -19,9 +22,32 @@ inline float number(bf16 half) {
     return value;
 }
 
-// Two sums over all pixels, double [2][channels]. add(first pixel, one past the last, channel, both) adds a block's, of
-// sixteen channels, to what `both` holds.
-template <typename Add> void add_up(long pixels, long channels, double *sums, long threads, Add add) {
+// A channel's numbers of each kind that are the same for all pixels.
+struct Constants {
+    Lanes pivot, scale, shift;
+};
+
+// Adds the pixels from `first` to `end`, of G times sixteen channels, to two sums a channel, float [2][channels].
+template <long G, typename Constant, typename Add>
+void add_pixels(long first, long end, long channel, long channels, float *sums, Constant constant, Add add) {
+    Constants of[G];
+    Lanes one[G], other[G];
+    for (long i = 0; i < G; ++i) {
+        const long at = channel + i * LANES;
+        of[i] = constant(at), one[i] = load(sums + at), other[i] = load(sums + channels + at);
+    }
+    for (long pixel = first; pixel < end; ++pixel)
+        for (long i = 0; i < G; ++i) add(pixel * channels + channel + i * LANES, of[i], one[i], other[i]);
+    for (long i = 0; i < G; ++i) {
+        const long at = channel + i * LANES;
+        store(sums + at, one[i]), store(sums + channels + at, other[i]);
+    }
+}
+
+// Two sums over all pixels, double [2][channels]. add(at, constant(channel), one, other) adds sixteen channels' numbers, of
+// which the first is the at-th of all, to both.
+template <typename Constant, typename Add>
+void add_up(long pixels, long channels, double *sums, long threads, Constant constant, Add add) {
     const long parts = (pixels + PART - 1) / PART;
     const auto found = buffer<float>(parts * 2 * channels);
 #pragma omp parallel for schedule(static) num_threads(threads)
@@ -29,13 +55,14 @@ template <typename Add> void add_up(long pixels, long channels, double *sums, lo
         float *of_part = &found[part * 2 * channels];
         std::memset(of_part, 0, 2 * channels * sizeof(float));
         const long end = std::min(pixels, (part + 1) * PART);
-        for (long first = part * PART; first < end; first += BLOCK)
-            for (long channel = 0; channel < channels; channel += LANES) {
-                Lanes both[2] = {load(of_part + channel), load(of_part + channels + channel)};
-                add(first, std::min(end, first + BLOCK), channel, both);
-                store(of_part + channel, both[0]);
-                store(of_part + channels + channel, both[1]);
-            }
+        for (long first = part * PART; first < end; first += BLOCK) {
+            const long next = std::min(end, first + BLOCK);
+            long channel = 0;
+            for (; channel + GROUP * LANES <= channels; channel += GROUP * LANES)
+                add_pixels<GROUP>(first, next, channel, channels, of_part, constant, add);
+            for (; channel < channels; channel += LANES)
+                add_pixels<1>(first, next, channel, channels, of_part, constant, add);
+        }
     }
     std::fill_n(sums, 2 * channels, 0.0);
     for (long part = 0; part < parts; ++part)
@@ -59,22 +86,23 @@ void normalize(const bf16 *x, const bf16 *added, const float *scale, const float
 template <Activation A, bool ADD>
 void gradient_of_sum(const bf16 *gradient, const bf16 *x, const bf16 *other, const float *scale, const float *shift, bf16 *out,
                      double *sums, long pixels, long channels, long threads) {
-    add_up(pixels, channels, sums, threads, [&](long first, long end, long c, Lanes both[2]) {
-        const Lanes a = load(scale + c), b = load(shift + c), pivot = load(x + c);
-        for (long at = first * channels + c; at < end * channels; at += channels) {
-            const Lanes value = load(x + at);
-            Lanes g = load(gradient + at);
-            if constexpr (A == RELU) {  // `other` is the output
-                g = load(other + at) > 0.0f ? g : Lanes{};
-            } else if constexpr (A != NONE) {  // `other` is what was added
-                Lanes z = value * a + b;
-                if (ADD) z += load(other + at);
-                g *= slope<A>(z);
-            }
-            if (A != NONE) store(out + at, g);
-            both[0] += g;
-            both[1] += g * (value - pivot);
+    const auto constant = [=](long c) { return Constants{load(x + c), load(scale + c), load(shift + c)}; };
+    add_up(pixels, channels, sums, threads, constant, [=](long at, const Constants &of, Lanes &plain, Lanes &with_x) {
+        const long soon = at + BLOCK * channels;
+        fetch(gradient + soon), fetch(x + soon);
+        if (A == RELU || ADD) fetch(other + soon);
+        const Lanes value = load(x + at);
+        Lanes g = load(gradient + at);
+        if constexpr (A == RELU) {  // `other` is the output
+            g = load(other + at) > 0.0f ? g : Lanes{};
+        } else if constexpr (A != NONE) {  // `other` is what was added
+            Lanes z = value * of.scale + of.shift;
+            if (ADD) z += load(other + at);
+            g *= slope<A>(z);
         }
+        if (A != NONE) store(out + at, g);
+        plain += g;
+        with_x += g * (value - of.pivot);
     });
 }
 
@@ -85,13 +113,12 @@ extern "C" {
 // Mean and variance, float [channels] each, of x [pixels][channels].
 void moments(const bf16 *x, float *mean, float *variance, long pixels, long channels, long threads) {
     const auto sums = buffer<double>(2 * channels);
-    add_up(pixels, channels, sums.get(), threads, [&](long first, long end, long c, Lanes both[2]) {
-        const Lanes pivot = load(x + c);
-        for (long at = first * channels + c; at < end * channels; at += channels) {
-            const Lanes value = load(x + at) - pivot;
-            both[0] += value;
-            both[1] += value * value;
-        }
+    const auto constant = [=](long c) { return Constants{load(x + c)}; };
+    add_up(pixels, channels, sums.get(), threads, constant, [=](long at, const Constants &of, Lanes &plain, Lanes &square) {
+        fetch(x + at + BLOCK * channels);
+        const Lanes value = load(x + at) - of.pivot;
+        plain += value;
+        square += value * value;
     });
     for (long c = 0; c < channels; ++c) {
         const double shifted = sums[c] / pixels, square = sums[channels + c] / pixels;
