@@ -124,7 +124,7 @@ class Block(nn.Module):
         """[N, C, H, W] -> [N, C', H', W']."""
         x = self.entry(x)
         start = finish(x, self.norm1, act=self.act1)
-        shortcut = self.shortcut(start if self.shares else x)
+        shortcut = self.shortcut(_twin(start if self.shares else x))
         if self.branch2 is None and isinstance(self.drop, nn.Identity):
             return self.branch(start, added=shortcut, act=self.act)  # type: ignore[no-any-return]
         residual = self.branch(start)
@@ -157,6 +157,18 @@ def finish(
     x = x if layer is None else layer(x)
     x = x if added is None else x + added
     return x if act is None else act(x)
+
+
+def _with_twin(out: Tensor, twin: Tensor) -> Tensor:
+    """`out` with the same map for a second reader: what made it adds up the gradients of both in a pass of its own."""
+    out.twin = twin  # type: ignore[attr-defined]
+    return out
+
+
+def _twin(x: Tensor) -> Tensor:
+    """The map for its second reader; x itself where it has no twin."""
+    twin: Tensor = getattr(x, "twin", x)
+    return twin
 
 
 class TwoWayScale(torch.autograd.Function):
@@ -265,11 +277,10 @@ class Norm(nn.BatchNorm2d):
             scale = self.weight * (variance + self.eps).rsqrt()
             x = x.contiguous(memory_format=torch.channels_last)
             return normalized(x, scale, self.bias - mean * scale, added, activation)
-        out: Tensor
-        out, mean, variance = NormActivation.apply(x, self.weight, self.bias, added, activation, self.eps)
+        out, twin, mean, variance = NormActivation.apply(x, self.weight, self.bias, added, activation, self.eps)
         count = x.numel() // x.shape[1]
         self._track(mean, variance * (count / max(1, count - 1)))
-        return out
+        return _with_twin(out, twin)
 
     def _track(self, mean: Tensor, variance: Tensor) -> None:
         """Move the running statistics towards a batch's, whose variance is the unbiased one."""
@@ -298,8 +309,7 @@ class Gate(nn.Module):
         """activation(gated x + added), [N, C, H, W] -> same."""
         means, x = Means.apply(x.contiguous(memory_format=torch.channels_last))
         added = None if added is None else added.to(x.dtype)
-        out: Tensor = GateActivation.apply(x, self.gates(means).float(), added, activation)
-        return out
+        return _with_twin(*GateActivation.apply(x, self.gates(means).float(), added, activation))
 
 
 class SqueezeExcite(Gate):

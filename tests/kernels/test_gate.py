@@ -23,13 +23,26 @@ def test_a_gate_equals_torchs_forward_and_back(activation: str | None, adds: boo
     exact = [value.detach().double().requires_grad_() for value in given]
     z = exact[0] * exact[1][:, :, None, None]
     wanted = ACTIVATIONS[activation](z + exact[2] if adds else z)
-    out = GateActivation.apply(given[0], given[1], given[2] if adds else None, activation)
+    out, _ = GateActivation.apply(given[0], given[1], given[2] if adds else None, activation)
     assert out.is_contiguous(memory_format=torch.channels_last)
     assert difference(out, wanted) < ROUNDING
     found = torch.autograd.grad(out, given, maps(1))
     gradients = torch.autograd.grad(wanted, exact, maps(1).double())
     for name, one, other in zip(("x", "gates", "added"), found, gradients, strict=False):
         assert difference(one, other) < (2e-4 if name == "gates" else 2 * ROUNDING), name
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("adds", [False, True])
+def test_gradients_of_two_readers_add_up(activation: str | None, adds: bool) -> None:
+    given = (maps(0).requires_grad_(), gates().requires_grad_(), *[maps(2).requires_grad_()] * adds)
+    out, twin = GateActivation.apply(given[0], given[1], given[2] if adds else None, activation)
+    assert torch.equal(out, twin) and out.data_ptr() == twin.data_ptr()
+    first, second = (maps(seed).mul_(4).round_() for seed in (1, 3))  # whose sum bf16 holds exactly
+    both = torch.autograd.grad((out, twin), given, (first, second), retain_graph=True)
+    for reader in (out, twin):
+        alone = torch.autograd.grad(reader, given, first + second, retain_graph=True)
+        assert all(torch.equal(a, b) for a, b in zip(both, alone, strict=True))
 
 
 def test_means_and_the_map_hand_back_one_gradient() -> None:
@@ -50,7 +63,7 @@ def test_threads_do_not_change_a_bit() -> None:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
             means, same = Means.apply(x)
-            out = GateActivation.apply(same, weights * means.sigmoid(), None, "gelu")
+            out, _ = GateActivation.apply(same, weights * means.sigmoid(), None, "gelu")
             results.append((means, out, *torch.autograd.grad(out, (x, weights), maps(1, (9, 64, 16, 16)))))
     finally:
         torch.set_num_threads(before)

@@ -23,7 +23,7 @@ def test_it_equals_torchs_forward_and_back(activation: str | None, adds: bool, s
     z = F.batch_norm(exact[0], None, None, exact[1], exact[2], training=True, eps=1e-5)
     wanted = ACTIVATIONS[activation](z + exact[3] if adds else z)
     added = given[3] if adds else None
-    out, mean, variance = NormActivation.apply(x, weight, bias, added, activation, 1e-5)
+    out, _, mean, variance = NormActivation.apply(x, weight, bias, added, activation, 1e-5)
     assert out.is_contiguous(memory_format=torch.channels_last)
     assert difference(out, wanted) < ROUNDING
     assert difference(mean, exact[0].mean((0, 2, 3))) < 1e-6
@@ -49,6 +49,21 @@ def test_any_memory_layout_gives_the_same_forward_and_back(activation: str | Non
         assert torch.equal(one, other)
 
 
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("adds", [False, True])
+def test_gradients_of_two_readers_add_up(activation: str | None, adds: bool) -> None:
+    x, added = maps(0).requires_grad_(), maps(2).requires_grad_()
+    weight, bias = torch.rand(48).requires_grad_(), torch.randn(48).requires_grad_()
+    given = (x, weight, bias, *[added] * adds)
+    out, twin, *_ = NormActivation.apply(x, weight, bias, added if adds else None, activation, 1e-5)
+    assert torch.equal(out, twin) and out.data_ptr() == twin.data_ptr()
+    first, second = (maps(seed).mul_(4).round_() for seed in (1, 3))  # whose sum bf16 holds exactly
+    both = torch.autograd.grad((out, twin), given, (first, second), retain_graph=True)
+    for reader in (out, twin):
+        alone = torch.autograd.grad(reader, given, first + second, retain_graph=True)
+        assert all(torch.equal(a, b) for a, b in zip(both, alone, strict=True))
+
+
 @pytest.mark.parametrize("activation", ["gelu", "silu"])
 def test_activations_are_right_everywhere(activation: str) -> None:
     z = torch.cat((torch.linspace(-12, 12, 4000), torch.tensor([-100.0, -1e30, 1e30, 100.0] + [0.0] * 12)))
@@ -66,7 +81,7 @@ def test_activations_are_right_everywhere(activation: str) -> None:
 def test_what_is_not_finite_stays_so(activation: str | None) -> None:
     x = maps(0)
     x[3, 5, 2, 2] = float("nan")
-    out, mean, _ = NormActivation.apply(x, torch.ones(48), torch.zeros(48), None, activation, 1e-5)
+    out, _, mean, _ = NormActivation.apply(x, torch.ones(48), torch.zeros(48), None, activation, 1e-5)
     assert mean[5].isnan() and out[:, 5].isnan().all() and out[:, 6].isfinite().all()
 
 
@@ -76,7 +91,7 @@ def test_threads_do_not_change_a_bit() -> None:
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            out, *moments = NormActivation.apply(x, torch.ones(64), torch.zeros(64), None, "gelu", 1e-5)
+            out, _, *moments = NormActivation.apply(x, torch.ones(64), torch.zeros(64), None, "gelu", 1e-5)
             results.append((out, *moments, *torch.autograd.grad(out, x, gradient)))
     finally:
         torch.set_num_threads(before)

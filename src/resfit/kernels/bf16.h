@@ -50,3 +50,6 @@ inline Lanes load(const float *from) {
 }
 
 inline void store(float *to, Lanes lanes) { std::memcpy(to, &lanes, sizeof lanes); }
+
+// Asks for memory that will be read soon. It need not be there.
+inline void fetch(const bf16 *soon) { _mm_prefetch(soon, _MM_HINT_T0); }

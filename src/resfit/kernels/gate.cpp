@@ -46,14 +46,20 @@ void gated(const bf16 *x, const float *gates, const bf16 *added, bf16 *out, long
     });
 }
 
-template <Activation A, bool ADD>
-void gradients(const bf16 *gradient, const bf16 *x, const float *gates, const bf16 *other, bf16 *of_sum, bf16 *of_x,
-               float *of_gates, long images, long pixels, long channels, long threads) {
+// `second`, which may be missing, is added to the gradient first.
+template <Activation A, bool ADD, bool SECOND>
+void gradients(const bf16 *gradient, const bf16 *second, const bf16 *x, const float *gates, const bf16 *other, bf16 *of_sum,
+               bf16 *of_x, float *of_gates, long images, long pixels, long channels, long threads) {
     add_up(of_gates, images, pixels, channels, threads, [&](long image, long first, long end, long c, Lanes &sum) {
         const Lanes gate = load(gates + image * channels + c);
         for (long at = first; at < end; at += channels) {
+            const long soon = at + BLOCK * channels;
+            fetch(gradient + soon), fetch(x + soon);
+            if (SECOND) fetch(second + soon);
+            if (A == RELU || ADD) fetch(other + soon);
             const Lanes value = load(x + at);
             Lanes g = load(gradient + at);
+            if (SECOND) g += load(second + at);
             if constexpr (A == RELU) {  // `other` is the output
                 g = load(other + at) > 0.0f ? g : Lanes{};
             } else if constexpr (A != NONE) {  // `other` is what was added
@@ -61,7 +67,7 @@ void gradients(const bf16 *gradient, const bf16 *x, const float *gates, const bf
                 if (ADD) z += load(other + at);
                 g *= slope<A>(z);
             }
-            if (A != NONE) store(of_sum + at, g);
+            if (A != NONE || SECOND) store(of_sum + at, g);
             store(of_x + at, g * gate);
             sum += g * value;
         }
@@ -75,7 +81,7 @@ extern "C" {
 // The mean of each image's pixels, float [images][channels], of x [images][pixels][channels].
 void means(const bf16 *x, float *mean, long images, long pixels, long channels, long threads) {
     add_up(mean, images, pixels, channels, threads, [&](long, long first, long end, long, Lanes &sum) {
-        for (long at = first; at < end; at += channels) sum += load(x + at);
+        for (long at = first; at < end; at += channels) fetch(x + at + BLOCK * channels), sum += load(x + at);
     });
     for (long at = 0; at < images * channels; ++at) mean[at] /= pixels;
 }
@@ -95,13 +101,14 @@ void forward(const bf16 *x, const float *gates, const bf16 *added, bf16 *out, lo
     });
 }
 
-// The gradients of what the activation was taken of (not without an activation: there it is `gradient` itself), of x, and of
-// the gates. `other` is the output of a ReLU, else what was added, which may be missing.
-void backward(const bf16 *gradient, const bf16 *x, const float *gates, const bf16 *other, bf16 *of_sum, bf16 *of_x,
-              float *of_gates, long activation, long images, long pixels, long channels, long threads) {
+// The gradients of what the activation was taken of (where `of_sum` is not `gradient` itself), of x, and of the gates. `other`
+// is the output of a ReLU, else what was added, which may be missing; so may `second`, which is added to the gradient.
+void backward(const bf16 *gradient, const bf16 *second, const bf16 *x, const float *gates, const bf16 *other, bf16 *of_sum,
+              bf16 *of_x, float *of_gates, long activation, long images, long pixels, long channels, long threads) {
     with_activation(activation, [&](auto a) {
-        (other ? gradients<a, true> : gradients<a, false>)(
-            gradient, x, gates, other, of_sum, of_x, of_gates, images, pixels, channels, threads);
+        const auto find = second ? (other ? gradients<a, true, true> : gradients<a, false, true>)
+                                 : (other ? gradients<a, true, false> : gradients<a, false, false>);
+        find(gradient, second, x, gates, other, of_sum, of_x, of_gates, images, pixels, channels, threads);
     });
 }
 }

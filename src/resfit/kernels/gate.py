@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from resfit.kernels.library import ACTIVATIONS, call, pointer
+from resfit.kernels.library import ACTIVATIONS, call, pointer, two_readers
 
 
 class Means(torch.autograd.Function):
@@ -38,11 +38,13 @@ class GateActivation(torch.autograd.Function):
     """activation(x gates + added).
 
     x and added (or None): bf16 [N, C, H, W], channels_last; gates: float [N, C]; activation: a name or None. Gives the
-    shape of x in bf16. C is a multiple of 16.
+    shape of x in bf16, twice, for two readers, as NormActivation does. C is a multiple of 16.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, gates: Tensor, added: Tensor | None, activation: str | None) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, gates: Tensor, added: Tensor | None, activation: str | None
+    ) -> tuple[Tensor, Tensor]:
         """Gate, add, activate."""
         gates = gates.contiguous()
         if added is not None:
@@ -52,17 +54,20 @@ class GateActivation(torch.autograd.Function):
         other = out if activation == "relu" else added if activation else None
         ctx.save_for_backward(x, gates, other)
         ctx.activation, ctx.adds = activation, added is not None
-        return out
+        ctx.set_materialize_grads(False)
+        return out, out.detach()
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, gradient: Tensor | None, second: Tensor | None) -> tuple[Tensor | None, ...]:
         """Of x, the gates and what was added."""
         x, gates, other = ctx.saved_tensors
-        gradient = gradient.contiguous(memory_format=torch.channels_last)
-        of_sum = torch.empty_like(x) if ctx.activation else gradient
+        gradient, second = two_readers(gradient, second)
+        if gradient is None:
+            return (None,) * 4
+        of_sum = torch.empty_like(x) if ctx.activation or second is not None else gradient
         of_x, of_gates = torch.empty_like(x), torch.empty_like(gates)
-        operands = map(pointer, (gradient, x, gates, other, of_sum, of_x, of_gates))
+        operands = map(pointer, (gradient, second, x, gates, other, of_sum, of_x, of_gates))
         call("gate", "backward", *operands, ACTIVATIONS[ctx.activation], *_sizes(x))
         return of_x, of_gates, of_sum if ctx.adds else None, None
 

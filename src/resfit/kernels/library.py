@@ -61,6 +61,16 @@ def pointer(tensor: Tensor | None, offset: int = 0) -> ctypes.c_void_p:
     return ctypes.c_void_p(tensor.data_ptr() + offset * tensor.element_size())
 
 
+def two_readers(one: Tensor | None, other: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    """The gradients of a map's two readers, channels_last; where only one reads it, that one's and None."""
+    first, second = (one, other) if one is not None else (other, None)
+    return _channels_last(first), _channels_last(second)
+
+
+def _channels_last(x: Tensor | None) -> Tensor | None:
+    return None if x is None else x.contiguous(memory_format=torch.channels_last)
+
+
 def _compile(source: Path, options: tuple[str, ...], to: Path) -> None:
     compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
     if compiler is None:

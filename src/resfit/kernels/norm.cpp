@@ -13,8 +13,6 @@ constexpr long BLOCK = 4;     // pixels summed at a time: few, so that memory is
 constexpr long GROUP = 4;     // times sixteen channels whose sums are held at a time
 constexpr long PART = 1024;   // pixels that are summed in fp32; parts are added in double
 
-inline void fetch(const bf16 *soon) { _mm_prefetch(soon, _MM_HINT_T0); }
-
 inline float number(bf16 half) {
     const uint32_t word = uint32_t(half) << 16;
     float value;
@@ -82,17 +80,19 @@ void normalize(const bf16 *x, const bf16 *added, const float *scale, const float
 }
 
 // The gradient of z = x * scale + shift (+ added), of which the activation was taken; its sum and that of its products
-// with x, less the channel's first.
-template <Activation A, bool ADD>
-void gradient_of_sum(const bf16 *gradient, const bf16 *x, const bf16 *other, const float *scale, const float *shift, bf16 *out,
-                     double *sums, long pixels, long channels, long threads) {
+// with x, less the channel's first. `second`, which may be missing, is added to the gradient first.
+template <Activation A, bool ADD, bool SECOND>
+void gradient_of_sum(const bf16 *gradient, const bf16 *second, const bf16 *x, const bf16 *other, const float *scale,
+                     const float *shift, bf16 *out, double *sums, long pixels, long channels, long threads) {
     const auto constant = [=](long c) { return Constants{load(x + c), load(scale + c), load(shift + c)}; };
     add_up(pixels, channels, sums, threads, constant, [=](long at, const Constants &of, Lanes &plain, Lanes &with_x) {
         const long soon = at + BLOCK * channels;
         fetch(gradient + soon), fetch(x + soon);
+        if (SECOND) fetch(second + soon);
         if (A == RELU || ADD) fetch(other + soon);
         const Lanes value = load(x + at);
         Lanes g = load(gradient + at);
+        if (SECOND) g += load(second + at);
         if constexpr (A == RELU) {  // `other` is the output
             g = load(other + at) > 0.0f ? g : Lanes{};
         } else if constexpr (A != NONE) {  // `other` is what was added
@@ -100,7 +100,7 @@ void gradient_of_sum(const bf16 *gradient, const bf16 *x, const bf16 *other, con
             if (ADD) z += load(other + at);
             g *= slope<A>(z);
         }
-        if (A != NONE) store(out + at, g);
+        if (A != NONE || SECOND) store(out + at, g);
         plain += g;
         with_x += g * (value - of.pivot);
     });
@@ -136,16 +136,18 @@ void forward(const bf16 *x, const bf16 *added, const float *scale, const float *
     });
 }
 
-// The way back in two steps. `other` is the output of a ReLU, else what was added, which may be missing. First the gradient
-// of what the activation was taken of, into `out` (not without an activation: there it is `gradient` itself), and with the
-// mean and the inverse deviation its sums, float [channels]: of itself (`plain`) and of its products with the normalized x.
-void backward_sums(const bf16 *gradient, const bf16 *x, const bf16 *other, const float *scale, const float *shift,
-                   const float *mean, const float *inverse, bf16 *out, float *plain, float *with_normalized, long activation,
-                   long pixels, long channels, long threads) {
+// The way back in two steps. `other` is the output of a ReLU, else what was added, which may be missing; `second` is added to
+// the gradient, and may be missing. First the gradient of what the activation was taken of, into `out` (where it is not
+// `gradient` itself), and with the mean and the inverse deviation its sums, float [channels]: of itself (`plain`) and of its
+// products with the normalized x.
+void backward_sums(const bf16 *gradient, const bf16 *second, const bf16 *x, const bf16 *other, const float *scale,
+                   const float *shift, const float *mean, const float *inverse, bf16 *out, float *plain, float *with_normalized,
+                   long activation, long pixels, long channels, long threads) {
     const auto sums = buffer<double>(2 * channels);
     with_activation(activation, [&](auto a) {
-        (other ? gradient_of_sum<a, true> : gradient_of_sum<a, false>)(
-            gradient, x, other, scale, shift, out, sums.get(), pixels, channels, threads);
+        const auto find = second ? (other ? gradient_of_sum<a, true, true> : gradient_of_sum<a, false, true>)
+                                 : (other ? gradient_of_sum<a, true, false> : gradient_of_sum<a, false, false>);
+        find(gradient, second, x, other, scale, shift, out, sums.get(), pixels, channels, threads);
     });
     for (long c = 0; c < channels; ++c) {
         const float pivot = number(x[c]);

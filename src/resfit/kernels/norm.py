@@ -8,20 +8,23 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from resfit.kernels.library import ACTIVATIONS, call, pointer
+from resfit.kernels.library import ACTIVATIONS, call, pointer, two_readers
 
 
 class NormActivation(torch.autograd.Function):
     """activation(batch normalization of x + added), with the statistics of x.
 
     x and added (or None) bf16 [N, C, H, W]; weight and bias float [C]; activation: a name or None. Gives the same shape
-    in bf16, channels_last, and the mean and the biased variance, float [C]. C is a multiple of 16.
+    in bf16, channels_last, twice, and the mean and the biased variance, float [C]. C is a multiple of 16.
+
+    Both maps are one in memory: where two layers read one each, their gradients come apart, and are added up here in
+    the pass that reads them, rather than in one of its own.
     """
 
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, added: Tensor | None, activation: str | None, eps: float
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Normalize, add, activate."""
         x = x.contiguous(memory_format=torch.channels_last)
         if added is not None:  # the way back reads it as well
@@ -36,22 +39,25 @@ class NormActivation(torch.autograd.Function):
         ctx.save_for_backward(x, other, mean, inverse, scale, shift)
         ctx.activation, ctx.adds = activation, added is not None
         ctx.mark_non_differentiable(mean, variance)
-        return out, mean, variance
+        ctx.set_materialize_grads(False)
+        return out, out.detach(), mean, variance
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, gradient: Tensor | None, second: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
         """Of x, weight, bias and what was added."""
         x, other, mean, inverse, scale, shift = ctx.saved_tensors
-        gradient = gradient.contiguous(memory_format=torch.channels_last)
-        of_sum = torch.empty_like(x) if ctx.activation else gradient
+        gradient, second = two_readers(gradient, second)
+        if gradient is None:
+            return (None,) * 6
+        of_sum = torch.empty_like(x) if ctx.activation or second is not None else gradient
         plain, with_normalized = torch.empty_like(mean), torch.empty_like(mean)
-        operands = (gradient, x, other, scale, shift, mean, inverse, of_sum, plain, with_normalized)
+        operands = (gradient, second, x, other, scale, shift, mean, inverse, of_sum, plain, with_normalized)
         call("norm", "backward_sums", *map(pointer, operands), ACTIVATIONS[ctx.activation], *_sizes(x))
         pixels = x.numel() // x.shape[1]
         b = -scale * inverse * with_normalized / pixels
         c = -scale * plain / pixels - b * mean
-        of_x = of_sum if ctx.activation and not ctx.adds else torch.empty_like(x)
+        of_x = of_sum if of_sum is not gradient and not ctx.adds else torch.empty_like(x)
         call("norm", "backward", *map(pointer, (of_sum, x, scale, b, c, of_x)), *_sizes(x))
         of_weight = with_normalized if ctx.needs_input_grad[1] else None
         return of_x, of_weight, plain, of_sum if ctx.adds else None, None, None
