@@ -313,6 +313,17 @@ def test_offline_opens_no_socket(
     assert "offline" in line
 
 
+def test_a_number_of_classes_that_the_folder_has_not_is_refused(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    for label in ("cat", "dog"):
+        (tmp_path / "images" / label).mkdir(parents=True)
+        for n in range(10):
+            Image.new("RGB", (8, 8), (n, n, n)).save(tmp_path / "images" / label / f"{n}.png")
+    words = ["train", "folder", "--data-dir", str(tmp_path / "images"), "--spec.num_classes", "3"]
+    assert "the folder has 2 classes, not 3 (--spec.num_classes)" in fails(capsys, *words)
+
+
 def test_a_folder_with_one_class_and_a_corrupt_image_are_named(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

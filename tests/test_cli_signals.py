@@ -91,3 +91,16 @@ def test_runs_in_processes_of_their_own_save(tmp_path: Path) -> None:
     assert told.splitlines()[-1] == "interrupted (SIGTERM): repeat the command to go on"
     now = newest_state(out / "tiny" / "1", print)["trainer"]
     assert now["epoch"] or now["under_way"], "the state is of where it stopped"
+
+
+def test_the_first_of_several_runs_also_names_the_others(tmp_path: Path) -> None:
+    recipe, out = tmp_path / "tiny.yaml", tmp_path / "runs"
+    recipe.write_text(yaml.safe_dump(LONG))
+    words = ["train", str(recipe), "--seed", "4", "--runs", "3", "--out", str(out)]
+    status, told = interrupted(
+        [*words, "--train.checkpoint_minutes", "0.001"], signal.SIGTERM, out / "tiny" / "4" / "state.pt", tmp_path
+    )
+    assert status == 143, told
+    assert told.splitlines()[-1].endswith(
+        f"--resume {out / 'tiny' / '4'}; then the recipe again with --seed 5 --runs 2"
+    )

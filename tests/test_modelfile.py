@@ -93,6 +93,11 @@ def test_a_missing_model_is_said_to_be_missing(tmp_path):
     assert complaint(tmp_path).startswith("no model")
 
 
+def test_another_file_is_not_called_a_damaged_model(tmp_path):
+    (tmp_path / "cat.jpg").write_bytes(b"a picture of a cat")
+    assert complaint(tmp_path / "cat.jpg").startswith("not a model.safetensors")
+
+
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 0.999])
 def test_a_truncated_model_is_refused(model, share):
     model.write_bytes(model.read_bytes()[: int(share * model.stat().st_size)])

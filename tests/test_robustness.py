@@ -109,6 +109,8 @@ def test_agreement_by_hand() -> None:
 
 
 def test_people_are_compared_kept_and_shown(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", str(folder), "--human", ""]) == 2
+    assert "not an array of label counts" in capsys.readouterr().err
     assert main(["evaluate", str(folder), "--human", saved(folder, people())]) == 0
     assert "cross-entropy against people" in capsys.readouterr().out
     found = read_record(folder).human

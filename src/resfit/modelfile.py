@@ -67,7 +67,6 @@ def load(path: str | Path) -> Network:
     except KeyError as error:
         raise BadInput(f"not a resfit model ({file}): its metadata lacks {error}") from None
     except (OSError, RuntimeError, ValueError, TypeError, RecursionError, safetensors.SafetensorError) as error:
-        raise BadInput(
-            f"damaged model ({file}): {(str(error).splitlines() or [type(error).__name__])[0][:120]}"
-        ) from None
+        what = "damaged model" if file.suffix == ".safetensors" else "not a model.safetensors"
+        raise BadInput(f"{what} ({file}): {(str(error).splitlines() or [type(error).__name__])[0][:120]}") from None
     return net.eval()

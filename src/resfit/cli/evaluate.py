@@ -65,11 +65,11 @@ def _more(options: argparse.Namespace, where: dict[str, Any]) -> dict[str, Any]:
     """What was asked for beside the plain scores, measured and kept."""
     from resfit.robustness import refuse_second, score_corruptions, score_humans
 
-    asked = {"robustness": options.corruptions, "human": options.human}
+    asked = {"robustness": options.corruptions, "human": options.human is not None}
     for name in (name for name, wanted in asked.items() if wanted):
         refuse_second(options.target, name)
     more: dict[str, Any] = {}
-    if options.human:
+    if options.human is not None:
         more["human"] = score_humans(options.target, options.human, **where)
     if options.corruptions:
         tell = None if options.json else partial(print, file=sys.stderr, flush=True)

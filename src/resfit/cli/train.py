@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +20,7 @@ from resfit.cli.words import (
     print_table,
 )
 from resfit.errors import BadInput
-from resfit.interrupt import Interruptible
+from resfit.interrupt import Interrupted, Interruptible
 
 if TYPE_CHECKING:
     from resfit.recipe import Recipe
@@ -96,7 +98,12 @@ def _train(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
     if recipe.data.name == "folder" and options.resume is None:
         from resfit.run import for_folder
 
-        recipe = for_folder(recipe, options.data_dir)
+        wanted, recipe = overrides.get("spec.num_classes"), for_folder(recipe, options.data_dir)
+        if wanted is not None and recipe.spec.num_classes != int(wanted):
+            raise BadInput(
+                f"the folder has {recipe.spec.num_classes} classes, not {wanted} (--spec.num_classes): leave it out, "
+                "they are counted"
+            )
     print(f"{recipe.name}: {require_fit(recipe.spec, recipe.budget)}", flush=True)
     if options.workers is not None or options.ray is not None:
         return _train_many(options, recipe, range(seed, seed + options.runs), out)
@@ -111,7 +118,7 @@ def _train(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
         require_unused(folder)
     for n, folder in enumerate(folders):
         loggers = make_loggers(options.log)
-        with Progress() as progress:
+        with Progress() as progress, _others_named(seed + n + 1, options.runs - n - 1):
             record = train(
                 recipe,
                 seed=seed + n,
@@ -128,6 +135,17 @@ def _train(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
     if is_leader():
         _summarize(record, out / recipe.name)
     return 0
+
+
+@contextmanager
+def _others_named(seed: int, left: int) -> Iterator[None]:
+    """Within the block an interruption also says how to begin the runs that are left, of seeds from `seed` on."""
+    try:
+        yield
+    except Interrupted as interruption:
+        if left:
+            interruption.args = (f"{interruption}; then the recipe again with --seed {seed} --runs {left}",)
+        raise
 
 
 def _train_many(options: argparse.Namespace, recipe: Recipe, seeds: range, out: Path) -> int:
