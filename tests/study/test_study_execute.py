@@ -156,6 +156,20 @@ def test_finished_runs_on_other_images_are_refused(tmp_path: Path) -> None:
         run_on("b")
 
 
+def test_a_folders_own_validation_images_judge_a_study(tmp_path: Path) -> None:
+    for split in ("train", "val", "test"):
+        for label in ("dark", "light"):
+            for n in range(4):
+                path = tmp_path / "images" / split / label / f"{n}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.new("L", (8, 8), 40 + 60 * (label == "light") + n + 7 * len(split)).save(path)
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump({**TINY, "data": {"name": "folder", "val": 0}, "train": {"epochs": 1}}))
+    study = Study(name="s", recipe=str(path), baseline="plain", points={"plain": {}})
+    executor = InProcess(Place(out=tmp_path / "s", data_dir=tmp_path / "images"), "cpu")
+    assert execute(study, study.recipes(), executor, tmp_path / "s", seeds=1).judged_by == "validation"
+
+
 def test_a_failed_run_is_told_and_the_others_go_on(study: Study, tmp_path: Path) -> None:
     recipes = study.recipes()
     recipes["plain"] = recipes["plain"].replace({"optim.lr": 1e30, "optim.momentum": 0.0})

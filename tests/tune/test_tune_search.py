@@ -69,6 +69,18 @@ def test_the_test_set_is_not_even_scored(tiny: Recipe, tmp_path: Path, monkeypat
         search(tiny.replace({"data.val": 0}), tmp_path)
 
 
+@pytest.mark.parametrize("split", ["val", "validation", "class"])
+def test_a_folder_may_bring_its_own_validation_images(tiny: Recipe, tmp_path: Path, split: str) -> None:
+    for name in ("train", split, "test") if split != "class" else ("cat", "dog"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+    recipe = tiny.replace({"data.name": "folder", "data.val": 0})
+    if split != "class":
+        search(recipe, tmp_path, data_dir=tmp_path / "images")
+        return
+    with pytest.raises(BadInput, match="no validation split"):
+        search(recipe, tmp_path, data_dir=tmp_path / "images")
+
+
 def test_over_the_budget_nothing_is_built_and_nothing_counts(
     tiny: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from resfit.data.cifar import load_cifar
 from resfit.data.digits import load_digits
-from resfit.data.folder import folder_classes, load_folder
+from resfit.data.folder import folder_classes, folder_has_val, load_folder
 from resfit.data.images import Images, Source, channel_statistics, count_duplicates, digest, image_hashes, resized
 from resfit.data.places import Places
 from resfit.data.split import stratified_part, stratified_split, val_count
@@ -95,6 +95,16 @@ def class_names(config: DataConfig, data_dir: Path | None = None) -> tuple[str, 
     if config.name != "folder":
         return None
     return folder_classes(Places(data_dir=data_dir, offline=True, tell=lambda line: None))
+
+
+def has_validation(config: DataConfig, data_dir: Path | None = None) -> bool:
+    """Whether there will be validation images: taken from the training images, or an image folder's own.
+
+    Raises BadInput where there is no such folder.
+    """
+    if config.val or config.name != "folder":
+        return config.val > 0
+    return folder_has_val(Places(data_dir=data_dir, offline=True, tell=lambda line: None))
 
 
 def _needed_bytes(name: str, size: int) -> int:

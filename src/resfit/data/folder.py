@@ -70,6 +70,11 @@ def folder_classes(places: Places) -> tuple[str, ...]:
     return tuple(_found(folders)[1])
 
 
+def folder_has_val(places: Places) -> bool:
+    """Whether the folder brings validation images of its own; raises BadInput as `load_folder` does."""
+    return "val" in _layout(_root(places))[0]
+
+
 def _found(folders: Mapping[str, Path]) -> tuple[dict[str, Classes], list[str]]:
     """Each split's image files by class, and the names of the classes."""
     parts = {name: _classes(folder) for name, folder in folders.items()}

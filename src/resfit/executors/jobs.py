@@ -7,8 +7,9 @@ from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from pathlib import Path
 
+from resfit.data import has_validation
 from resfit.errors import BadInput
-from resfit.executors.local import Executor
+from resfit.executors.local import Executor, Place
 from resfit.observer import Observer
 from resfit.recipe import Recipe
 from resfit.record import EpochPoint, RunRecord, read_record
@@ -68,7 +69,7 @@ def run_jobs(
     records = _finished(jobs, out)
     executor.place.require_own(list(records.values()))
     todo = [job for job in jobs if str(job) not in records]
-    watcher.planned(todo, list(records.values()), judged_by(jobs))
+    watcher.planned(todo, list(records.values()), judged_by(jobs, executor.place))
     failed: list[FailedRun] = []
     if todo:
         with executor:
@@ -77,9 +78,9 @@ def run_jobs(
     return [records[str(job)] for job in jobs if str(job) in records], failed
 
 
-def judged_by(jobs: Sequence[Job]) -> JudgedBy:
+def judged_by(jobs: Sequence[Job], place: Place) -> JudgedBy:
     """On what all of the jobs can be compared."""
-    return "validation" if all(job.recipe.data.val > 0 for job in jobs) else "test"
+    return "validation" if all(has_validation(job.recipe.data, place.data_dir) for job in jobs) else "test"
 
 
 def _submitted(

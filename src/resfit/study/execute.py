@@ -34,34 +34,36 @@ def execute(
     on other images, or from other weights. `executor` has to put its run folders into `out`.
     """
     jobs = [Job(recipe=recipe, seed=seed) for seed in range(seeds) for recipe in recipes.values()]
+    judge = judged_by(jobs, executor.place)
     try:
         runs, failed = run_jobs(jobs, executor, out, watcher)
     except KeyboardInterrupt:
-        _write(study, recipes, jobs, finished_runs(jobs, out), [], out)
+        _write(study, recipes, judge, len(jobs), finished_runs(jobs, out), [], out)
         raise
-    return _write(study, recipes, jobs, runs, failed, out)
+    return _write(study, recipes, judge, len(jobs), runs, failed, out)
 
 
 def _write(
     study: Study,
     recipes: Mapping[str, Recipe],
-    jobs: Sequence[Job],
+    judge: JudgedBy,
+    wanted: int,
     runs: Sequence[RunRecord],
     failed: Sequence[FailedRun],
     out: Path,
 ) -> StudyRecord:
     """The study's record and page, of the runs that are finished."""
-    points = _points(study, recipes, runs, judged_by(jobs))
+    points = _points(study, recipes, runs, judge)
     result = StudyRecord(
         resfit=__version__,
         study=study.name,
         description=study.description,
         recipe=study.recipe,
         baseline=study.baseline,
-        judged_by=judged_by(jobs),
+        judged_by=judge,
         epochs=recipes[study.baseline].train.epochs,
         fraction=recipes[study.baseline].data.fraction,
-        wanted=len(jobs),
+        wanted=wanted,
         points=against_baseline(points, study.baseline),
         failed=tuple(failed),
         env=runs[0].env if runs else {},

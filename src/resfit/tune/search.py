@@ -28,6 +28,7 @@ import torch
 from resfit import processes
 from resfit.budget import judge
 from resfit.cost import cost
+from resfit.data import has_validation
 from resfit.environment import environment, pick_device
 from resfit.errors import BadInput, RunFailed
 from resfit.fields import to_plain
@@ -82,7 +83,7 @@ class Search:
     device: str = "auto"
 
     def __post_init__(self) -> None:
-        if self.recipe.data.val == 0:
+        if not has_validation(self.recipe.data, self.data_dir):
             raise BadInput(f"{self.recipe.name} has no validation split (data.val): give one, as in --data.val 5000")
         if self.recipe.evaluate.selection == "best-test":
             raise BadInput("a search may not look at the test set (evaluate.selection): give last or best-val")
