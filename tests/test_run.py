@@ -22,8 +22,8 @@ from resfit.errors import BadInput, RunFailed
 from resfit.net import Network
 from resfit.observer import Observer
 from resfit.recipe import Recipe
-from resfit.record import EpochPoint, RunRecord, read_record
-from resfit.run import fit, train, write_summary
+from resfit.record import EpochPoint, RunRecord, read_record, write_summary
+from resfit.run import fit, train
 
 
 class Interrupt(Observer):

@@ -13,6 +13,7 @@ from typing import Any
 
 from resfit.errors import BadInput
 from resfit.fields import from_plain, to_plain, unwritten
+from resfit.files import write_atomic
 
 EXPORTS = "export.json"
 
@@ -464,3 +465,18 @@ def _alike(a: RunRecord, b: RunRecord) -> bool:
     said = ("description", "deviations")
     settings = [{key: value for key, value in record.config.items() if key not in said} for record in (a, b)]
     return settings[0] == settings[1] and begun[0] == begun[1]
+
+
+def write_summary(records: Sequence[RunRecord], folder: Path) -> None:
+    """summary.json of several runs of one recipe: n, mean, deviation, interval and raw values, with and without TTA."""
+    plain = summarize([record.test.accuracy for record in records])
+    headline = summarize([record.accuracy for record in records])
+    content = {
+        "recipe": records[0].recipe,
+        "seeds": [record.seed for record in records],
+        "accuracy": to_plain(plain),
+        "accuracy_tta": to_plain(headline) if records[0].test.accuracy_tta is not None else None,
+        "seconds_to_result": to_plain(summarize([record.seconds_to_result for record in records])),
+        "images_per_second": to_plain(summarize([record.images_per_second for record in records])),
+    }
+    write_atomic(folder / "summary.json", json.dumps(content, indent=1))

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from resfit import distributed, kernels
-from resfit.augment import augment
 from resfit.budget import require_fit
 from resfit.checkpoint import STATE, newest_state, save_state
 from resfit.cost import cost
@@ -32,10 +31,10 @@ from resfit.memory import require_room
 from resfit.modelfile import ModelInfo, save_model
 from resfit.net import FrozenConv, Network, build
 from resfit.observer import Apart, Observer
-from resfit.pictures import png, png_grid
 from resfit.pretrained import begin_from, load_teacher
 from resfit.recipe import Recipe, get_recipe
-from resfit.record import EpochPoint, GivenModel, LayerRow, Metrics, RunRecord, Sample, record_text, summarize
+from resfit.record import EpochPoint, GivenModel, Metrics, RunRecord, record_text
+from resfit.recordparts import augmented_grid, layer_rows, samples
 from resfit.report import write_report
 from resfit.report.words import thread_count
 from resfit.resume import STATE_FORMAT, begun_run, require_unused
@@ -449,7 +448,7 @@ class _Run:
             params=price.params,
             macs=price.macs,
             budget=recipe.budget,
-            layers=tuple(layer_rows(recipe)),
+            layers=tuple(layer_rows(price)),
             seed=self.seed,
             epochs=len(self.curve),
             device=self.device.type,
@@ -479,27 +478,10 @@ class _Run:
             curve=tuple(self.curve),
             init=self.init,
             teachers=tuple(teacher for _, teacher in self.teachers),
-            augmented=self._augmented_grid(),
+            augmented=augmented_grid(data, recipe.augment, self.seed, self.trainer.fill),
             samples=samples(logits, data),
             events=tuple(self.events),
         )
-
-    def _augmented_grid(self) -> str:
-        """A few training images, each as it is (first column) and as training may see it."""
-        rows, columns = min(6, len(self.data.train)), 9
-        index = torch.arange(rows).repeat_interleave(columns)
-        images = self.data.train.images[index]
-        seen = augment(
-            images,
-            self.recipe.augment,
-            torch.Generator().manual_seed(self.seed),
-            index=torch.arange(len(index)),
-            epoch=0,
-            seed=self.seed,
-            fill=None if self.trainer.fill is None else self.trainer.fill.cpu(),
-        )
-        seen[::columns] = images[::columns]
-        return png_grid(seen, columns)
 
     def _save_state(self) -> None:
         """Write the state, unless it lies there already; raises Diverged rather than save what is not finite."""
@@ -597,52 +579,3 @@ def whiten_stem(net: Network, images: Tensor) -> None:
     for module in net.modules():
         if isinstance(module, FrozenConv):
             module.whiten(images)
-
-
-def layer_rows(recipe: Recipe) -> list[LayerRow]:
-    """The layer table of a recipe's network."""
-    return [
-        LayerRow(
-            name=layer.name,
-            kind=layer.kind,
-            shape=layer.shape,
-            params=layer.params,
-            macs=layer.macs,
-            activation_bytes=layer.activation_bytes,
-        )
-        for layer in cost(recipe.spec).layers
-    ]
-
-
-def samples(logits: Tensor, data: Dataset, count: int = 8) -> tuple[Sample, ...]:
-    """The test images that the network is most sure of, right ones and then wrong ones, `count` of each at the most."""
-    confidence, predicted = logits.softmax(1).max(1)
-    right = predicted == data.test.labels
-    chosen: list[int] = []
-    for group in (right, ~right):
-        members = group.nonzero().flatten()
-        chosen += members[confidence[members].argsort(descending=True)][:count].tolist()
-    return tuple(
-        Sample(
-            image=png(data.test.images[i]),
-            label=data.classes[int(data.test.labels[i])],
-            prediction=data.classes[int(predicted[i])],
-            confidence=float(confidence[i]),
-        )
-        for i in chosen
-    )
-
-
-def write_summary(records: Sequence[RunRecord], folder: Path) -> None:
-    """summary.json of several runs of one recipe: n, mean, deviation, interval and raw values, with and without TTA."""
-    plain = summarize([record.test.accuracy for record in records])
-    headline = summarize([record.accuracy for record in records])
-    content = {
-        "recipe": records[0].recipe,
-        "seeds": [record.seed for record in records],
-        "accuracy": to_plain(plain),
-        "accuracy_tta": to_plain(headline) if records[0].test.accuracy_tta is not None else None,
-        "seconds_to_result": to_plain(summarize([record.seconds_to_result for record in records])),
-        "images_per_second": to_plain(summarize([record.images_per_second for record in records])),
-    }
-    write_atomic(folder / "summary.json", json.dumps(content, indent=1))

@@ -206,8 +206,7 @@ def _print_result(record: RunRecord, folder: Path) -> None:
 
 def _summarize(record: RunRecord, folder: Path) -> None:
     """Write and print what all finished runs of the recipe say, those of earlier calls too, where they are several."""
-    from resfit.record import runs_alike, summarize
-    from resfit.run import write_summary
+    from resfit.record import runs_alike, summarize, write_summary
 
     try:
         records = runs_alike(folder, record)

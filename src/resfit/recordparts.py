@@ -1,0 +1,65 @@
+"""What a run's record shows besides its numbers: the layer table, augmented images, samples of what was predicted."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from resfit.augment import augment
+from resfit.cost import Cost
+from resfit.data import Dataset
+from resfit.pictures import png, png_grid
+from resfit.recipe import AugmentConfig
+from resfit.record import LayerRow, Sample
+
+
+def layer_rows(price: Cost) -> list[LayerRow]:
+    """The layer table of a network."""
+    return [
+        LayerRow(
+            name=layer.name,
+            kind=layer.kind,
+            shape=layer.shape,
+            params=layer.params,
+            macs=layer.macs,
+            activation_bytes=layer.activation_bytes,
+        )
+        for layer in price.layers
+    ]
+
+
+def augmented_grid(data: Dataset, config: AugmentConfig, seed: int, fill: Tensor | None) -> str:
+    """A few training images, each as it is (first column) and as training may see it, as a base64 PNG."""
+    rows, columns = min(6, len(data.train)), 9
+    index = torch.arange(rows).repeat_interleave(columns)
+    images = data.train.images[index]
+    seen = augment(
+        images,
+        config,
+        torch.Generator().manual_seed(seed),
+        index=torch.arange(len(index)),
+        epoch=0,
+        seed=seed,
+        fill=None if fill is None else fill.cpu(),
+    )
+    seen[::columns] = images[::columns]
+    return png_grid(seen, columns)
+
+
+def samples(logits: Tensor, data: Dataset, count: int = 8) -> tuple[Sample, ...]:
+    """The test images that the network is most sure of, right ones and then wrong ones, `count` of each at the most."""
+    confidence, predicted = logits.softmax(1).max(1)
+    right = predicted == data.test.labels
+    chosen: list[int] = []
+    for group in (right, ~right):
+        members = group.nonzero().flatten()
+        chosen += members[confidence[members].argsort(descending=True)][:count].tolist()
+    return tuple(
+        Sample(
+            image=png(data.test.images[i]),
+            label=data.classes[int(data.test.labels[i])],
+            prediction=data.classes[int(predicted[i])],
+            confidence=float(confidence[i]),
+        )
+        for i in chosen
+    )
