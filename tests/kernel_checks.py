@@ -35,3 +35,13 @@ def maps(seed: int, shape: tuple[int, ...] = (7, 48, 9, 11), scale: float = 1, s
     """Random maps in bf16, channels_last."""
     drawn = torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * scale + shift
     return drawn.bfloat16().contiguous(memory_format=torch.channels_last)
+
+
+def check_two_readers(out: Tensor, twin: Tensor, given: tuple[Tensor, ...]) -> None:
+    """Both are one map of `given`, and the gradients that come to them add up."""
+    assert torch.equal(out, twin) and out.data_ptr() == twin.data_ptr()
+    first, second = (maps(seed).mul_(4).round_() for seed in (1, 3))  # whose sum bf16 holds exactly
+    both = torch.autograd.grad((out, twin), given, (first, second), retain_graph=True)
+    for reader in (out, twin):
+        alone = torch.autograd.grad(reader, given, first + second, retain_graph=True)
+        assert all(torch.equal(a, b) for a, b in zip(both, alone, strict=True))

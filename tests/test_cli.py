@@ -313,14 +313,15 @@ def test_offline_opens_no_socket(
     assert "offline" in line
 
 
+@pytest.mark.parametrize("command", ["train", "tune"])
 def test_a_number_of_classes_that_the_folder_has_not_is_refused(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, command: str
 ) -> None:
     for label in ("cat", "dog"):
         (tmp_path / "images" / label).mkdir(parents=True)
         for n in range(10):
             Image.new("RGB", (8, 8), (n, n, n)).save(tmp_path / "images" / label / f"{n}.png")
-    words = ["train", "folder", "--data-dir", str(tmp_path / "images"), "--spec.num_classes", "3"]
+    words = [command, "folder", "--data-dir", str(tmp_path / "images"), "--spec.num_classes", "3"]
     assert "the folder has 2 classes, not 3 (--spec.num_classes)" in fails(capsys, *words)
 
 

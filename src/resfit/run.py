@@ -181,10 +181,20 @@ def fit_classes(recipe: Recipe, classes: Sequence[str]) -> Recipe:
     return recipe
 
 
-def for_folder(recipe: Recipe, data_dir: Path | None) -> Recipe:
-    """The recipe with the classes of the image folder that it is for, ahead of any work; other recipes as they are."""
+def for_folder(recipe: Recipe, data_dir: Path | None, *, given: bool = False) -> Recipe:
+    """The recipe with the classes of the image folder that it is for, ahead of any work; other recipes as they are.
+
+    `given`: the user named their number, and another one is refused.
+    """
     classes = class_names(recipe.data, data_dir)
-    return recipe if classes is None else fit_classes(recipe, classes)
+    if classes is None:
+        return recipe
+    if given and recipe.spec.num_classes != len(classes):
+        raise BadInput(
+            f"the folder has {len(classes)} classes, not {recipe.spec.num_classes} (--spec.num_classes): leave it out, "
+            "they are counted"
+        )
+    return fit_classes(recipe, classes)
 
 
 @dataclass(kw_only=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from kernel_checks import ACTIVATIONS, ROUNDING, difference, maps, needs
+from kernel_checks import ACTIVATIONS, ROUNDING, check_two_readers, difference, maps, needs
 from torch import Tensor
 
 from resfit.kernels.gate import GateActivation, Means
@@ -37,12 +37,7 @@ def test_a_gate_equals_torchs_forward_and_back(activation: str | None, adds: boo
 def test_gradients_of_two_readers_add_up(activation: str | None, adds: bool) -> None:
     given = (maps(0).requires_grad_(), gates().requires_grad_(), *[maps(2).requires_grad_()] * adds)
     out, twin = GateActivation.apply(given[0], given[1], given[2] if adds else None, activation)
-    assert torch.equal(out, twin) and out.data_ptr() == twin.data_ptr()
-    first, second = (maps(seed).mul_(4).round_() for seed in (1, 3))  # whose sum bf16 holds exactly
-    both = torch.autograd.grad((out, twin), given, (first, second), retain_graph=True)
-    for reader in (out, twin):
-        alone = torch.autograd.grad(reader, given, first + second, retain_graph=True)
-        assert all(torch.equal(a, b) for a, b in zip(both, alone, strict=True))
+    check_two_readers(out, twin, given)
 
 
 def test_means_and_the_map_hand_back_one_gradient() -> None:

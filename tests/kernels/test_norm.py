@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from kernel_checks import ACTIVATIONS, ROUNDING, difference, maps, needs
+from kernel_checks import ACTIVATIONS, ROUNDING, check_two_readers, difference, maps, needs
 
 from resfit.kernels.norm import NormActivation, normalized
 
@@ -56,12 +56,7 @@ def test_gradients_of_two_readers_add_up(activation: str | None, adds: bool) -> 
     weight, bias = torch.rand(48).requires_grad_(), torch.randn(48).requires_grad_()
     given = (x, weight, bias, *[added] * adds)
     out, twin, *_ = NormActivation.apply(x, weight, bias, added if adds else None, activation, 1e-5)
-    assert torch.equal(out, twin) and out.data_ptr() == twin.data_ptr()
-    first, second = (maps(seed).mul_(4).round_() for seed in (1, 3))  # whose sum bf16 holds exactly
-    both = torch.autograd.grad((out, twin), given, (first, second), retain_graph=True)
-    for reader in (out, twin):
-        alone = torch.autograd.grad(reader, given, first + second, retain_graph=True)
-        assert all(torch.equal(a, b) for a, b in zip(both, alone, strict=True))
+    check_two_readers(out, twin, given)
 
 
 @pytest.mark.parametrize("activation", ["gelu", "silu"])

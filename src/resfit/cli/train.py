@@ -98,12 +98,7 @@ def _train(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
     if recipe.data.name == "folder" and options.resume is None:
         from resfit.run import for_folder
 
-        wanted, recipe = overrides.get("spec.num_classes"), for_folder(recipe, options.data_dir)
-        if wanted is not None and recipe.spec.num_classes != int(wanted):
-            raise BadInput(
-                f"the folder has {recipe.spec.num_classes} classes, not {wanted} (--spec.num_classes): leave it out, "
-                "they are counted"
-            )
+        recipe = for_folder(recipe, options.data_dir, given="spec.num_classes" in overrides)
     print(f"{recipe.name}: {require_fit(recipe.spec, recipe.budget)}", flush=True)
     if options.workers is not None or options.ray is not None:
         return _train_many(options, recipe, range(seed, seed + options.runs), out)

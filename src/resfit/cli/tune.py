@@ -75,7 +75,7 @@ def _tune(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
 
     folder = options.out / f"{recipe.name}-tune"
     search = Search(
-        recipe=for_folder(recipe, options.data_dir),
+        recipe=for_folder(recipe, options.data_dir, given="spec.num_classes" in overrides),
         space=space,
         storage=options.storage or str(folder / "journal.log"),
         epochs=options.epochs,

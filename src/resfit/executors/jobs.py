@@ -80,7 +80,8 @@ def run_jobs(
 
 def judged_by(jobs: Sequence[Job], place: Place) -> JudgedBy:
     """On what all of the jobs can be compared."""
-    return "validation" if all(has_validation(job.recipe.data, place.data_dir) for job in jobs) else "test"
+    sets = {job.recipe.data for job in jobs}
+    return "validation" if all(has_validation(data, place.data_dir) for data in sets) else "test"
 
 
 def _submitted(

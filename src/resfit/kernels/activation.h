@@ -62,6 +62,14 @@ template <Activation A> inline Lanes slope(Lanes z) {
     return Lanes{} + 1.0f;
 }
 
+// The gradient of z (+ added), from that of its activation. `other`: of a ReLU its output, else what was added.
+template <Activation A, bool ADD> inline Lanes before_activation(Lanes gradient, Lanes z, const bf16 *other) {
+    if constexpr (A == NONE) return gradient;
+    if constexpr (A == RELU) return load(other) > 0.0f ? gradient : Lanes{};
+    if (ADD) z += load(other);
+    return gradient * slope<A>(z);
+}
+
 // run(activation), as a constant that templates take.
 template <typename Run> void with_activation(long activation, Run run) {
     switch (activation) {

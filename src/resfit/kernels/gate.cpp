@@ -60,13 +60,7 @@ void gradients(const bf16 *gradient, const bf16 *second, const bf16 *x, const fl
             const Lanes value = load(x + at);
             Lanes g = load(gradient + at);
             if (SECOND) g += load(second + at);
-            if constexpr (A == RELU) {  // `other` is the output
-                g = load(other + at) > 0.0f ? g : Lanes{};
-            } else if constexpr (A != NONE) {  // `other` is what was added
-                Lanes z = value * gate;
-                if (ADD) z += load(other + at);
-                g *= slope<A>(z);
-            }
+            g = before_activation<A, ADD>(g, value * gate, other + at);
             if (A != NONE || SECOND) store(of_sum + at, g);
             store(of_x + at, g * gate);
             sum += g * value;

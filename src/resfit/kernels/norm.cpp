@@ -93,13 +93,7 @@ void gradient_of_sum(const bf16 *gradient, const bf16 *second, const bf16 *x, co
         const Lanes value = load(x + at);
         Lanes g = load(gradient + at);
         if (SECOND) g += load(second + at);
-        if constexpr (A == RELU) {  // `other` is the output
-            g = load(other + at) > 0.0f ? g : Lanes{};
-        } else if constexpr (A != NONE) {  // `other` is what was added
-            Lanes z = value * of.scale + of.shift;
-            if (ADD) z += load(other + at);
-            g *= slope<A>(z);
-        }
+        g = before_activation<A, ADD>(g, value * of.scale + of.shift, other + at);
         if (A != NONE || SECOND) store(out + at, g);
         plain += g;
         with_x += g * (value - of.pivot);
