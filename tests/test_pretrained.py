@@ -89,8 +89,9 @@ def test_as_many_classes_of_other_names_are_other_classes(tiny: Recipe, source: 
     assert torch.equal(net.head.weight, load(source).head.weight)
 
 
-def test_a_head_of_another_form_begins_anew(tiny: Recipe, source: Path) -> None:
-    net = build(tiny.replace({"spec.head.bias": False}).spec)
+@pytest.mark.parametrize("form", [{"spec.head.bias": False}, {"spec.head.scale": 0.5}], ids=str)
+def test_a_head_of_another_form_begins_anew(form: dict[str, Any], tiny: Recipe, source: Path) -> None:
+    net = build(tiny.replace(form).spec)
     fresh = net.head.weight.clone()
     given = begin_from(source, net, load_dataset(tiny.data, size=8, channels=1), tiny.data)
     assert torch.equal(net.head.weight, fresh)
@@ -103,6 +104,8 @@ def test_another_spec_is_refused_by_name_before_anything_is_written(tiny: Recipe
         BadInput, match=r"a network of another stem and activation \(.*\): give one of the recipe's own"
     ):
         train(other, out=tmp_path, init=source)
+    with pytest.raises(BadInput, match=r"a network of another dropout\.shakedrop"):
+        train(tiny.replace({"spec.dropout.shakedrop": 0.5}), out=tmp_path, init=source)
     with pytest.raises(BadInput, match="no model"):
         train(tiny, out=tmp_path, init=tmp_path / "nowhere")
     assert not list(tmp_path.iterdir())

@@ -228,8 +228,11 @@ def test_easy_images_are_skipped_between_the_first_epoch_and_the_limit(tiny: Rec
     assert images == [256, 192, 192, 256]
 
 
+@pytest.mark.parametrize(
+    "batches", [{"train.batch_size": 64}, {"train.batch_size": 60, "train.drop_last": True}], ids=str
+)
 def test_an_image_that_was_left_out_is_mirrored_when_its_turn_comes(
-    tiny: Recipe, monkeypatch: pytest.MonkeyPatch
+    batch: dict[str, Any], tiny: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By epochs, an easy image that is left out of every other one would always be seen the same way round."""
     seen: dict[int, list[int]] = {}
@@ -240,7 +243,7 @@ def test_an_image_that_was_left_out_is_mirrored_when_its_turn_comes(
         return images
 
     monkeypatch.setattr(sys.modules[Trainer.__module__], "augment", note)  # resfit.train is a function
-    run = trainer(tiny.replace({"train.epochs": 6, "train.batch_size": 64, "train.skip_easy": 0.4}))
+    run = trainer(tiny.replace({"train.epochs": 6, "train.skip_easy": 0.4, **batch}))
     assert sum(result.images for result in run.epochs()) < 6 * 256
     assert all(turns == list(range(len(turns))) for turns in seen.values())
 
@@ -289,12 +292,19 @@ def test_mixed_batches_go_through_in_pieces_too(tiny: Recipe) -> None:
     assert run.pieces == 8
 
 
-def test_memory_for_not_even_an_image_ends_the_run(tiny: Recipe) -> None:
+def test_no_piece_has_a_single_image(tiny: Recipe) -> None:
+    """A norm cannot train on one image whose map is a single pixel."""
+    run = trainer(tiny)
+    run.pieces = 4
+    assert [[len(piece) for piece in run._pieces(torch.zeros(n))] for n in (9, 7, 3)] == [[3, 2, 2, 2], [3, 2, 2], [3]]
+
+
+def test_memory_for_not_even_two_images_ends_the_run(tiny: Recipe) -> None:
     class Smaller(Linear):
         def forward(self, images: Tensor) -> Tensor:
             raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    with pytest.raises(RunFailed, match=r"^out of memory with a single image \(train.batch_size\): "):
+    with pytest.raises(RunFailed, match=r"^out of memory with two images \(train.batch_size\): "):
         trainer(tiny, kind=Smaller).train_epoch()
 
 

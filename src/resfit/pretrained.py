@@ -35,7 +35,7 @@ def begin_from(target: str | Path, net: Network, data: Dataset, config: DataConf
     if differing := _differing(net.spec, given.spec):
         raise BadInput(f"a network of another {' and '.join(differing)} ({target}): give one of the recipe's own spec")
     weights, taken = given.state_dict(), "all weights"
-    if tuple(given.info.classes) != data.classes or _head_shapes(given) != _head_shapes(net):
+    if tuple(given.info.classes) != data.classes or _head_form(given) != _head_form(net):
         weights = {name: value for name, value in weights.items() if not name.startswith("head.")}
         taken += f" but the head's, which begins anew for {len(data.classes)} classes"
     net.load_state_dict({**net.state_dict(), **weights})
@@ -46,11 +46,14 @@ def _differing(ours: NetSpec, theirs: NetSpec) -> list[str]:
     """The fields of two specs without which weights would mean something else."""
     names = [field.name for field in fields(ours) if field.name not in _FREE]
     differing = [name for name in names if getattr(ours, name) != getattr(theirs, name)]
-    return differing + (["input.channels"] if ours.input.channels != theirs.input.channels else [])
+    # Evaluation scales a shaken residual by its rate; other dropouts leave no trace in it.
+    parts = {"input.channels": (ours.input.channels, theirs.input.channels)}
+    parts["dropout.shakedrop"] = (ours.dropout.shakedrop, theirs.dropout.shakedrop)
+    return differing + [name for name, (one, other) in parts.items() if one != other]
 
 
-def _head_shapes(net: Network) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(value.shape) for name, value in net.head.state_dict().items()}
+def _head_form(net: Network) -> tuple[float, dict[str, tuple[int, ...]]]:
+    return net.spec.head.scale, {name: tuple(value.shape) for name, value in net.head.state_dict().items()}
 
 
 def load_teacher(

@@ -151,7 +151,7 @@ class Trainer:
         self._check_loss()
         self._set_rates(1.0)
         if self.easy is not None:
-            self.easy.turns[now.order] += 1
+            self.easy.turns[now.order[: now.seen]] += 1
         self.epoch, self.under_way = self.epoch + 1, None
         return EpochResult(
             epoch=self.epoch,
@@ -192,7 +192,7 @@ class Trainer:
         """
         inputs, targets = self.batch(index, self.generator, progress=progress)
         losses, logits = [], []
-        for piece, wanted in zip(inputs.chunk(self.pieces), targets.chunk(self.pieces), strict=True):
+        for piece, wanted in zip(self._pieces(inputs), self._pieces(targets), strict=True):
             own = distributed.share(len(piece))
             mine = piece[own]
             part = share * (len(mine) / len(inputs))
@@ -206,6 +206,10 @@ class Trainer:
         if self.easy is not None:
             self.easy.remember(index, whole, labels)
         return distributed.summed(torch.stack(losses).sum()), _hits(whole, targets)
+
+    def _pieces(self, batch: Tensor) -> Sequence[Tensor]:
+        """A batch as it goes through the network, at least two images at a time: a norm needs two."""
+        return batch.tensor_split(max(1, min(self.pieces, len(batch) // 2)))
 
     def _soft_targets(self, inputs: Tensor) -> Tensor | None:
         distill = self.recipe.distill
@@ -226,8 +230,8 @@ class Trainer:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         batch_size, self.pieces = self.recipe.train.batch_size, 2 * self.pieces
-        if self.pieces > batch_size:
-            raise RunFailed("out of memory with a single image (train.batch_size): give a smaller network or image")
+        if 2 * self.pieces > batch_size:
+            raise RunFailed("out of memory with two images (train.batch_size): give a smaller network or image")
         self.on_note(
             f"epoch {self.epoch + 1}: out of memory; batches of {batch_size} go through in {self.pieces} pieces from "
             "here on, with one optimizer step as before"

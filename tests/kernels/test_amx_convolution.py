@@ -17,7 +17,7 @@ SHAPES = [  # images, height, width, channels, outputs, side of the filters, str
     (3, 7, 9, 32, 96, 3, 1),  # odd sides, and a group of images that is not full
     (70, 4, 4, 64, 32, 3, 1),  # more than one group
     (5, 3, 3, 96, 160, 3, 1),
-    (33, 6, 6, 640, 96, 3, 1),  # sums in more than one slice of the inputs
+    (33, 6, 6, 640, 96, 3, 1),
     (1, 33, 34, 32, 64, 3, 1),
     (2, 8, 8, 64, 64, 3, 2),
     (3, 7, 9, 32, 64, 3, 2),
@@ -25,7 +25,9 @@ SHAPES = [  # images, height, width, channels, outputs, side of the filters, str
     (3, 8, 8, 64, 96, 1, 1),
     (3, 9, 8, 64, 96, 1, 2),
     (9, 8, 6, 32, 64, 5, 2),
-    (16, 1, 1, 64, 32, 3, 1),  # from here on maps so small and images so many that no product is torch's
+    (16, 1, 1, 64, 32, 3, 1),
+    (2, 70, 66, 64, 32, 3, 1),  # a map that is laid out in parts
+    (2, 70, 67, 64, 96, 3, 2),
     (40, 5, 7, 24, 40, 3, 1),  # channels that do not fill their tiles, a second half of them empty
     (70, 4, 4, 72, 100, 3, 1),
     (17, 15, 16, 32, 64, 3, 2),

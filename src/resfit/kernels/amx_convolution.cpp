@@ -1,8 +1,8 @@
 // Convolutions k x k, k odd and zero-padded by k / 2, of channels-last bf16 images, and their gradients, by AMX.
 //
-// The rows of a tile are images, not neighbours in a map. Each place of a filter then meets whole tiles, and where it lies
-// outside the map nothing is multiplied: of a 3x3 convolution's products that is a third at 4x4 pixels. Sums are made in
-// fp32; channels and images that are missing from a tile are zeros.
+// The rows of a tile are not only neighbours in a map, which would leave it half empty where maps are small: a convolution
+// takes columns of several images, its filters' gradient several images alone. Sums are made in fp32; channels and images
+// that are missing from a tile are zeros.
 
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -16,10 +16,11 @@ namespace {
 
 constexpr long TILE = 512;              // bf16 numbers of a tile
 constexpr long SUMS = 4 * 256;          // numbers of the four tiles of sums that are held at a time
-constexpr long IMAGES = 32;             // two tiles' rows, or one tile's depth
-constexpr long PIXELS = 32;             // whose sums are held at a time
+constexpr long IMAGES = 32;             // of a tile's depth
 constexpr long NEAR = 8;                // tiles whose operands stay in the first cache
 constexpr long GROUP_BYTES = 1000'000;  // of operands, which stay in the second cache
+constexpr long NEAR_NUMBERS = 400'000;   // of a laid out source, which stay in the second cache with the next one's
+constexpr double FAR_BYTES = 3'500'000;  // of a laid out source that would take twice as long
 
 long blocks(long count, long size) { return (count + size - 1) / size; }
 
@@ -65,25 +66,25 @@ inline void store_tile(bf16 *to, const __m512i rows[16]) {
     for (long i = 0; i < 16; ++i) _mm512_store_si512(to + 32 * i, rows[i]);
 }
 
-inline void begin_sums(const float *sums, bool first) {
-    if (first) {
-        _tile_zero(0);
-        _tile_zero(1);
-        _tile_zero(2);
-        _tile_zero(3);
-    } else {
-        _tile_loadd(0, sums, 64);
-        _tile_loadd(1, sums + 256, 64);
-        _tile_loadd(2, sums + 512, 64);
-        _tile_loadd(3, sums + 768, 64);
-    }
+inline void zero_sums() {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
 }
 
-// The sums += two tiles of the left times two of the right.
-inline void multiply(const bf16 *left, const bf16 *next_left, const bf16 *right, const bf16 *next_right) {
-    _tile_loadd(4, left, 64);
+inline void load_sums(const float *sums) {
+    _tile_loadd(0, sums, 64);
+    _tile_loadd(1, sums + 256, 64);
+    _tile_loadd(2, sums + 512, 64);
+    _tile_loadd(3, sums + 768, 64);
+}
+
+// The sums += two tiles of the left, whose rows lie so many bytes apart, times two of the right.
+inline void multiply(const bf16 *left, const bf16 *next_left, const bf16 *right, const bf16 *next_right, long row_bytes = 64) {
+    _tile_loadd(4, left, row_bytes);
     _tile_loadd(6, right, 64);
-    _tile_loadd(5, next_left, 64);
+    _tile_loadd(5, next_left, row_bytes);
     _tile_loadd(7, next_right, 64);
     _tile_dpbf16ps(0, 4, 6);
     _tile_dpbf16ps(1, 4, 7);
@@ -91,7 +92,7 @@ inline void multiply(const bf16 *left, const bf16 *next_left, const bf16 *right,
     _tile_dpbf16ps(3, 5, 7);
 }
 
-inline void end_sums(float *sums) {
+inline void store_sums(float *sums) {
     _tile_stored(0, sums, 64);
     _tile_stored(1, sums + 256, 64);
     _tile_stored(2, sums + 512, 64);
@@ -103,6 +104,7 @@ struct alignas(64) TileShapes {
     uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
     uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
 };
+const TileShapes SHAPES;  // in memory as a whole: a compiler may think that only its first bytes are read
 
 // A convolution of n images [h][w][inputs] to maps [out_h][out_w][outputs].
 struct Convolution {
@@ -111,44 +113,110 @@ struct Convolution {
     long places = kernel * kernel, pad = kernel / 2;
 };
 
-// Which pixel of the source meets a pixel of the result at a place of the filter.
-struct Meeting {
-    long place, source, result;
-};
-
 struct Map {
     long h, w, channels;
     long pixels = h * w, blocks = ::blocks(channels, 32);
 };
 
+// What a line of results meets at a place of the filter: a line of the source's, which begins at a column of a row, and so
+// many numbers into it.
+struct Meeting {
+    long place, row, column, first;
+};
+
+// Rows of the results of some images, and the rows of the source that they meet.
+struct Unit {
+    long image, images, top, end, source_top, source_end;
+};
+
 // From images to maps, or with `back` from the maps' gradient to that of the images.
+//
+// A line is a row's results of some images, of every `result_step`-th column: [columns][images]. The source is laid out
+// likewise, with its columns by their remainder: [rows][remainders][columns][images][channels], and zeros to the left and
+// right. What a line meets is then a line as well, that begins somewhere else.
 struct Pass {
     Convolution c;
     bool back;
+    long threads;
     Map image{c.h, c.w, c.inputs}, map{c.out_h, c.out_w, c.outputs};
     Map source = back ? map : image, result = back ? image : map;
+    long source_step = back ? 1 : c.stride, result_step = back ? c.stride : 1;
+    long halo = blocks(c.pad, c.stride), columns = blocks(source.w, source_step) + 2 * halo;
+    long images = most_even();
+    long line_rows = blocks(result.w, result_step) * images, column_size = images * source.blocks * 32;
+    long row_size = source_step * columns * column_size;
+    long chunks = std::min(result.h, std::max(blocks(2 * threads, blocks(c.n, images)), blocks(source.h * row_size, NEAR_NUMBERS)));
+    long units = blocks(c.n, images) * chunks;
 
-    // All meetings, by the result's pixels; `begin` gets where those of each pixel begin, and where the last end.
-    std::vector<Meeting> meetings(std::vector<long> &begin) const {
-        std::vector<Meeting> found;
-        for (long pixel = 0; pixel < result.pixels; ++pixel) {
-            begin.push_back(found.size());
-            for (long place = 0; place < c.places; ++place) {
-                const long down = place / c.kernel - c.pad, right = place % c.kernel - c.pad;
-                long y = pixel / result.w, x = pixel % result.w;
-                if (back) {
-                    y -= down, x -= right;
-                    if (y % c.stride || x % c.stride) continue;
-                    y /= c.stride, x /= c.stride;
-                } else {
-                    y = y * c.stride + down, x = x * c.stride + right;
-                }
-                if (y < 0 || x < 0 || y >= source.h || x >= source.w) continue;
-                found.push_back({place, y * source.w + x, pixel});
-            }
+    // How many images fill tiles, occupy the threads and stay near best.
+    long most_even() const {
+        long best = 1;
+        double least = 0;
+        for (long n = 1; n <= std::min(32L, c.n); ++n) {
+            long products = 0;
+            for (long row = 0; row < blocks(result.w, result_step) * n; row += 32)
+                for (long column = -halo; column <= halo; ++column) products += !is_outside(row, column, n);
+            const double bytes = 64.0 * n * source.blocks * source.h * source_step * columns;
+            const double cost = blocks(blocks(c.n, n) * result.h, threads) * products * (1 + bytes / FAR_BYTES);
+            if (n == 1 || cost < least) least = cost, best = n;
         }
-        begin.push_back(found.size());
+        return best;
+    }
+
+    // Whether two tiles of a line, from so many rows on, meet nothing but zeros in a line that begins at a column.
+    bool is_outside(long row, long column, long images) const {
+        return (row + 31) / images + column < 0 || row / images + column >= columns - 2 * halo;
+    }
+
+    Unit unit(long number) const {
+        const long image = number / chunks * images, rows = blocks(result.h, chunks);
+        const long top = std::min(result.h, number % chunks * rows), end = std::min(result.h, top + rows);
+        const long above = back ? blocks(top - c.pad, c.stride) : top * c.stride - c.pad;
+        const long below = back ? (end - 1 + c.pad) / c.stride : (end - 1) * c.stride + c.pad;
+        return {image, std::min(images, c.n - image), top, end, std::max(0L, above), std::min(source.h, below + 1)};
+    }
+
+    std::vector<Meeting> meetings(long result_row, long column) const {
+        std::vector<Meeting> found;
+        for (long place = 0; place < c.places; ++place) {
+            const long down = place / c.kernel - c.pad, right = place % c.kernel - c.pad;
+            const long y = back ? result_row - down : result_row * c.stride + down, x = back ? column - right : right;
+            if (back && (y % c.stride || x % c.stride)) continue;
+            const long row = back ? y / c.stride : y, remainder = (x % source_step + source_step) % source_step;
+            if (row < 0 || row >= source.h) continue;
+            const long first = back ? x / c.stride : (x - remainder) / source_step;
+            found.push_back({place, row, first, (remainder * columns + halo + first) * column_size});
+        }
         return found;
+    }
+};
+
+// Lays the source of a unit out, some pixels at a time; the zeros around it are there already.
+struct Copy {
+    const Pass &pass;
+    const bf16 *from;
+    const Unit unit;
+    bf16 *to;
+    long row = unit.source_top, image = 0, x = 0, done = 0;
+    long pixels = std::max(0L, unit.source_end - unit.source_top) * unit.images * pass.source.w;
+
+    Copy(const Pass &pass, const bf16 *from, const Unit &unit, bf16 *to) : pass(pass), from(from), unit(unit), to(to) {}
+
+    void all() { until(pixels); }
+
+    void until(long count) {
+        const Map &map = pass.source;
+        const long step = pass.source_step, whole = map.channels / 32 * 32, rest = map.channels - whole;
+        for (; done < std::min(count, pixels); ++done) {
+            const bf16 *pixel = from + (((unit.image + image) * map.h + row) * map.w + x) * map.channels;
+            const long column = step == 1 ? x : x % step * pass.columns + x / step;
+            bf16 *place = to + row * pass.row_size + ((pass.halo + column) * pass.images + image) * map.blocks * 32;
+            for (long c = 0; c < whole; c += 32) _mm512_store_si512(place + c, _mm512_loadu_si512(pixel + c));
+            if (rest) _mm512_store_si512(place + whole, line(pixel + whole, rest));
+            if (++x < map.w) continue;
+            x = 0;
+            if (++image == unit.images) image = 0, ++row;
+        }
     }
 };
 
@@ -169,25 +237,24 @@ void lay_out_filters(const Pass &pass, const bf16 *filters, long place, long fro
     store_tile(tile, rows);
 }
 
-// Left operands of so many images from `first` on, [blocks][pixels][2][16 images][32 channels].
-void lay_out_images(const Map &map, const bf16 *numbers, long first, long n, bf16 *left) {
-    for (long image = 0; image < IMAGES; ++image)
-        for (long pixel = 0; pixel < map.pixels; ++pixel)
-            for (long b = 0; b < map.blocks; ++b) {
-                const bf16 *from = numbers + ((first + image) * map.pixels + pixel) * map.channels + b * 32;
-                _mm512_store_si512(left + (b * map.pixels + pixel) * 2 * TILE + image * 32,
-                                   line(from, first + image < n ? map.channels - b * 32 : 0));
-            }
-}
-
-// A pixel's sums, rounded, of so many images: 32 channels of each, or as many as are left.
-void store_pixel(const Map &map, const float *sums, long images, long count, bf16 *to) {
-    for (long image = 0; image < images; ++image) {
-        const float *sum = sums + image / 16 * 512 + image % 16 * 16;
+// Rounds and stores the sums of the line that begins at `column`, from its `first` row on: up to 32 rows of up to 32
+// channels, of so many images. `to` is the row of the first image.
+void store_line(const Pass &pass, const float *sums, long column, long first, long channels, long images, bf16 *to) {
+    const Map &map = pass.result;
+    const __mmask32 mask = channels >= 32 ? ~0u : (1u << channels) - 1;
+    long image = first % pass.images, x = column + first / pass.images * pass.result_step;
+    for (long row = 0; row < 32 && x < map.w; ++row) {
+        const float *sum = sums + row / 16 * 512 + row % 16 * 16;
         const __m512bh both = _mm512_cvtne2ps_pbh(_mm512_load_ps(sum + 256), _mm512_load_ps(sum));
-        _mm512_mask_storeu_epi16(to + image * map.pixels * map.channels, count >= 32 ? ~0u : (1u << count) - 1, (__m512i)both);
+        if (image < images) _mm512_mask_storeu_epi16(to + (image * map.pixels + x) * map.channels, mask, (__m512i)both);
+        if (++image == pass.images) image = 0, x += pass.result_step;
     }
 }
+
+// Which pixel of an image meets a pixel of the map at a place of the filter.
+struct PixelMeeting {
+    long place, source, result;
+};
 
 // How maps are cut into bands of rows, which stand side by side in a tile as if they were images of their own: so that few
 // images fill it as well, and large maps fit into the cache. The source's rows of a band begin `above` its first.
@@ -239,9 +306,9 @@ struct Strips {
 
 // The meetings within a band, by chunks of the result's rows and by places; `begin` gets where those of each begin, and
 // `is_used` which of the source's pixels there are among them.
-std::vector<Meeting> band_meetings(const Convolution &c, const Bands &bands, long chunk_rows, std::vector<long> &begin,
-                                   std::vector<char> &is_used) {
-    std::vector<Meeting> found;
+std::vector<PixelMeeting> band_meetings(const Convolution &c, const Bands &bands, long chunk_rows, std::vector<long> &begin,
+                                        std::vector<char> &is_used) {
+    std::vector<PixelMeeting> found;
     is_used.resize(bands.source_rows * c.w);
     for (long top = 0; top < bands.rows; top += chunk_rows)
         for (long place = 0; place < c.places; ++place) {
@@ -270,46 +337,57 @@ long prepare() { return syscall(SYS_arch_prctl, 0x1023, 18); }
 // `back` the gradient of the images: `source` is the maps' gradient.
 void convolve(const bf16 *source, const bf16 *filters, bf16 *result, long n, long h, long w, long inputs, long outputs,
               long kernel, long stride, long back, long threads) {
-    const Pass pass{{n, h, w, inputs, outputs, kernel, stride}, back != 0};
+    const Pass pass{{n, h, w, inputs, outputs, kernel, stride}, back != 0, threads};
     const Map &from = pass.source, &to = pass.result;
-    const long places = pass.c.places, units = blocks(n, IMAGES) * to.blocks;
-    std::vector<long> begin;
-    const std::vector<Meeting> meetings = pass.meetings(begin);
-    const auto right = buffer<bf16>(to.blocks * from.blocks * places * 2 * TILE);  // [to blocks][from blocks][places][2][tile]
+    const long places = pass.c.places, channels = from.blocks * 32;
+    std::vector<std::vector<Meeting>> meetings;  // [lines]
+    for (long line = 0; line < to.h * pass.result_step; ++line)
+        meetings.push_back(pass.meetings(line / pass.result_step, line % pass.result_step));
+    const auto right = buffer<bf16>(to.blocks * places * from.blocks * 2 * TILE);  // [to blocks][places][from blocks][2][tile]
 #pragma omp parallel num_threads(threads)
     {
-        const TileShapes shapes;
-        _tile_loadconfig(&shapes);
-        const auto left = buffer<bf16>(from.blocks * from.pixels * 2 * TILE);
-        const auto sums = buffer<float>(std::min(PIXELS, to.pixels) * SUMS);
+        _tile_loadconfig(&SHAPES);
+        const long size = from.h * pass.row_size + 32 * channels;  // a line's last tile may end behind it
+        const auto left = buffer<bf16>(2 * size);                  // of a unit and of the next
+        std::memset(left.get(), 0, 2 * size * sizeof(bf16));
+        const auto sums = buffer<float>(SUMS);
 #pragma omp for schedule(static)
-        for (long tile = 0; tile < to.blocks * from.blocks * places * 2; ++tile) {
-            const long block = tile / 2 / places, first_to = block / from.blocks * 32 + tile % 2 * 16;
-            lay_out_filters(pass, filters, tile / 2 % places, block % from.blocks * 32, first_to, &right[tile * TILE]);
+        for (long tile = 0; tile < to.blocks * places * from.blocks * 2; ++tile) {
+            const long block = tile / 2 / from.blocks, first_to = block / places * 32 + tile % 2 * 16;
+            lay_out_filters(pass, filters, block % places, tile / 2 % from.blocks * 32, first_to, &right[tile * TILE]);
         }
 #pragma omp for schedule(static)
-        for (long thread = 0; thread < threads; ++thread)
-            // A unit is 32 channels of the results of so many images.
-            for (long unit = units * thread / threads, laid_out = -1; unit < units * (thread + 1) / threads; ++unit) {
-                const long first = unit / to.blocks * IMAGES, block = unit % to.blocks;
-                if (first != laid_out) lay_out_images(from, source, first, n, left.get());
-                laid_out = first;
-                for (long top = 0; top < to.pixels; top += PIXELS)
-                    for (long b = 0; b < from.blocks; ++b)
-                        for (long pixel = top; pixel < std::min(to.pixels, top + PIXELS); ++pixel) {
-                            float *own = &sums[(pixel - top) * SUMS];
-                            begin_sums(own, b == 0);
-                            for (long m = begin[pixel]; m < begin[pixel + 1]; ++m) {
-                                const bf16 *l = &left[(b * from.pixels + meetings[m].source) * 2 * TILE];
-                                const bf16 *r = &right[((block * from.blocks + b) * places + meetings[m].place) * 2 * TILE];
-                                multiply(l, l + TILE, r, r + TILE);
+        for (long thread = 0; thread < threads; ++thread) {
+            const long begin = pass.units * thread / threads, end = pass.units * (thread + 1) / threads;
+            for (long number = begin; number < end; ++number) {
+                bf16 *here = &left[number % 2 * size], *there = &left[(number + 1) % 2 * size];
+                const Unit unit = pass.unit(number);
+                if (number == begin) Copy(pass, source, unit, here).all();
+                // Tiles are multiplied by a part of the processor that leaves the others free to lay the next unit out.
+                Copy next(pass, source, number + 1 < end ? pass.unit(number + 1) : Unit{}, there);
+                long all = 0, done = 0;
+                for (long line = unit.top * pass.result_step; line < unit.end * pass.result_step; ++line)
+                    all += to.blocks * blocks(pass.line_rows, 32) * meetings[line].size();
+                const double share = double(next.pixels) / all;
+                for (long block = 0; block < to.blocks; ++block)
+                    for (long line = unit.top * pass.result_step; line < unit.end * pass.result_step; ++line)
+                        for (long row = 0; row < pass.line_rows; row += 32) {
+                            zero_sums();
+                            for (const Meeting &m : meetings[line]) {
+                                next.until(++done * share);
+                                if (pass.is_outside(row, m.column, pass.images)) continue;
+                                const bf16 *l = here + m.row * pass.row_size + m.first + row * channels;
+                                const bf16 *r = &right[(block * places + m.place) * from.blocks * 2 * TILE];
+                                for (long b = 0; b < from.blocks; ++b, l += 32, r += 2 * TILE)
+                                    multiply(l, l + 16 * channels, r, r + TILE, channels * sizeof(bf16));
                             }
-                            end_sums(own);
-                            if (b + 1 == from.blocks)
-                                store_pixel(to, own, std::min(IMAGES, n - first), to.channels - block * 32,
-                                            result + (first * to.pixels + pixel) * to.channels + block * 32);
+                            store_sums(sums.get());
+                            bf16 *own = result + (unit.image * to.pixels + line / pass.result_step * to.w) * to.channels + block * 32;
+                            store_line(pass, sums.get(), line % pass.result_step, row, to.channels - block * 32, unit.images, own);
                         }
+                next.all();
             }
+        }
         _tile_release();
     }
 }
@@ -326,14 +404,13 @@ void filter_gradient(const bf16 *images, const bf16 *gradient, float *filters, l
     const long pixels = bands.rows * c.out_w, source_pixels = bands.source_rows * w;
     std::vector<long> begin;
     std::vector<char> is_used;
-    const std::vector<Meeting> meetings = band_meetings(c, bands, chunk_rows, begin, is_used);
+    const std::vector<PixelMeeting> meetings = band_meetings(c, bands, chunk_rows, begin, is_used);
     const long tiles = blocks(n * bands.count, IMAGES), ins = image.blocks, outs = map.blocks;
     threads = std::min(threads, tiles);
     std::vector<Buffer<float>> sums(threads);  // [ins][outs][places][four tiles]
 #pragma omp parallel num_threads(threads)
     {
-        const TileShapes shapes;
-        _tile_loadconfig(&shapes);
+        _tile_loadconfig(&SHAPES);
 #pragma omp for schedule(static)
         for (long thread = 0; thread < threads; ++thread) {
             const long first = tiles * thread / threads, last = tiles * (thread + 1) / threads;
@@ -368,12 +445,12 @@ void filter_gradient(const bf16 *images, const bf16 *gradient, float *filters, l
                             float *own = &sums[thread][(block * c.places + part % c.places) * SUMS];
                             const bf16 *l = &left[block % outs * 2 * next_left + tile * pixels * TILE];
                             const bf16 *r = &right[block / outs * 2 * next_right + tile * source_pixels * TILE];
-                            begin_sums(own, from == first && tile == 0 && part < c.places);
+                            from == first && tile == 0 && part < c.places ? zero_sums() : load_sums(own);
                             for (long m = begin[part]; m < begin[part + 1]; ++m) {
                                 const bf16 *of_map = l + meetings[m].result * TILE, *of_image = r + meetings[m].source * TILE;
                                 multiply(of_map, of_map + next_left, of_image, of_image + next_right);
                             }
-                            end_sums(own);
+                            store_sums(own);
                         }
             }
         }

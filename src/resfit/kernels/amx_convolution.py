@@ -1,6 +1,6 @@
-"""Convolutions by AMX with a tile's rows across images: those of small maps, and every filters' gradient.
+"""Convolutions by AMX, and their gradients, with tiles that images share.
 
-torch's take their rows from a map's neighbours, so that a map of 4x4 pixels fills a quarter of a tile, and multiply its
+torch's take a tile's rows from a map's neighbours, so that a map of 4x4 pixels fills a quarter of it, and multiply its
 padding too.
 """
 
@@ -14,9 +14,6 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from resfit.kernels.library import call, pointer
-
-# Where its maps are faster than torch's.
-LARGEST_MAP, FEWEST_IMAGES = 64, 16
 
 _convolution_backward = torch.ops.aten.convolution_backward
 
@@ -35,10 +32,9 @@ class AmxConvolution(torch.autograd.Function):
         rounded = filters.to(torch.bfloat16, memory_format=torch.channels_last)
         ctx.save_for_backward(images, filters, rounded)
         ctx.stride = stride
+        if filters.shape[-1] == 1:  # nothing to be laid out: torch's are faster
+            return F.conv2d(images, rounded, stride=stride)
         height, width = (-(-side // stride) for side in images.shape[2:])
-        ctx.is_small = filters.shape[-1] > 1 and height * width <= LARGEST_MAP and len(images) >= FEWEST_IMAGES
-        if not ctx.is_small:
-            return F.conv2d(images, rounded, stride=stride, padding=filters.shape[-1] // 2)
         maps = _channels_last(len(images), len(filters), height, width)
         call("amx_convolution", "convolve", *map(pointer, (images, rounded, maps)), *_sizes(images, filters), stride, 0)
         return maps
@@ -51,12 +47,11 @@ class AmxConvolution(torch.autograd.Function):
         gradient = gradient.contiguous(memory_format=torch.channels_last)
         sizes = (*_sizes(images, filters), ctx.stride)
         of_images = of_filters = None
-        if ctx.needs_input_grad[0] and ctx.is_small:
+        if ctx.needs_input_grad[0] and filters.shape[-1] > 1:
             of_images = _channels_last(*images.shape)
             call("amx_convolution", "convolve", *map(pointer, (gradient, rounded, of_images)), *sizes, 1)
         elif ctx.needs_input_grad[0]:
-            padding = filters.shape[-1] // 2
-            geometry = (None, [ctx.stride] * 2, [padding] * 2, [1, 1], False, [0, 0], 1)
+            geometry = (None, [ctx.stride] * 2, [0, 0], [1, 1], False, [0, 0], 1)
             of_images = _convolution_backward(gradient, images, rounded, *geometry, [True, False, False])[0]
         if ctx.needs_input_grad[1]:
             of_filters = torch.empty_like(filters)
