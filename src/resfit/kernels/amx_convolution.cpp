@@ -17,7 +17,6 @@ namespace {
 constexpr long TILE = 512;              // bf16 numbers of a tile
 constexpr long SUMS = 4 * 256;          // numbers of the four tiles of sums that are held at a time
 constexpr long IMAGES = 32;             // of a tile's depth
-constexpr long NEAR = 8;                // tiles whose operands stay in the first cache
 constexpr long GROUP_BYTES = 1000'000;  // of operands, which stay in the second cache
 constexpr long NEAR_NUMBERS = 400'000;   // of a laid out source, which stay in the second cache with the next one's
 constexpr double FAR_BYTES = 3'500'000;  // of a laid out source that would take twice as long
@@ -253,7 +252,7 @@ void store_line(const Pass &pass, const float *sums, long column, long first, lo
 
 // Which pixel of an image meets a pixel of the map at a place of the filter.
 struct PixelMeeting {
-    long place, source, result;
+    long source, result;
 };
 
 // How maps are cut into bands of rows, which stand side by side in a tile as if they were images of their own: so that few
@@ -304,24 +303,22 @@ struct Strips {
     }
 };
 
-// The meetings within a band, by chunks of the result's rows and by places; `begin` gets where those of each begin, and
-// `is_used` which of the source's pixels there are among them.
-std::vector<PixelMeeting> band_meetings(const Convolution &c, const Bands &bands, long chunk_rows, std::vector<long> &begin,
-                                        std::vector<char> &is_used) {
+// The meetings within a band, by places; `begin` gets where those of each begin, and `is_used` which of the source's pixels
+// there are among them.
+std::vector<PixelMeeting> band_meetings(const Convolution &c, const Bands &bands, std::vector<long> &begin, std::vector<char> &is_used) {
     std::vector<PixelMeeting> found;
     is_used.resize(bands.source_rows * c.w);
-    for (long top = 0; top < bands.rows; top += chunk_rows)
-        for (long place = 0; place < c.places; ++place) {
-            begin.push_back(found.size());
-            for (long row = top; row < std::min(bands.rows, top + chunk_rows); ++row)
-                for (long column = 0; column < c.out_w; ++column) {
-                    const long y = row * c.stride + place / c.kernel - c.pad + bands.above;
-                    const long x = column * c.stride + place % c.kernel - c.pad;
-                    if (y < 0 || x < 0 || y >= bands.source_rows || x >= c.w) continue;
-                    found.push_back({place, y * c.w + x, row * c.out_w + column});
-                    is_used[y * c.w + x] = true;
-                }
-        }
+    for (long place = 0; place < c.places; ++place) {
+        begin.push_back(found.size());
+        for (long row = 0; row < bands.rows; ++row)
+            for (long column = 0; column < c.out_w; ++column) {
+                const long y = row * c.stride + place / c.kernel - c.pad + bands.above;
+                const long x = column * c.stride + place % c.kernel - c.pad;
+                if (y < 0 || x < 0 || y >= bands.source_rows || x >= c.w) continue;
+                found.push_back({y * c.w + x, row * c.out_w + column});
+                is_used[y * c.w + x] = true;
+            }
+    }
     begin.push_back(found.size());
     return found;
 }
@@ -400,11 +397,10 @@ void filter_gradient(const bf16 *images, const bf16 *gradient, float *filters, l
     const Convolution c{n, h, w, inputs, outputs, kernel, stride};
     const Map image{h, w, inputs}, map{c.out_h, c.out_w, outputs};
     const Bands bands(c, threads);
-    const long chunk_rows = std::max(1L, NEAR / c.out_w), chunks = blocks(bands.rows, chunk_rows);
     const long pixels = bands.rows * c.out_w, source_pixels = bands.source_rows * w;
     std::vector<long> begin;
     std::vector<char> is_used;
-    const std::vector<PixelMeeting> meetings = band_meetings(c, bands, chunk_rows, begin, is_used);
+    const std::vector<PixelMeeting> meetings = band_meetings(c, bands, begin, is_used);
     const long tiles = blocks(n * bands.count, IMAGES), ins = image.blocks, outs = map.blocks;
     threads = std::min(threads, tiles);
     std::vector<Buffer<float>> sums(threads);  // [ins][outs][places][four tiles]
@@ -441,12 +437,12 @@ void filter_gradient(const bf16 *images, const bf16 *gradient, float *filters, l
                 }
                 for (long block = 0; block < ins * outs; ++block)
                     for (long tile = 0; tile < group; ++tile)
-                        for (long part = 0; part < chunks * c.places; ++part) {
-                            float *own = &sums[thread][(block * c.places + part % c.places) * SUMS];
+                        for (long place = 0; place < c.places; ++place) {
+                            float *own = &sums[thread][(block * c.places + place) * SUMS];
                             const bf16 *l = &left[block % outs * 2 * next_left + tile * pixels * TILE];
                             const bf16 *r = &right[block / outs * 2 * next_right + tile * source_pixels * TILE];
-                            from == first && tile == 0 && part < c.places ? zero_sums() : load_sums(own);
-                            for (long m = begin[part]; m < begin[part + 1]; ++m) {
+                            from == first && tile == 0 ? zero_sums() : load_sums(own);
+                            for (long m = begin[place]; m < begin[place + 1]; ++m) {
                                 const bf16 *of_map = l + meetings[m].result * TILE, *of_image = r + meetings[m].source * TILE;
                                 multiply(of_map, of_map + next_left, of_image, of_image + next_right);
                             }
