@@ -228,9 +228,7 @@ def test_easy_images_are_skipped_between_the_first_epoch_and_the_limit(tiny: Rec
     assert images == [256, 192, 192, 256]
 
 
-@pytest.mark.parametrize(
-    "batches", [{"train.batch_size": 64}, {"train.batch_size": 60, "train.drop_last": True}], ids=str
-)
+@pytest.mark.parametrize("batch", [{"train.batch_size": 64}, {"train.batch_size": 60, "train.drop_last": True}])
 def test_an_image_that_was_left_out_is_mirrored_when_its_turn_comes(
     batch: dict[str, Any], tiny: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
