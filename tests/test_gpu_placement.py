@@ -28,7 +28,7 @@ VARIANTS = {
     "cutmix": {"augment.cutmix": 1.0},
     "ricap": {"augment.ricap": 0.3},
     "geometry": {"augment.rotate": 10, "augment.translate": 0.1, "augment.blur": 1.0, "augment.crop_mode": "zero"},
-    "colours": {"augment.brightness": 0.2, "augment.contrast": 0.2, "augment.saturation": 0.2, "augment.hue": 0.1},
+    "colours": {"augment.brightness": 0.2, "augment.contrast": 0.2, "augment.saturation": 0.2},
     "smaller images": {"train.resize": [[0.0, 24]]},
     "accumulation": {"train.accumulate": 2, "train.clip": 1.0},
 }
