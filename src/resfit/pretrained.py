@@ -47,7 +47,7 @@ def _differing(ours: NetSpec, theirs: NetSpec) -> list[str]:
     names = [field.name for field in fields(ours) if field.name not in _FREE]
     differing = [name for name in names if getattr(ours, name) != getattr(theirs, name)]
     # Evaluation scales a shaken residual by its rate; other dropouts leave no trace in it.
-    parts = {"input.channels": (ours.input.channels, theirs.input.channels)}
+    parts: dict[str, tuple[float, float]] = {"input.channels": (ours.input.channels, theirs.input.channels)}
     parts["dropout.shakedrop"] = (ours.dropout.shakedrop, theirs.dropout.shakedrop)
     return differing + [name for name, (one, other) in parts.items() if one != other]
 
