@@ -18,7 +18,7 @@ constexpr long TILE = 512;              // bf16 numbers of a tile
 constexpr long SUMS = 4 * 256;          // numbers of the four tiles of sums that are held at a time
 constexpr long IMAGES = 32;             // of a tile's depth
 constexpr long GROUP_BYTES = 1000'000;  // of operands, which stay in the second cache
-constexpr long NEAR_NUMBERS = 400'000;   // of a laid out source, which stay in the second cache with the next one's
+constexpr long NEAR_NUMBERS = 400'000;  // of a laid out source, which stay in the second cache with the next one's
 constexpr double FAR_BYTES = 3'500'000;  // of a laid out source that would take twice as long
 
 long blocks(long count, long size) { return (count + size - 1) / size; }

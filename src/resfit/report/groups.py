@@ -78,7 +78,7 @@ class DataGroup:
 
 def unique(records: Iterable[RunRecord]) -> list[RunRecord]:
     """The records in their order, each once: a run that is given twice is one run."""
-    alike: dict[tuple[str, int], list[RunRecord]] = {}  # one comparison with each of ten thousand would take minutes
+    alike: dict[tuple[str, int], list[RunRecord]] = {}  # only these are compared: runs may be thousands
     kept = []
     for record in records:
         others = alike.setdefault((record.recipe, record.seed), [])
