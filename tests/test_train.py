@@ -13,13 +13,14 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from resfit.data.normalize import normalizer
 from resfit.errors import Diverged, RunFailed
 from resfit.net import build
 from resfit.recipe import Recipe, get_recipe, recipe_names
-from resfit.train import EpochResult, Trainer, _hits, usable_precision
+from resfit.train import EpochResult, Trainer, _hits, _resized, usable_precision
 
 CPU = torch.device("cpu")
 LOSSES = Path(__file__).parent / "golden" / "losses.json"
@@ -363,6 +364,14 @@ def test_resize_follows_progress(tiny: Recipe) -> None:
     run = trainer(tiny.replace({"train.resize": [[0.0, 4], [0.5, 8]], "train.epochs": 2}), kind=Linear)
     list(run.epochs())
     assert run.net.sides == [4, 4, 8, 8]
+
+
+@pytest.mark.parametrize("side", [5, 8, 20])
+def test_resizing_is_what_torch_interpolates(side: int) -> None:
+    images = torch.randint(0, 256, (6, 3, 8, 12), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    wanted = F.interpolate(images.float(), (side, side), mode="bilinear", antialias=True)
+    torch.testing.assert_close(_resized(images, ((0.0, 4), (0.5, side)), 0.5), wanted)
+    assert _resized(images, ((0.5, side),), 0.4) is images
 
 
 @pytest.mark.parametrize("schedule", [{"name": "multistep", "milestones": [1]}, {"name": "step", "period": 1}], ids=str)

@@ -336,7 +336,7 @@ class Trainer:
             seed=self.seed,
             fill=self.fill,
         )
-        inputs = _resized(self.normalize(images), self.recipe.train.resize, progress)
+        inputs = self.normalize(_resized(images, self.recipe.train.resize, progress))
         if not config.mixes:
             return inputs, labels
         return mix(inputs, F.one_hot(labels, self.recipe.spec.num_classes).float(), config, generator)
@@ -446,12 +446,21 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def _resized(images: Tensor, resize: tuple[tuple[float, int], ...], progress: float) -> Tensor:
-    """The batch at the side that `resize` says for this progress through training (progressive resizing)."""
+    """The pixels [N, C, H, W] at the side that `resize` says for this progress, float32 where that is another.
+
+    Bilinear and antialiased, as `interpolate` does it, but by two matrix products: many times as fast on CPUs.
+    """
     sides = [side for start, side in resize if start <= progress]
     if not sides or sides[-1] == images.shape[-1]:
         return images
-    small = F.interpolate(images, size=(sides[-1], sides[-1]), mode="bilinear", antialias=True)
-    return small.contiguous(memory_format=torch.channels_last)
+    down, across = (_interpolation(size, sides[-1], images.device) for size in images.shape[-2:])
+    return down @ (images.float() @ across.mT)
+
+
+def _interpolation(size: int, side: int, device: torch.device) -> Tensor:
+    """What each of `side` pixels takes of each of `size`: float32 [side, size], each row a sum of one."""
+    each = torch.eye(size, device=device)[None, None]
+    return F.interpolate(each, size=(side, size), mode="bilinear", antialias=True)[0, 0]
 
 
 def usable_precision(wanted: str, device: torch.device) -> str:

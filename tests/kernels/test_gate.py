@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from kernel_checks import ACTIVATIONS, ROUNDING, check_two_readers, difference, maps, needs
+from kernel_checks import ACTIVATIONS, CHANNELS, ROUNDING, check_two_readers, difference, maps, needs
 from torch import Tensor
 
 from resfit.kernels.gate import GateActivation, Means
@@ -12,7 +12,7 @@ from resfit.kernels.gate import GateActivation, Means
 pytestmark = needs("gate")
 
 
-def gates(images: int = 7, channels: int = 48) -> Tensor:
+def gates(images: int = 7, channels: int = CHANNELS) -> Tensor:
     return torch.rand(images, channels, generator=torch.Generator().manual_seed(9))
 
 

@@ -22,7 +22,7 @@ from resfit.kernels.conv import Conv2d
 from resfit.kernels.library import load_library
 from resfit.kernels.pool import MaxPool2d, MaxPool2x2
 from resfit.kernels.winograd import WinogradConvolution
-from resfit.net import EfficientChannelAttention, Layers, Norm, SqueezeExcite, build
+from resfit.net import EfficientChannelAttention, Layers, Norm, SqueezeExcite, build, finish
 from resfit.observer import Observer
 from resfit.recipe import Recipe, get_recipe
 from resfit.record import EpochPoint
@@ -122,6 +122,23 @@ def test_a_norm_computes_and_remembers_the_same_with_its_kernel(
     assert difference(fused, plain) < 0.006
     for one, other in zip(fused_state, plain_state, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+@needs("norm")
+@pytest.mark.parametrize(
+    ("activation", "channels", "taken"),
+    [(nn.GELU(), 24, True), (nn.SiLU(), 16, True), (nn.ReLU(), 16, False), (nn.GELU(), 3, False)],
+)
+def test_an_activation_alone_takes_a_kernel_where_it_pays(
+    activation: nn.Module, channels: int, taken: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernels, "_in_use", frozenset(("norm",)))
+    x = torch.randn(1, channels, 4, 5).requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        for given in (x.bfloat16(), x):
+            out = finish(given, act=activation)
+            assert difference(out, activation(given)) < 0.004
+            assert ("Activation" in type(out.grad_fn).__name__) == (taken and given is not x)
 
 
 @needs("gate")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from kernel_checks import ACTIVATIONS, ROUNDING, check_two_readers, difference, maps, needs
+from kernel_checks import ACTIVATIONS, CHANNELS, ROUNDING, check_two_readers, difference, maps, needs
 
-from resfit.kernels.norm import NormActivation, normalized
+from resfit.kernels.norm import Activation, NormActivation, normalized
 
 pytestmark = needs("norm")
 
@@ -17,7 +17,7 @@ pytestmark = needs("norm")
 @pytest.mark.parametrize(("scale", "shift"), [(2, 5), (0.01, -3)])
 def test_it_equals_torchs_forward_and_back(activation: str | None, adds: bool, scale: float, shift: float) -> None:
     x, gradient = maps(0, scale=scale, shift=shift).requires_grad_(), maps(1)
-    weight, bias = torch.linspace(-1, 2, 48, requires_grad=True), torch.linspace(1, -1, 48, requires_grad=True)
+    weight, bias = (torch.linspace(*ends, CHANNELS, requires_grad=True) for ends in ((-1, 2), (1, -1)))
     given = [x, weight, bias] + ([maps(2).requires_grad_()] if adds else [])
     exact = [value.detach().double().requires_grad_() for value in given]
     z = F.batch_norm(exact[0], None, None, exact[1], exact[2], training=True, eps=1e-5)
@@ -41,7 +41,7 @@ def test_any_memory_layout_gives_the_same_forward_and_back(activation: str | Non
     results = []
     for form in (torch.channels_last, torch.contiguous_format):
         x, added = (maps(seed).contiguous(memory_format=form).requires_grad_() for seed in (0, 2))
-        weight, bias = torch.ones(48, requires_grad=True), torch.zeros(48, requires_grad=True)
+        weight, bias = torch.ones(CHANNELS, requires_grad=True), torch.zeros(CHANNELS, requires_grad=True)
         out, *_ = NormActivation.apply(x, weight, bias, added, activation, 1e-5)
         gradient = maps(1).contiguous(memory_format=form)
         results.append((out, *torch.autograd.grad(out, (x, weight, bias, added), gradient)))
@@ -53,10 +53,22 @@ def test_any_memory_layout_gives_the_same_forward_and_back(activation: str | Non
 @pytest.mark.parametrize("adds", [False, True])
 def test_gradients_of_two_readers_add_up(activation: str | None, adds: bool) -> None:
     x, added = maps(0).requires_grad_(), maps(2).requires_grad_()
-    weight, bias = torch.rand(48).requires_grad_(), torch.randn(48).requires_grad_()
+    weight, bias = torch.rand(CHANNELS).requires_grad_(), torch.randn(CHANNELS).requires_grad_()
     given = (x, weight, bias, *[added] * adds)
     out, twin, *_ = NormActivation.apply(x, weight, bias, added if adds else None, activation, 1e-5)
     check_two_readers(out, twin, given)
+
+
+@pytest.mark.parametrize("activation", ["relu", "gelu", "silu"])
+@pytest.mark.parametrize("form", [torch.channels_last, torch.contiguous_format], ids=str)
+def test_an_activation_alone_equals_torchs_forward_and_back(activation: str, form: torch.memory_format) -> None:
+    x, gradient = (maps(seed, (4, 24, 9, 11), scale=3).contiguous(memory_format=form) for seed in (0, 1))
+    x.requires_grad_()
+    exact = x.detach().double().requires_grad_()
+    out, wanted = Activation.apply(x, activation), ACTIVATIONS[activation](exact)
+    assert difference(out, wanted) < ROUNDING
+    (found,) = torch.autograd.grad(out, x, gradient)
+    assert difference(found, torch.autograd.grad(wanted, exact, gradient.double())[0]) < ROUNDING
 
 
 @pytest.mark.parametrize("activation", ["gelu", "silu"])
@@ -76,7 +88,7 @@ def test_activations_are_right_everywhere(activation: str) -> None:
 def test_what_is_not_finite_stays_so(activation: str | None) -> None:
     x = maps(0)
     x[3, 5, 2, 2] = float("nan")
-    out, _, mean, _ = NormActivation.apply(x, torch.ones(48), torch.zeros(48), None, activation, 1e-5)
+    out, _, mean, _ = NormActivation.apply(x, torch.ones(CHANNELS), torch.zeros(CHANNELS), None, activation, 1e-5)
     assert mean[5].isnan() and out[:, 5].isnan().all() and out[:, 6].isfinite().all()
 
 

@@ -9,11 +9,15 @@ from torch import Tensor
 
 
 def normalizer(mean: Sequence[float], std: Sequence[float], device: torch.device) -> Callable[[Tensor], Tensor]:
-    """A function from uint8 [N, C, H, W] to float32, channels_last, (x / 255 - mean) / std per channel."""
+    """A function from pixels, 0 to 255 in uint8 or float [N, C, H, W], to (x / 255 - mean) / std, by channels.
+
+    It gives float32, channels_last, and leaves the pixels as they are.
+    """
     scale = 1 / (255 * torch.tensor(std, dtype=torch.float32, device=device)).view(-1, 1, 1)
     shift = (torch.tensor(mean, dtype=torch.float32, device=device) / torch.tensor(std, device=device)).view(-1, 1, 1)
 
     def normalize(images: Tensor) -> Tensor:
-        return images.to(torch.float32, memory_format=torch.channels_last).mul_(scale).sub_(shift)
+        # Plane by plane, and laid out at the end: three channels side by side are too few for a vector.
+        return (images.float() * scale).sub_(shift).contiguous(memory_format=torch.channels_last)
 
     return normalize

@@ -1,9 +1,17 @@
-// Activations and their slopes, sixteen fp32 numbers at a time.
+// Activations and their slopes, of G times sixteen fp32 numbers at a time: each step is made for all of them before the
+// next, which waits for it.
 #pragma once
 
 #include <type_traits>
 
 #include "bf16.h"
+
+// work(channel, a constant G) for all channels, G times sixteen of them at a time: `MOST`, and one at the end.
+template <long MOST, typename Work> inline void in_groups(long channels, Work work) {
+    long c = 0;
+    for (; c + MOST * LANES <= channels; c += MOST * LANES) work(c, std::integral_constant<long, MOST>());
+    for (; c < channels; c += LANES) work(c, std::integral_constant<long, 1>());
+}
 
 enum Activation : long { NONE, RELU, GELU, SILU };
 
@@ -27,11 +35,14 @@ constexpr float NORMAL[] = {0.141363788f,  -0.0702962806f, 0.0515205223f,   -0.0
 constexpr float GELU_SLOPE[] = {0.142130581f,  -0.0751227792f, 0.0668261777f, -0.0715419567f, 0.0770893839f, -0.085355299f,
                                 0.0951199755f, -0.0684484164f, 0.0212280775f, -0.0277211154f, 0.0465146888f, -0.0207204014f};
 
-template <int N> inline Lanes half_and_odd(Lanes z, const float (&coefficients)[N]) {
-    const Lanes v = z * z * (2 / (LIMIT * LIMIT)) - 1.0f;
-    Lanes sum = Lanes{} + coefficients[N - 1];
-    for (int i = N - 2; i >= 0; --i) sum = sum * v + coefficients[i];
-    return 0.5f + z * sum;
+// That function of `near`, which has been brought within the limit.
+template <int N, long G> inline void half_and_odd(const Lanes (&near)[G], const float (&coefficients)[N], Lanes (&out)[G]) {
+    Lanes v[G];
+    for (long i = 0; i < G; ++i) v[i] = near[i] * near[i] * (2 / (LIMIT * LIMIT)) - 1.0f, out[i] = Lanes{} + coefficients[N - 1];
+#pragma GCC unroll 16
+    for (int k = N - 2; k >= 0; --k)
+        for (long i = 0; i < G; ++i) out[i] = out[i] * v[i] + coefficients[k];
+    for (long i = 0; i < G; ++i) out[i] = 0.5f + near[i] * out[i];
 }
 
 inline Lanes clamped(Lanes z) {  // what is not a number stays that
@@ -41,33 +52,37 @@ inline Lanes clamped(Lanes z) {  // what is not a number stays that
 
 inline Lanes sigmoid(Lanes z) { return 1.0f / (1.0f + exponential(-z)); }
 
-template <Activation A> inline Lanes activate(Lanes z) {
-    if constexpr (A == RELU) return z < 0.0f ? Lanes{} : z;
-    if constexpr (A == SILU) return z * sigmoid(z);
+template <Activation A, long G> inline void activate(Lanes (&z)[G]) {
+    Lanes near[G], normal[G];
     if constexpr (A == GELU) {
-        const Lanes near = clamped(z);
-        return (z < -LIMIT ? near : z) * half_and_odd(near, NORMAL);
+        for (long i = 0; i < G; ++i) near[i] = clamped(z[i]);
+        half_and_odd(near, NORMAL, normal);
     }
-    return z;
+    for (long i = 0; i < G; ++i) {
+        if constexpr (A == RELU) z[i] = z[i] < 0.0f ? Lanes{} : z[i];
+        if constexpr (A == SILU) z[i] *= sigmoid(z[i]);
+        if constexpr (A == GELU) z[i] = (z[i] < -LIMIT ? near[i] : z[i]) * normal[i];
+    }
 }
 
-// The activation's slope at z; for a ReLU z may be its output.
-template <Activation A> inline Lanes slope(Lanes z) {
-    if constexpr (A == RELU) return z > 0.0f ? Lanes{} + 1.0f : Lanes{};
-    if constexpr (A == SILU) {
-        const Lanes s = sigmoid(z);
-        return s * (1.0f + z * (1.0f - s));
+// From the gradient of the activation to that of z (+ added), which it was taken of. `other`: of a ReLU its output, else what
+// was added.
+template <Activation A, bool ADD, long G> inline void before_activation(Lanes (&gradient)[G], Lanes (&z)[G], const bf16 *other) {
+    if constexpr (ADD && (A == GELU || A == SILU))
+        for (long i = 0; i < G; ++i) z[i] += load(other + i * LANES);
+    Lanes slope[G];
+    if constexpr (A == GELU) {
+        for (long i = 0; i < G; ++i) z[i] = clamped(z[i]);
+        half_and_odd(z, GELU_SLOPE, slope);
     }
-    if constexpr (A == GELU) return half_and_odd(clamped(z), GELU_SLOPE);
-    return Lanes{} + 1.0f;
-}
-
-// The gradient of z (+ added), from that of its activation. `other`: of a ReLU its output, else what was added.
-template <Activation A, bool ADD> inline Lanes before_activation(Lanes gradient, Lanes z, const bf16 *other) {
-    if constexpr (A == NONE) return gradient;
-    if constexpr (A == RELU) return load(other) > 0.0f ? gradient : Lanes{};
-    if (ADD) z += load(other);
-    return gradient * slope<A>(z);
+    for (long i = 0; i < G; ++i) {
+        if constexpr (A == RELU) gradient[i] = load(other + i * LANES) > 0.0f ? gradient[i] : Lanes{};
+        if constexpr (A == SILU) {
+            const Lanes s = sigmoid(z[i]);
+            gradient[i] *= s * (1.0f + z[i] * (1.0f - s));
+        }
+        if constexpr (A == GELU) gradient[i] *= slope[i];
+    }
 }
 
 // run(activation), as a constant that templates take.

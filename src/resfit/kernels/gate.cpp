@@ -10,12 +10,13 @@ namespace {
 
 constexpr long BLOCK = 4;  // pixels summed at a time: few, so that memory is read nearly in order
 
-// work(where sixteen channels of a pixel are in a map, where they are in what has one number an image and channel).
+// work(where channels of a pixel are in a map, where they are in what has one number an image and channel, a constant: how
+// many times sixteen of them).
 template <typename Work> void each(long images, long pixels, long channels, long threads, Work work) {
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (long image = 0; image < images; ++image)
         for (long pixel = image * pixels; pixel < (image + 1) * pixels; ++pixel)
-            for (long c = 0; c < channels; c += LANES) work(pixel * channels + c, image * channels + c);
+            in_groups<4>(channels, [&](long c, auto g) { work(pixel * channels + c, image * channels + c, g); });
 }
 
 // Sums over each image's pixels, float [images][channels]. add(image, first place, one past the last, channel, sum) adds a
@@ -39,10 +40,15 @@ template <typename Add> void add_up(float *sums, long images, long pixels, long 
 
 template <Activation A, bool ADD>
 void gated(const bf16 *x, const float *gates, const bf16 *added, bf16 *out, long images, long pixels, long channels, long threads) {
-    each(images, pixels, channels, threads, [&](long at, long of_image) {
-        Lanes z = load(x + at) * load(gates + of_image);
-        if (ADD) z += load(added + at);
-        store(out + at, activate<A>(z));
+    each(images, pixels, channels, threads, [&](long first, long of_image, auto g) {
+        Lanes z[g];
+        for (long i = 0; i < g; ++i) {
+            const long at = first + i * LANES;
+            z[i] = load(x + at) * load(gates + of_image + i * LANES);
+            if (ADD) z[i] += load(added + at);
+        }
+        activate<A>(z);
+        for (long i = 0; i < g; ++i) store(out + first + i * LANES, z[i]);
     });
 }
 
@@ -58,12 +64,12 @@ void gradients(const bf16 *gradient, const bf16 *second, const bf16 *x, const fl
             if (SECOND) fetch(second + soon);
             if (A == RELU || ADD) fetch(other + soon);
             const Lanes value = load(x + at);
-            Lanes g = load(gradient + at);
-            if (SECOND) g += load(second + at);
-            g = before_activation<A, ADD>(g, value * gate, other + at);
-            if (A != NONE || SECOND) store(of_sum + at, g);
-            store(of_x + at, g * gate);
-            sum += g * value;
+            Lanes g[] = {load(gradient + at)}, z[] = {value * gate};
+            if (SECOND) g[0] += load(second + at);
+            before_activation<A, ADD>(g, z, other + at);
+            if (A != NONE || SECOND) store(of_sum + at, g[0]);
+            store(of_x + at, g[0] * gate);
+            sum += g[0] * value;
         }
     });
 }
@@ -82,8 +88,9 @@ void means(const bf16 *x, float *mean, long images, long pixels, long channels, 
 
 // The gradient of x, of those of its means and of x where it was used otherwise.
 void means_backward(const bf16 *gradient, const float *of_means, bf16 *of_x, long images, long pixels, long channels, long threads) {
-    each(images, pixels, channels, threads, [&](long at, long of_image) {
-        store(of_x + at, load(gradient + at) + load(of_means + of_image) * (1.0f / pixels));
+    each(images, pixels, channels, threads, [&](long first, long of_image, auto g) {
+        for (long at = first, i = of_image; at < first + g * LANES; at += LANES, i += LANES)
+            store(of_x + at, load(gradient + at) + load(of_means + i) * (1.0f / pixels));
     });
 }
 

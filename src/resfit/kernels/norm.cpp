@@ -3,14 +3,13 @@
 // writing. Channel counts are multiples of 16. What each function computes is independent of `threads`.
 
 #include <algorithm>
-#include <cmath>
+#include <iterator>
 
 #include "activation.h"
 
 namespace {
 
 constexpr long BLOCK = 4;     // pixels summed at a time: few, so that memory is read nearly in order
-constexpr long GROUP = 4;     // times sixteen channels whose sums are held at a time
 constexpr long PART = 1024;   // pixels that are summed in fp32; parts are added in double
 
 inline float number(bf16 half) {
@@ -34,16 +33,15 @@ void add_pixels(long first, long end, long channel, long channels, float *sums, 
         const long at = channel + i * LANES;
         of[i] = constant(at), one[i] = load(sums + at), other[i] = load(sums + channels + at);
     }
-    for (long pixel = first; pixel < end; ++pixel)
-        for (long i = 0; i < G; ++i) add(pixel * channels + channel + i * LANES, of[i], one[i], other[i]);
+    for (long pixel = first; pixel < end; ++pixel) add(pixel * channels + channel, of, one, other);
     for (long i = 0; i < G; ++i) {
         const long at = channel + i * LANES;
         store(sums + at, one[i]), store(sums + channels + at, other[i]);
     }
 }
 
-// Two sums over all pixels, double [2][channels]. add(at, constant(channel), one, other) adds sixteen channels' numbers, of
-// which the first is the at-th of all, to both.
+// Two sums over all pixels, double [2][channels]. add(at, of, one, other) adds some times sixteen channels' numbers, of which
+// the first is the at-th of all, to both; `of` has constant(channel) of each sixteen.
 template <typename Constant, typename Add>
 void add_up(long pixels, long channels, double *sums, long threads, Constant constant, Add add) {
     const long parts = (pixels + PART - 1) / PART;
@@ -55,11 +53,7 @@ void add_up(long pixels, long channels, double *sums, long threads, Constant con
         const long end = std::min(pixels, (part + 1) * PART);
         for (long first = part * PART; first < end; first += BLOCK) {
             const long next = std::min(end, first + BLOCK);
-            long channel = 0;
-            for (; channel + GROUP * LANES <= channels; channel += GROUP * LANES)
-                add_pixels<GROUP>(first, next, channel, channels, of_part, constant, add);
-            for (; channel < channels; channel += LANES)
-                add_pixels<1>(first, next, channel, channels, of_part, constant, add);
+            in_groups<2>(channels, [&](long channel, auto g) { add_pixels<g>(first, next, channel, channels, of_part, constant, add); });
         }
     }
     std::fill_n(sums, 2 * channels, 0.0);
@@ -71,12 +65,17 @@ template <Activation A, bool ADD>
 void normalize(const bf16 *x, const bf16 *added, const float *scale, const float *shift, bf16 *out, long pixels, long channels, long threads) {
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (long pixel = 0; pixel < pixels; ++pixel)
-        for (long c = 0; c < channels; c += LANES) {
-            const long at = pixel * channels + c;
-            Lanes z = load(x + at) * load(scale + c) + load(shift + c);
-            if (ADD) z += load(added + at);
-            store(out + at, activate<A>(z));
-        }
+        in_groups<4>(channels, [=](long channel, auto g) {
+            const long first = pixel * channels + channel;
+            Lanes z[g];
+            for (long i = 0; i < g; ++i) {
+                const long at = first + i * LANES, c = channel + i * LANES;
+                z[i] = load(x + at) * load(scale + c) + load(shift + c);
+                if (ADD) z[i] += load(added + at);
+            }
+            activate<A>(z);
+            for (long i = 0; i < g; ++i) store(out + first + i * LANES, z[i]);
+        });
 }
 
 // The gradient of z = x * scale + shift (+ added), of which the activation was taken; its sum and that of its products
@@ -85,18 +84,24 @@ template <Activation A, bool ADD, bool SECOND>
 void gradient_of_sum(const bf16 *gradient, const bf16 *second, const bf16 *x, const bf16 *other, const float *scale,
                      const float *shift, bf16 *out, double *sums, long pixels, long channels, long threads) {
     const auto constant = [=](long c) { return Constants{load(x + c), load(scale + c), load(shift + c)}; };
-    add_up(pixels, channels, sums, threads, constant, [=](long at, const Constants &of, Lanes &plain, Lanes &with_x) {
-        const long soon = at + BLOCK * channels;
-        fetch(gradient + soon), fetch(x + soon);
-        if (SECOND) fetch(second + soon);
-        if (A == RELU || ADD) fetch(other + soon);
-        const Lanes value = load(x + at);
-        Lanes g = load(gradient + at);
-        if (SECOND) g += load(second + at);
-        g = before_activation<A, ADD>(g, value * of.scale + of.shift, other + at);
-        if (A != NONE || SECOND) store(out + at, g);
-        plain += g;
-        with_x += g * (value - of.pivot);
+    add_up(pixels, channels, sums, threads, constant, [=](long first, const auto &of, auto &plain, auto &with_x) {
+        constexpr long G = std::extent_v<std::remove_reference_t<decltype(plain)>>;
+        Lanes value[G], g[G], z[G];
+        for (long i = 0; i < G; ++i) {
+            const long at = first + i * LANES, soon = at + BLOCK * channels;
+            fetch(gradient + soon), fetch(x + soon);
+            if (SECOND) fetch(second + soon);
+            if (A == RELU || ADD) fetch(other + soon);
+            value[i] = load(x + at), g[i] = load(gradient + at);
+            if (SECOND) g[i] += load(second + at);
+            z[i] = value[i] * of[i].scale + of[i].shift;
+        }
+        before_activation<A, ADD>(g, z, other + first);
+        for (long i = 0; i < G; ++i) {
+            if (A != NONE || SECOND) store(out + first + i * LANES, g[i]);
+            plain[i] += g[i];
+            with_x[i] += g[i] * (value[i] - of[i].pivot);
+        }
     });
 }
 
@@ -108,11 +113,14 @@ extern "C" {
 void moments(const bf16 *x, float *mean, float *variance, long pixels, long channels, long threads) {
     const auto sums = buffer<double>(2 * channels);
     const auto constant = [=](long c) { return Constants{load(x + c)}; };
-    add_up(pixels, channels, sums.get(), threads, constant, [=](long at, const Constants &of, Lanes &plain, Lanes &square) {
-        fetch(x + at + BLOCK * channels);
-        const Lanes value = load(x + at) - of.pivot;
-        plain += value;
-        square += value * value;
+    add_up(pixels, channels, sums.get(), threads, constant, [=](long first, const auto &of, auto &plain, auto &square) {
+        for (size_t i = 0; i < std::size(plain); ++i) {
+            const long at = first + i * LANES;
+            fetch(x + at + BLOCK * channels);
+            const Lanes value = load(x + at) - of[i].pivot;
+            plain[i] += value;
+            square[i] += value * value;
+        }
     });
     for (long c = 0; c < channels; ++c) {
         const double shifted = sums[c] / pixels, square = sums[channels + c] / pixels;

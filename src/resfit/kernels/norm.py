@@ -10,6 +10,8 @@ from torch.autograd.function import once_differentiable
 
 from resfit.kernels.library import ACTIVATIONS, call, pointer, two_readers
 
+_LANES = 16
+
 
 class NormActivation(torch.autograd.Function):
     """activation(batch normalization of x + added), with the statistics of x.
@@ -61,6 +63,34 @@ class NormActivation(torch.autograd.Function):
         call("norm", "backward", *map(pointer, (of_sum, x, scale, b, c, of_x)), *_sizes(x))
         of_weight = with_normalized if ctx.needs_input_grad[1] else None
         return of_x, of_weight, plain, of_sum if ctx.adds else None, None, None
+
+
+class Activation(torch.autograd.Function):
+    """An activation alone, by its name: bf16 [N, C, H, W] -> same, channels_last. It takes a multiple of 16 numbers."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, activation: str) -> Tensor:
+        """Activate."""
+        x = x.contiguous(memory_format=torch.channels_last)
+        ones, zeros = torch.ones(_LANES), torch.zeros(_LANES)
+        out = torch.empty_like(x)
+        operands = map(pointer, (x, None, ones, zeros, out))
+        call("norm", "forward", *operands, ACTIVATIONS[activation], x.numel() // _LANES, _LANES)
+        ctx.save_for_backward(x, out if activation == "relu" else None)
+        ctx.activation = activation
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        """Of x, by the norm's way back with a scale of one. Its sums are not needed."""
+        x, out = ctx.saved_tensors
+        gradient = gradient.contiguous(memory_format=torch.channels_last)
+        ones, zeros, sums = torch.ones(_LANES), torch.zeros(_LANES), torch.empty(2, _LANES)
+        of_x = torch.empty_like(x)
+        operands = map(pointer, (gradient, None, x, out, ones, zeros, zeros, ones, of_x, sums[0], sums[1]))
+        call("norm", "backward_sums", *operands, ACTIVATIONS[ctx.activation], x.numel() // _LANES, _LANES)
+        return of_x, None
 
 
 def normalized(x: Tensor, scale: Tensor, shift: Tensor, added: Tensor | None, activation: str | None) -> Tensor:
