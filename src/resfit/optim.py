@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -47,27 +47,24 @@ def make_optimizers(net: nn.Module, config: OptimConfig, precision: str = "fp32"
 
     Muon computes its updates in bf16 where `precision` says so, or on CUDA.
     """
-    groups = parameter_groups(net, config)
+    groups, on_gpu = parameter_groups(net, config), next(net.parameters()).is_cuda
+    fused = None if on_gpu else True  # one pass over the weights, in which a CPU is up to twice as fast
     if config.name == "muon":
         filters = [p for group in groups for p in group["params"] if p.ndim == 4]
         rest = [{**g, "params": [p for p in g["params"] if p.ndim != 4]} for g in groups]
         rest = [group for group in rest if group["params"]]
-        dtype = torch.bfloat16 if precision == "bf16" or next(net.parameters()).is_cuda else torch.float32
+        dtype = torch.bfloat16 if precision == "bf16" or on_gpu else torch.float32
         muon = Muon(filters, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov, dtype=dtype)
-        return [muon, torch.optim.SGD(rest, momentum=config.sgd_momentum, nesterov=config.sgd_momentum > 0)]
-    return [_MAKERS[config.name](groups, config)]
-
-
-def _adam_options(config: OptimConfig) -> dict[str, Any]:
-    return {"betas": config.betas, "eps": config.eps or 1e-8}
-
-
-_MAKERS: dict[str, Callable[[list[Group], OptimConfig], torch.optim.Optimizer]] = {
-    "sgd": lambda groups, c: torch.optim.SGD(groups, lr=c.lr, momentum=c.momentum, nesterov=c.nesterov),
-    "adam": lambda groups, c: torch.optim.Adam(groups, lr=c.lr, **_adam_options(c)),
-    "adamw": lambda groups, c: torch.optim.AdamW(groups, lr=c.lr, **_adam_options(c)),
-    "adadelta": lambda groups, c: torch.optim.Adadelta(groups, lr=c.lr, rho=c.rho, eps=c.eps or 1e-6),
-}
+        momentum = config.sgd_momentum
+        return [muon, torch.optim.SGD(rest, momentum=momentum, nesterov=momentum > 0, fused=fused)]
+    lr, betas, eps = config.lr, config.betas, config.eps or 1e-8
+    if config.name == "sgd":
+        return [torch.optim.SGD(groups, lr, config.momentum, nesterov=config.nesterov, fused=fused)]
+    if config.name == "adam":
+        return [torch.optim.Adam(groups, lr, betas, eps, fused=fused)]
+    if config.name == "adamw":
+        return [torch.optim.AdamW(groups, lr, betas, eps, fused=fused)]
+    return [torch.optim.Adadelta(groups, lr, rho=config.rho, eps=config.eps or 1e-6)]
 
 
 class Muon(torch.optim.Optimizer):

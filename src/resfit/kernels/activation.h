@@ -65,8 +65,8 @@ template <Activation A, long G> inline void activate(Lanes (&z)[G]) {
     }
 }
 
-// From the gradient of the activation to that of z (+ added), which it was taken of. `other`: of a ReLU its output, else what
-// was added.
+// From the gradient of the activation to that of z (+ added), which it was taken of. `other`: where there was an addition, a
+// ReLU's output, else what was added.
 template <Activation A, bool ADD, long G> inline void before_activation(Lanes (&gradient)[G], Lanes (&z)[G], const bf16 *other) {
     if constexpr (ADD && (A == GELU || A == SILU))
         for (long i = 0; i < G; ++i) z[i] += load(other + i * LANES);
@@ -76,7 +76,7 @@ template <Activation A, bool ADD, long G> inline void before_activation(Lanes (&
         half_and_odd(z, GELU_SLOPE, slope);
     }
     for (long i = 0; i < G; ++i) {
-        if constexpr (A == RELU) gradient[i] = load(other + i * LANES) > 0.0f ? gradient[i] : Lanes{};
+        if constexpr (A == RELU) gradient[i] = (ADD ? load(other + i * LANES) : z[i]) > 0.0f ? gradient[i] : Lanes{};
         if constexpr (A == SILU) {
             const Lanes s = sigmoid(z[i]);
             gradient[i] *= s * (1.0f + z[i] * (1.0f - s));

@@ -47,11 +47,11 @@ class AmxConvolution(torch.autograd.Function):
         gradient = gradient.contiguous(memory_format=torch.channels_last)
         sizes = (*_sizes(images, filters), ctx.stride)
         of_images = of_filters = None
-        if ctx.needs_input_grad[0] and filters.shape[-1] > 1:
+        if ctx.needs_input_grad[0] and (filters.shape[-1] > 1 or ctx.stride > 1):
             of_images = _channels_last(*images.shape)
             call("amx_convolution", "convolve", *map(pointer, (gradient, rounded, of_images)), *sizes, 1)
         elif ctx.needs_input_grad[0]:
-            geometry = (None, [ctx.stride] * 2, [0, 0], [1, 1], False, [0, 0], 1)
+            geometry = (None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1)
             of_images = _convolution_backward(gradient, images, rounded, *geometry, [True, False, False])[0]
         if ctx.needs_input_grad[1]:
             of_filters = torch.empty_like(filters)

@@ -62,12 +62,12 @@ void gradients(const bf16 *gradient, const bf16 *second, const bf16 *x, const fl
             const long soon = at + BLOCK * channels;
             fetch(gradient + soon), fetch(x + soon);
             if (SECOND) fetch(second + soon);
-            if (A == RELU || ADD) fetch(other + soon);
+            if (ADD) fetch(other + soon);
             const Lanes value = load(x + at);
             Lanes g[] = {load(gradient + at)}, z[] = {value * gate};
             if (SECOND) g[0] += load(second + at);
             before_activation<A, ADD>(g, z, other + at);
-            if (A != NONE || SECOND) store(of_sum + at, g[0]);
+            if (of_sum) store(of_sum + at, g[0]);
             store(of_x + at, g[0] * gate);
             sum += g[0] * value;
         }
@@ -102,8 +102,9 @@ void forward(const bf16 *x, const float *gates, const bf16 *added, bf16 *out, lo
     });
 }
 
-// The gradients of what the activation was taken of (where `of_sum` is not `gradient` itself), of x, and of the gates. `other`
-// is the output of a ReLU, else what was added, which may be missing; so may `second`, which is added to the gradient.
+// The gradients of what the activation was taken of, into `of_sum` unless that is missing, of x, and of the gates. `other` is
+// missing without an addition, else the output of a ReLU, or what was added; `second` is added to the gradient, and may be
+// missing.
 void backward(const bf16 *gradient, const bf16 *second, const bf16 *x, const float *gates, const bf16 *other, bf16 *of_sum,
               bf16 *of_x, float *of_gates, long activation, long images, long pixels, long channels, long threads) {
     with_activation(activation, [&](auto a) {

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from resfit.kernels.library import ACTIVATIONS, call, pointer, two_readers
+from resfit.kernels.library import ACTIVATIONS, call, pointer, read_back, two_readers
 
 
 class Means(torch.autograd.Function):
@@ -51,7 +51,7 @@ class GateActivation(torch.autograd.Function):
             added = added.contiguous(memory_format=torch.channels_last)
         out = torch.empty_like(x)
         call("gate", "forward", *map(pointer, (x, gates, added, out)), ACTIVATIONS[activation], *_sizes(x))
-        other = out if activation == "relu" else added if activation else None
+        other = read_back(out, added, activation)
         ctx.save_for_backward(x, gates, other)
         ctx.activation, ctx.adds = activation, added is not None
         ctx.set_materialize_grads(False)
@@ -65,11 +65,12 @@ class GateActivation(torch.autograd.Function):
         gradient, second = two_readers(gradient, second)
         if gradient is None:
             return (None,) * 4
-        of_sum = torch.empty_like(x) if ctx.activation or second is not None else gradient
+        changes = ctx.activation or second is not None
+        of_sum = torch.empty_like(x) if ctx.adds and changes else None
         of_x, of_gates = torch.empty_like(x), torch.empty_like(gates)
         operands = map(pointer, (gradient, second, x, gates, other, of_sum, of_x, of_gates))
         call("gate", "backward", *operands, ACTIVATIONS[ctx.activation], *_sizes(x))
-        return of_x, of_gates, of_sum if ctx.adds else None, None
+        return of_x, of_gates, (of_sum if changes else gradient) if ctx.adds else None, None
 
 
 def _sizes(x: Tensor) -> tuple[int, int, int]:

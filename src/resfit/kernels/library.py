@@ -61,6 +61,13 @@ def pointer(tensor: Tensor | None, offset: int = 0) -> ctypes.c_void_p:
     return ctypes.c_void_p(tensor.data_ptr() + offset * tensor.element_size())
 
 
+def read_back(out: Tensor, added: Tensor | None, activation: str | None) -> Tensor | None:
+    """What the gradient of activation(z + added) is made from besides z: a ReLU's output, or what was added."""
+    if added is None or activation is None:
+        return None
+    return out if activation == "relu" else added
+
+
 def two_readers(one: Tensor | None, other: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
     """The gradients of a map's two readers, channels_last; where only one reads it, that one's and None."""
     first, second = (one, other) if one is not None else (other, None)

@@ -79,7 +79,7 @@ void normalize(const bf16 *x, const bf16 *added, const float *scale, const float
 }
 
 // The gradient of z = x * scale + shift (+ added), of which the activation was taken; its sum and that of its products
-// with x, less the channel's first. `second`, which may be missing, is added to the gradient first.
+// with x, less the channel's first. `second` is added to the gradient first. It and `out` may be missing.
 template <Activation A, bool ADD, bool SECOND>
 void gradient_of_sum(const bf16 *gradient, const bf16 *second, const bf16 *x, const bf16 *other, const float *scale,
                      const float *shift, bf16 *out, double *sums, long pixels, long channels, long threads) {
@@ -91,14 +91,14 @@ void gradient_of_sum(const bf16 *gradient, const bf16 *second, const bf16 *x, co
             const long at = first + i * LANES, soon = at + BLOCK * channels;
             fetch(gradient + soon), fetch(x + soon);
             if (SECOND) fetch(second + soon);
-            if (A == RELU || ADD) fetch(other + soon);
+            if (ADD) fetch(other + soon);
             value[i] = load(x + at), g[i] = load(gradient + at);
             if (SECOND) g[i] += load(second + at);
             z[i] = value[i] * of[i].scale + of[i].shift;
         }
         before_activation<A, ADD>(g, z, other + first);
         for (long i = 0; i < G; ++i) {
-            if (A != NONE || SECOND) store(out + first + i * LANES, g[i]);
+            if (out) store(out + first + i * LANES, g[i]);
             plain[i] += g[i];
             with_x[i] += g[i] * (value[i] - of[i].pivot);
         }
@@ -138,10 +138,10 @@ void forward(const bf16 *x, const bf16 *added, const float *scale, const float *
     });
 }
 
-// The way back in two steps. `other` is the output of a ReLU, else what was added, which may be missing; `second` is added to
-// the gradient, and may be missing. First the gradient of what the activation was taken of, into `out` (where it is not
-// `gradient` itself), and with the mean and the inverse deviation its sums, float [channels]: of itself (`plain`) and of its
-// products with the normalized x.
+// The way back in two steps. `other` is missing without an addition, else the output of a ReLU, or what was added; `second` is
+// added to the gradient, and may be missing. First the gradient of what the activation was taken of, into `out` unless that is
+// missing, and with the mean and the inverse deviation its sums, float [channels]: of itself (`plain`) and of its products with
+// the normalized x.
 void backward_sums(const bf16 *gradient, const bf16 *second, const bf16 *x, const bf16 *other, const float *scale,
                    const float *shift, const float *mean, const float *inverse, bf16 *out, float *plain, float *with_normalized,
                    long activation, long pixels, long channels, long threads) {
@@ -158,14 +158,18 @@ void backward_sums(const bf16 *gradient, const bf16 *second, const bf16 *x, cons
     }
 }
 
-// Then the gradient of x: of_x = gradient * a + x * b + c, a number each a channel. of_x may be `gradient` itself.
-void backward(const bf16 *gradient, const bf16 *x, const float *a, const float *b, const float *c, bf16 *of_x, long pixels,
-              long channels, long threads) {
+// Then the gradient of x: of_x = gradient * scale + x * b + c, a number each a channel. of_x may be `gradient` itself. With a
+// `shift`, the gradient is that of a ReLU of x * scale + shift.
+void backward(const bf16 *gradient, const bf16 *x, const float *scale, const float *shift, const float *b, const float *c,
+              bf16 *of_x, long pixels, long channels, long threads) {
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (long pixel = 0; pixel < pixels; ++pixel)
         for (long channel = 0; channel < channels; channel += LANES) {
             const long at = pixel * channels + channel;
-            store(of_x + at, load(gradient + at) * load(a + channel) + load(x + at) * load(b + channel) + load(c + channel));
+            const Lanes value = load(x + at), of_value = load(scale + channel);
+            Lanes g = load(gradient + at);
+            if (shift) g = value * of_value + load(shift + channel) > 0.0f ? g : Lanes{};
+            store(of_x + at, g * of_value + value * load(b + channel) + load(c + channel));
         }
 }
 }

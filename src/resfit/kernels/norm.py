@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from resfit.kernels.library import ACTIVATIONS, call, pointer, two_readers
+from resfit.kernels.library import ACTIVATIONS, call, pointer, read_back, two_readers
 
 _LANES = 16
 
@@ -37,7 +37,7 @@ class NormActivation(torch.autograd.Function):
         scale = weight * inverse
         shift = bias - mean * scale
         out = normalized(x, scale, shift, added, activation)
-        other = out if activation == "relu" else added if activation else None
+        other = read_back(out, added, activation)
         ctx.save_for_backward(x, other, mean, inverse, scale, shift)
         ctx.activation, ctx.adds = activation, added is not None
         ctx.mark_non_differentiable(mean, variance)
@@ -52,15 +52,20 @@ class NormActivation(torch.autograd.Function):
         gradient, second = two_readers(gradient, second)
         if gradient is None:
             return (None,) * 6
-        of_sum = torch.empty_like(x) if ctx.activation or second is not None else gradient
+        # A ReLU's alone is made again from x, which costs less than to be written and read.
+        again = ctx.activation == "relu" and second is None and not ctx.adds
+        changes = (ctx.activation or second is not None) and not again
+        of_sum = torch.empty_like(x) if changes else None
         plain, with_normalized = torch.empty_like(mean), torch.empty_like(mean)
         operands = (gradient, second, x, other, scale, shift, mean, inverse, of_sum, plain, with_normalized)
         call("norm", "backward_sums", *map(pointer, operands), ACTIVATIONS[ctx.activation], *_sizes(x))
         pixels = x.numel() // x.shape[1]
         b = -scale * inverse * with_normalized / pixels
         c = -scale * plain / pixels - b * mean
-        of_x = of_sum if of_sum is not gradient and not ctx.adds else torch.empty_like(x)
-        call("norm", "backward", *map(pointer, (of_sum, x, scale, b, c, of_x)), *_sizes(x))
+        of_sum = gradient if of_sum is None else of_sum
+        of_x = torch.empty_like(x) if ctx.adds or of_sum is gradient else of_sum
+        pointers = map(pointer, (of_sum, x, scale, shift if again else None, b, c, of_x))
+        call("norm", "backward", *pointers, *_sizes(x))
         of_weight = with_normalized if ctx.needs_input_grad[1] else None
         return of_x, of_weight, plain, of_sum if ctx.adds else None, None, None
 
@@ -76,7 +81,7 @@ class Activation(torch.autograd.Function):
         out = torch.empty_like(x)
         operands = map(pointer, (x, None, ones, zeros, out))
         call("norm", "forward", *operands, ACTIVATIONS[activation], x.numel() // _LANES, _LANES)
-        ctx.save_for_backward(x, out if activation == "relu" else None)
+        ctx.save_for_backward(x)
         ctx.activation = activation
         return out
 
@@ -84,11 +89,11 @@ class Activation(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         """Of x, by the norm's way back with a scale of one. Its sums are not needed."""
-        x, out = ctx.saved_tensors
+        (x,) = ctx.saved_tensors
         gradient = gradient.contiguous(memory_format=torch.channels_last)
         ones, zeros, sums = torch.ones(_LANES), torch.zeros(_LANES), torch.empty(2, _LANES)
         of_x = torch.empty_like(x)
-        operands = map(pointer, (gradient, None, x, out, ones, zeros, zeros, ones, of_x, sums[0], sums[1]))
+        operands = map(pointer, (gradient, None, x, None, ones, zeros, zeros, ones, of_x, sums[0], sums[1]))
         call("norm", "backward_sums", *operands, ACTIVATIONS[ctx.activation], x.numel() // _LANES, _LANES)
         return of_x, None
 
