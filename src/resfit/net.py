@@ -19,7 +19,7 @@ from resfit.errors import BadInput
 from resfit.kernels import takes
 from resfit.kernels.conv import Conv2d
 from resfit.kernels.gate import GateActivation, Means
-from resfit.kernels.norm import Activation, NormActivation, normalized
+from resfit.kernels.norm import GROUP, Activation, NormActivation, normalized
 from resfit.kernels.pool import MaxPool2d
 from resfit.recipe import InitConfig
 from resfit.spec import BlockPlan, ConvPlan, ECASpec, NetSpec, NormSpec, SESpec, StemSpec
@@ -157,7 +157,7 @@ def finish(
         return layer.by_kernel(x, added, None if act is None else _FUSED[type(act)])
     x = x if layer is None else layer(x)
     x = x if added is None else x + added
-    if type(act) in _COSTLY and takes("norm", x) and x.dtype == torch.bfloat16 and x.numel() % 16 == 0:
+    if type(act) in _COSTLY and takes("norm", x) and x.dtype == torch.bfloat16 and x.numel() % GROUP == 0:
         activated: Tensor = Activation.apply(x, _FUSED[type(act)])
         return activated
     return x if act is None else act(x)

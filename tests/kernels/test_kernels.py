@@ -133,7 +133,7 @@ def test_an_activation_alone_takes_a_kernel_where_it_pays(
     activation: nn.Module, channels: int, taken: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(kernels, "_in_use", frozenset(("norm",)))
-    x = torch.randn(1, channels, 4, 5).requires_grad_()
+    x = torch.randn(1, channels, 8, 6).requires_grad_()
     with torch.autocast("cpu", torch.bfloat16):
         for given in (x.bfloat16(), x):
             out = finish(given, act=activation)

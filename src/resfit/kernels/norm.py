@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 
 from resfit.kernels.library import ACTIVATIONS, call, pointer, read_back, two_readers
 
-_LANES = 16
+GROUP = 64  # numbers that an activation alone takes at a time
 
 
 class NormActivation(torch.autograd.Function):
@@ -71,16 +71,16 @@ class NormActivation(torch.autograd.Function):
 
 
 class Activation(torch.autograd.Function):
-    """An activation alone, by its name: bf16 [N, C, H, W] -> same, channels_last. It takes a multiple of 16 numbers."""
+    """An activation alone, by its name: bf16 [N, C, H, W] -> same, channels_last. It takes a multiple of 64 numbers."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, activation: str) -> Tensor:
         """Activate."""
         x = x.contiguous(memory_format=torch.channels_last)
-        ones, zeros = torch.ones(_LANES), torch.zeros(_LANES)
+        ones, zeros = torch.ones(GROUP), torch.zeros(GROUP)
         out = torch.empty_like(x)
         operands = map(pointer, (x, None, ones, zeros, out))
-        call("norm", "forward", *operands, ACTIVATIONS[activation], x.numel() // _LANES, _LANES)
+        call("norm", "forward", *operands, ACTIVATIONS[activation], x.numel() // GROUP, GROUP)
         ctx.save_for_backward(x)
         ctx.activation = activation
         return out
@@ -88,13 +88,13 @@ class Activation(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        """Of x, by the norm's way back with a scale of one. Its sums are not needed."""
+        """Of x, by the norm's way back with a scale of one, whose sums are of no use."""
         (x,) = ctx.saved_tensors
         gradient = gradient.contiguous(memory_format=torch.channels_last)
-        ones, zeros, sums = torch.ones(_LANES), torch.zeros(_LANES), torch.empty(2, _LANES)
+        ones, zeros, sums = torch.ones(GROUP), torch.zeros(GROUP), torch.empty(2, GROUP)
         of_x = torch.empty_like(x)
         operands = map(pointer, (gradient, None, x, None, ones, zeros, zeros, ones, of_x, sums[0], sums[1]))
-        call("norm", "backward_sums", *operands, ACTIVATIONS[ctx.activation], x.numel() // _LANES, _LANES)
+        call("norm", "backward_sums", *operands, ACTIVATIONS[ctx.activation], x.numel() // GROUP, GROUP)
         return of_x, None
 
 
