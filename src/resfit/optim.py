@@ -90,21 +90,31 @@ class Muon(torch.optim.Optimizer):
         """Update every filter bank [out, in, kernel, kernel] that has a gradient."""
         for group in self.param_groups:
             weights = [weight for weight in group["params"] if weight.grad is not None]
+            if not weights:
+                continue
             # In channels_last the order of memory; the update is the same in any.
-            rows = [self._direction(weight, group).permute(0, 2, 3, 1) for weight in weights]
+            rows = [direction.permute(0, 2, 3, 1) for direction in self._directions(weights, group)]
             updates = orthogonalize([direction.flatten(1).to(self.dtype) for direction in rows])
-            for weight, direction, update in zip(weights, rows, updates, strict=True):
-                weight.mul_(len(weight) ** 0.5 / weight.norm().clamp(min=1e-7))
+            scales = torch._foreach_norm(weights)
+            torch._foreach_clamp_min_(scales, 1e-7)
+            torch._foreach_reciprocal_(scales)
+            torch._foreach_mul_(scales, [len(weight) ** 0.5 for weight in weights])
+            for weight, scale, direction, update in zip(weights, scales, rows, updates, strict=True):
                 update = update.to(weight.dtype).view(direction.shape).permute(0, 3, 1, 2)
-                weight.add_(update, alpha=-group["lr"])
+                weight.mul_(scale).add_(update, alpha=-group["lr"])
 
-    def _direction(self, weight: Tensor, group: Group) -> Tensor:
-        gradient, state = weight.grad, self.state[weight]
-        assert gradient is not None
-        if "momentum" not in state:
-            state["momentum"] = torch.zeros_like(gradient)
-        momentum = state["momentum"].mul_(group["momentum"]).add_(gradient)
-        return gradient.add(momentum, alpha=group["momentum"]) if group["nesterov"] else momentum
+    def _directions(self, weights: list[Tensor], group: Group) -> list[Tensor]:
+        gradients, momenta = [], []
+        for weight in weights:
+            assert weight.grad is not None
+            gradients.append(weight.grad)
+            state = self.state[weight]
+            if "momentum" not in state:
+                state["momentum"] = torch.zeros_like(weight.grad)
+            momenta.append(state["momentum"])
+        torch._foreach_mul_(momenta, group["momentum"])
+        torch._foreach_add_(momenta, gradients)
+        return list(torch._foreach_add(gradients, momenta, alpha=group["momentum"])) if group["nesterov"] else momenta
 
 
 def orthogonalize(matrices: Sequence[Tensor], steps: int = 3) -> list[Tensor]:

@@ -20,7 +20,8 @@ def mix(images: Tensor, targets: Tensor, config: AugmentConfig, generator: torch
         return images, targets
     if config.ricap:
         return ricap(images, targets, config.ricap, generator)
-    partner = torch.randperm(len(images), generator=generator, device=generator.device).to(images.device)
+    partner = torch.randperm(len(images), generator=generator, device=generator.device)
+    partner = partner.to(images.device, non_blocking=True)
     weight, share = _drawn_weight(images, config, generator)
     mixed = torch.lerp(images[partner], images, weight.to(images.dtype))
     return mixed, torch.lerp(targets[partner], targets, share.to(targets.dtype))
@@ -77,7 +78,8 @@ def ricap(images: Tensor, targets: Tensor, alpha: float, generator: torch.Genera
     patch, source, area = patch_map(h, w, alpha, generator)
     rows = (partners[patch.flatten()].T * (h * w) + source.flatten()).flatten().to(images.device, non_blocking=True)
     pixels = images.permute(0, 2, 3, 1).reshape(-1, c).index_select(0, rows)
-    weighted = targets[partners.to(targets.device)] * area.to(targets).view(4, 1, 1)
+    partners, area = (drawn.to(targets.device, non_blocking=True) for drawn in (partners, area))
+    weighted = targets[partners] * area.to(targets.dtype).view(4, 1, 1)
     return pixels.view(n, h, w, c).permute(0, 3, 1, 2), weighted.sum(0)
 
 

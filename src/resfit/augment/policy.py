@@ -188,8 +188,8 @@ def apply(images: Tensor, names: list[str], choice: Tensor, strength: Tensor) ->
     The sizes of the sub-batches are read by the host: with the generator on a GPU this waits for it, once.
     """
     sizes = torch.bincount(choice, minlength=len(names)).tolist()
-    order = choice.argsort().to(images.device)
-    strength = strength.to(images.device)
+    order = choice.argsort().to(images.device, non_blocking=True)
+    strength = strength.to(images.device, non_blocking=True)
     result = torch.empty_like(images)
     for name, rows in zip(names, torch.split(order, sizes), strict=True):
         if len(rows):
