@@ -495,6 +495,20 @@ def test_compiled_training_is_the_same_training(tiny: Recipe) -> None:
     assert plain.net.state_dict().keys() == compiled.net.state_dict().keys()
 
 
+@pytest.mark.slow
+def test_nothing_is_compiled_after_the_warm_up(tiny: Recipe) -> None:
+    """Neither for another size of images, nor for a stem or a stage that is no longer trained."""
+    torch.compiler.reset()
+    stem = {"spec.stem": {"kind": "whiten", "kernel": 2, "channels": 8}, "train.freeze_stem_after": 1}
+    changes = {"train.resize": [[0.0, 4], [0.5, 8]], "train.freeze": [[0.7, 1]], "train.epochs": 4}
+    run = trainer(tiny.replace({**stem, **changes, "train.compile": True, "train.drop_last": True}))
+    run.warm_up()
+    compiled = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    assert compiled >= 4
+    list(run.epochs())
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == compiled
+
+
 def twenty_losses(tiny: Recipe) -> list[float]:
     run = trainer(tiny.replace({"train.epochs": 10, "train.batch_size": 128, "augment.flip": "alternating"}))
     return [round(result.loss, 5) for result in run.epochs()]

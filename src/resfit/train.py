@@ -6,6 +6,7 @@ Shapes: N images, C channels, H x W pixels, K classes. Images are uint8 and stay
 from __future__ import annotations
 
 import copy
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
@@ -112,7 +113,8 @@ class Trainer:
             teacher.eval().requires_grad_(False)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
         self.generator = torch.Generator().manual_seed(self.seed)
-        self.forward = torch.compile(self.net) if config.compile else self.net
+        # For each size on its own: with sizes left open Inductor would not choose how images lie in memory.
+        self.forward = torch.compile(self.net, dynamic=False) if config.compile else self.net
 
     @property
     def evaluated(self) -> nn.Module:
@@ -266,17 +268,26 @@ class Trainer:
         return torch.autocast(self.device.type, _DTYPES[self.precision], enabled=self.precision != "fp32")
 
     def warm_up(self) -> float:
-        """Seconds that it took to compile the network for every image size of the recipe; leaves no trace of it."""
+        """Seconds that it took to compile the network for all that the recipe makes of it; leaves no trace of it."""
         if not self.recipe.train.compile:
             return 0.0
         started, saved = time.perf_counter(), copy.deepcopy(self.state_dict())
         index = torch.arange(min(self.recipe.train.batch_size, len(self.images)), device=self.device)
         self.net.train()
-        for progress in {0.0, *(start for start, _ in self.recipe.train.resize)}:
+        for self.epoch, progress in self._turning_points():
+            self._freeze()
             self._gradients([index], progress)
         self.net.zero_grad(set_to_none=True)
         self.load_state_dict({**saved, "pieces": self.pieces})
         return time.perf_counter() - started
+
+    def _turning_points(self) -> list[tuple[int, float]]:
+        """Epochs, and parts of the whole training, from which the images' size or what is trained is another."""
+        config = self.recipe.train
+        stem = [] if config.freeze_stem_after is None else [math.ceil(config.freeze_stem_after)]
+        frozen = {0, *stem, *(math.ceil(start * config.epochs) for start, _ in config.freeze)}
+        turns = [(epoch, epoch / config.epochs) for epoch in frozen if epoch < config.epochs]
+        return sorted({*turns, *((int(start * config.epochs), start) for start, _ in config.resize)})
 
     def _step_groups(self, order: Tensor) -> list[list[Tensor]]:
         """An epoch's order of images as batches, those that share an optimizer step together."""
