@@ -34,12 +34,13 @@ Record = dict[str, Any]
 def in_process(function: Callable[..., Mapping[str, Any]], **arguments: Any) -> dict[str, Any]:
     """What `function` of a benchmark's module returns in a process of its own, with its peak memory in bytes.
 
-    Raises RunFailed, with the last line of its output, where the process fails.
+    Raises RunFailed, with the last line of its output, where the process fails; all of it goes to stderr.
     """
     where, name = Path(sys.modules[function.__module__].__file__ or ""), function.__name__
     command = [sys.executable, __file__, str(where), name, json.dumps(arguments, default=str)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
+        print(done.stderr, file=sys.stderr, flush=True)
         reason = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
         raise RunFailed(f"{reason} ({where.name}, {name})")
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -112,8 +113,13 @@ class Recorder:
 
     def add(self, measurements: Round) -> None:
         """Append a round, print it and write the record."""
-        self.rounds.append(measurements)
-        print(f"{self.subject}, round {len(self.rounds)}: {_short(measurements)}", flush=True)
+        self.put(len(self.rounds), [measurements])
+
+    def put(self, place: int, rounds: Sequence[Round]) -> None:
+        """Have these rounds from a place on, instead of what stood there; print them and write the record."""
+        self.rounds[place:] = rounds
+        for number, measurements in enumerate(rounds, place + 1):
+            print(f"{self.subject}, round {number}: {_short(measurements)}", flush=True)
         self.path = self.path or self._new_file()
         write_atomic(self.path, json.dumps(self.record, indent=1) + "\n")
 

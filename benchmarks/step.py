@@ -48,7 +48,9 @@ class ShortEpochs(Trainer):
         return images / spent
 
 
-def ours(recipe_name: str, data_dir: str, seconds: float, precision: str, device: str, steps: int) -> Numbers:
+def ours(
+    recipe_name: str, data_dir: str, seconds: float, precision: str, device: str, steps: int, compiled: bool = False
+) -> Numbers:
     """resfit's own loop on the recipe."""
     import torch
 
@@ -57,7 +59,7 @@ def ours(recipe_name: str, data_dir: str, seconds: float, precision: str, device
     from resfit.fast import fast_process
     from resfit.net import build
 
-    recipe = get_recipe(recipe_name, {**STEADY, "train.precision": precision})
+    recipe = get_recipe(recipe_name, {**STEADY, "train.precision": precision, "train.compile": compiled})
     with fast_process():
         data = load_dataset(recipe.data, size=recipe.spec.input.size, data_dir=Path(data_dir), offline=True)
         where = torch.device(device)
@@ -123,12 +125,15 @@ def flop_per_image(recipe: Recipe) -> int:
 
 
 def compare(found: Round, *, flop: int, precisions: list[str]) -> Numbers:
-    """Each precision's speed as a multiple of the usual loop's, and as a share of its ceiling."""
+    """Each precision's speed as a multiple of the usual loop's, and as a share of its ceiling; also where compiled."""
     ratios = {}
     for precision in precisions:
-        speed = found[f"resfit {precision}"]["images_per_second"]
-        ratios[f"{precision} to usual"] = speed / found["usual"]["images_per_second"]
-        ratios[f"{precision} share of ceiling"] = speed * flop / 1e9 / found[f"ceiling {precision}"]["matrix product"]
+        ceiling = found[f"ceiling {precision}"]["matrix product"]
+        for kind in (precision, f"{precision} compiled"):
+            if f"resfit {kind}" in found:
+                speed = found[f"resfit {kind}"]["images_per_second"]
+                ratios[f"{kind} to usual"] = speed / found["usual"]["images_per_second"]
+                ratios[f"{kind} share of ceiling"] = speed * flop / 1e9 / ceiling
     return ratios
 
 
@@ -141,6 +146,7 @@ def main() -> None:
     options_parser.add_argument("--precision", nargs="+", default=list(ceiling.PRECISIONS), choices=ceiling.PRECISIONS)
     options_parser.add_argument("--seconds", type=float, default=20.0, help="of each measurement, about")
     options_parser.add_argument("--steps", type=int, help="steps between two looks at the clock (10; 100 on a GPU)")
+    options_parser.add_argument("--compile", action="store_true", help="measure resfit by torch.compile as well")
     options_parser.add_argument("--side", type=int, help="rows and columns of the ceiling's matrices")
     options = options_parser.parse_args()
     device = pick_device(options.device).type
@@ -153,6 +159,8 @@ def main() -> None:
             kind = {"device": device, "precision": precision}
             turns[f"ceiling {precision}"] = partial(in_process, ceiling.matrix_product, **kind, side=options.side)
             turns[f"resfit {precision}"] = partial(in_process, ours, **loop, **kind)
+            if options.compile:
+                turns[f"resfit {precision} compiled"] = partial(in_process, ours, **loop, **kind, compiled=True)
         turns["usual"] = partial(in_process, usual, **loop, device=device)
         flop = flop_per_image(recipe)
         settings = {"batch": recipe.train.batch_size, "flop_per_image": flop, "seconds": options.seconds}

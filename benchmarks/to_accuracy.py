@@ -6,7 +6,9 @@ A target counts as reached where the mean over the runs reaches it, test-time au
 it. resfit's time runs from the data in memory to the test score; a peer's is what its script prints. Peers come from a
 checkout of yours and are not modified: KellerJordan/cifar10-airbench, and other scripts that print the same table. On a
 CPU they run through peer_shim.py; on a GPU as they are. A turn is one run on a CPU, and all runs on a GPU, where peers
-compile for minutes once a process.
+compile for minutes once a process, and warm up with a run that does not count, as resfit does there.
+
+Fields of the recipe go to `resfit train` as they are: --train.compile true.
 """
 
 from __future__ import annotations
@@ -34,23 +36,29 @@ from resfit.record import read_record
 
 SHIM = Path(__file__).parent / "peer_shim.py"
 AIRBENCH = {0.94: "airbench94_muon.py", 0.95: "legacy/airbench95.py", 0.96: "airbench96_faster.py"}
+_KEPT_LINES = 40  # of what a command said, shown when it fails
 _ENDED = (0, 128 + SIGTERM, -SIGTERM)  # exit statuses of a command that was finished, or stopped at the limit
 
 
 def ours(
     recipe: str, seeds: range, out: Path, *, data_dir: Path, device: str, settings: Sequence[str], limit: float
 ) -> list[Numbers]:
-    """Runs of `resfit train`, a seed each, in one process; after `limit` seconds it is stopped."""
+    """Runs of `resfit train`, a seed each, in one process: those that it finished, in `limit` seconds at the most."""
+    folders = {seed: out / get_recipe(recipe).name / str(seed) for seed in seeds}
+    if taken := [str(folder) for folder in folders.values() if folder.exists()]:
+        raise BadInput(f"runs of another measurement lie there ({taken[0]}): give another folder (--keep)")
     where = ["--data-dir", str(data_dir), "--offline", "--device", device, "--out", str(out)]
     which = ["--seed", str(seeds.start), "--runs", str(len(seeds))]
-    with _running([sys.executable, "-m", "resfit", "train", recipe, *which, *where, *settings], limit) as process:
+    command = [sys.executable, "-m", "resfit", "train", recipe, *which, *where, *settings]
+    with _running(command, limit) as process:
         assert process.stdout is not None
-        last = deque(process.stdout, maxlen=1)
+        last = deque(process.stdout, maxlen=_KEPT_LINES)
         process.wait()
-    folders = {seed: out / get_recipe(recipe).name / str(seed) for seed in seeds}
     records = {seed: read_record(folder) for seed, folder in folders.items() if (folder / "record.json").exists()}
-    if not records or process.returncode not in _ENDED:  # records of an earlier measurement may lie there
-        said = last.pop() if last else "nothing"
+    if process.returncode not in _ENDED:
+        print("".join(last), file=sys.stderr, flush=True)
+    if not records:
+        said = last.pop().strip() if last else "nothing"
         raise RunFailed(f"not measured (resfit train {recipe}, exit status {process.returncode}): it said last: {said}")
     return [
         {"seconds": record.seconds_to_result, "accuracy": record.accuracy, "seed": seed}
@@ -61,11 +69,12 @@ def ours(
 def peer(script: Path, folder: Path, count: int, shim: bool, limit: float) -> list[Numbers]:
     """The first runs of a peer's script, begun in a folder that holds its data; after `limit` seconds it is stopped."""
     command = [sys.executable, *([str(SHIM)] if shim else []), str(script.resolve())]
-    last: deque[str] = deque(maxlen=1)
+    last: deque[str] = deque(maxlen=_KEPT_LINES)
     with _running(command, limit, folder) as process:
         assert process.stdout is not None
         runs = list(islice(finished_runs(_remembered(process.stdout, last)), count))
     if not runs:
+        print("\n".join(last), file=sys.stderr, flush=True)
         said = last.pop() if last else "nothing"
         raise RunFailed(f"no run was finished ({script}, exit status {process.returncode}): it said last: {said}")
     return runs
@@ -113,6 +122,19 @@ def finished_runs(lines: Iterable[str]) -> Iterator[Numbers]:
             if row["epoch"] == "eval" and run != "warmup":
                 seconds = row.get("time_seconds") or row["total_time_seconds"]
                 yield {"seconds": float(seconds), "accuracy": float(row["tta_val_acc"])}
+
+
+def peers_runs(
+    peers: Mapping[str, Path], folder: Path, count: int, shim: bool, limit: float
+) -> dict[str, list[Numbers]]:
+    """The first runs of each peer; one that fails is told in a line, and the others are still measured."""
+    runs: dict[str, list[Numbers]] = {}
+    for name, script in peers.items() if count > 0 else ():
+        try:
+            runs[name] = peer(script, folder, count, shim, limit)
+        except RunFailed as error:
+            print(f"error: {error}", file=sys.stderr, flush=True)
+    return runs
 
 
 def prepare(data_dir: str, folder: str, images: int | None) -> Numbers:
@@ -171,13 +193,14 @@ def main() -> None:
     options_parser.add_argument("--limit", type=float, default=86400.0, help="seconds of a turn, for each side")
     options_parser.add_argument("--images", type=int, help="training images of the peers, to try whether they run")
     options_parser.add_argument("--keep", type=Path, help="folder for resfit's runs, which are thrown away otherwise")
-    options = options_parser.parse_args()
+    options, overrides = options_parser.parse_known_args()
     device, recipe = pick_device(options.device).type, get_recipe(options.recipe)
     peers = scripts(options.airbench, options.target, options.peer)
     settings = {
         "target": options.target,
         "params": cost(recipe.spec).params,
         "epochs": options.epochs or recipe.train.epochs,
+        "overrides": overrides,
         "peers": {name: hashlib.sha256(script.read_bytes()).hexdigest() for name, script in peers.items()},
         "peer_images": options.images,
     }
@@ -187,19 +210,18 @@ def main() -> None:
         if peers:
             in_process(prepare, data_dir=options.data_dir, folder=folder, images=options.images)
         shared = {"data_dir": options.data_dir, "device": device, "limit": options.limit}
-        overrides = ["--train.epochs", str(options.epochs)] if options.epochs else []
+        fields = [*overrides, *(["--train.epochs", str(options.epochs)] if options.epochs else [])]
+        warm_up = 1 if device == "cuda" else 0  # a process's first run on a GPU begins with CUDA's own start
         turn = options.turn or (options.runs if device == "cuda" else 1)
-        for first in range(0, options.runs, turn):
-            seeds = range(first, min(first + turn, options.runs))
-            mine = ours(options.recipe, seeds, keep, **shared, settings=overrides)
-            wanted = len(seeds) if options.peer_runs is None else min(len(seeds), options.peer_runs - first)
-            theirs = {
-                name: peer(script, folder, wanted, shim=device == "cpu", limit=options.limit)
-                for name, script in peers.items()
-                if wanted > 0
-            }
-            for found in side_by_side(mine, theirs):
-                recorder.add(found)
+        for place in range(0, options.runs, turn):
+            count, first = min(turn, options.runs - place), place + warm_up * (place // turn)
+            seeds = range(first, first + warm_up + count)
+            mine = ours(options.recipe, seeds, keep, **shared, settings=fields)[warm_up:]
+            recorder.put(place, list(side_by_side(mine, {})))  # a peer that takes too long costs nothing of ours
+            wanted = count if options.peer_runs is None else min(count, options.peer_runs - place)
+            theirs = peers_runs(peers, folder, wanted, shim=device == "cpu", limit=options.limit)
+            if theirs:
+                recorder.put(place, list(side_by_side(mine, theirs)))
     print(recorder.path)
 
 

@@ -274,7 +274,8 @@ class Trainer:
         started, saved = time.perf_counter(), copy.deepcopy(self.state_dict())
         index = torch.arange(min(self.recipe.train.batch_size, len(self.images)), device=self.device)
         self.net.train()
-        for self.epoch, progress in self._turning_points():
+        for epoch, progress in self._turning_points():
+            self.epoch = epoch
             self._freeze()
             self._gradients([index], progress)
         self.net.zero_grad(set_to_none=True)

@@ -76,6 +76,15 @@ def test_a_record_never_takes_another_ones_place(tmp_path):
     assert len(list(tmp_path.iterdir())) == 2
 
 
+def test_rounds_can_be_written_before_they_are_whole(tmp_path):
+    recorder = Recorder(benchmark="x", subject="y", settings={}, device="cpu", out=tmp_path)
+    recorder.add({"a": {"x": 1.0}})
+    recorder.put(1, [{"a": {"x": 2.0}}, {"a": {"x": 3.0}}])
+    recorder.put(1, [{"a": {"x": 2.0}, "b": {"y": 4.0}}, {"a": {"x": 3.0}}])
+    (record,) = read_records(tmp_path)
+    assert record["rounds"] == [{"a": {"x": 1.0}}, {"a": {"x": 2.0}, "b": {"y": 4.0}}, {"a": {"x": 3.0}}]
+
+
 @pytest.mark.parametrize(
     ("gpu", "features", "name"),
     [

@@ -13,11 +13,11 @@ import torch
 from ceiling import conv_shapes, measured
 from scaling import stored, training, widened
 from start import answered, trained
-from to_accuracy import ours, side_by_side
+from to_accuracy import ours, peers_runs, side_by_side
 from torch import nn
 
 from resfit.cost import cost
-from resfit.errors import RunFailed
+from resfit.errors import BadInput, RunFailed
 from resfit.net import build
 from resfit.recipe import get_recipe
 from resfit.record import read_record
@@ -99,6 +99,32 @@ def test_runs_stand_side_by_side_also_where_a_side_was_stopped():
     assert list(side_by_side([], {"peer": peer})) == [{"peer": peer[0], "ratios": {}}]
 
 
+def test_a_peer_that_fails_costs_the_others_nothing(tmp_path, capsys):
+    table = "| run | epoch | tta_val_acc | time_seconds |\n| 0 | eval | 0.94 | 2.5 |"
+    scripts = {"broken": "print('half a table')\nraise SystemExit(1)", "whole": f"print({table!r})"}
+    for name, code in scripts.items():
+        (tmp_path / f"{name}.py").write_text(code)
+    paths = {name: tmp_path / f"{name}.py" for name in scripts}
+    found = peers_runs(paths, tmp_path, 3, shim=False, limit=60.0)
+    assert found == {"whole": [{"seconds": 2.5, "accuracy": 0.94}]}
+    said = capsys.readouterr().err
+    assert "half a table" in said
+    assert "error: no run was finished" in said
+    assert peers_runs(paths, tmp_path, 0, shim=False, limit=60.0) == {}
+
+
+def test_a_compiled_step_is_compared_as_the_plain_one_is():
+    found = {
+        "ceiling bf16": {"matrix product": 800.0},
+        "resfit bf16": {"images_per_second": 300.0},
+        "resfit bf16 compiled": {"images_per_second": 360.0},
+        "usual": {"images_per_second": 60.0},
+    }
+    ratios = step.compare(found, flop=10**9, precisions=["bf16"])
+    assert ratios["bf16 compiled to usual"] == 6.0
+    assert ratios["bf16 compiled share of ceiling"] == 0.45
+
+
 def test_a_wider_network_has_about_the_square_of_the_parameters():
     recipe = get_recipe("cifar10-94")
     assert widened(recipe, 1.0).spec == recipe.spec
@@ -151,7 +177,7 @@ def test_our_runs_are_those_of_the_command_that_users_type(tmp_path):
         {"seconds": record.seconds_to_result, "accuracy": record.accuracy, "seed": record.seed} for record in records
     ]
     assert records[0].env["command"].startswith("python -m resfit train digits --seed 3 --runs 2")
-    with pytest.raises(RunFailed, match="exit status 2"):  # records that lie there are not taken for new ones
+    with pytest.raises(BadInput, match="runs of another measurement lie there"):  # and are not taken for new ones
         ours("digits", range(3, 5), tmp_path, data_dir=tmp_path, device="cpu", settings=settings, limit=300.0)
 
 
