@@ -35,8 +35,20 @@ def test_a_refusal_tells_the_excess_and_the_nearest_network_that_fits():
         require_fit(WIDE, 5_000_000)
     line = str(caught.value)
     assert "11,173,962 parameters, 6,173,962 over the budget of 5,000,000" in line
-    assert f"channels {widths(fitting)[1:]} with {cost(fitting).params:,} parameters" in line
+    assert f"the nearest that fits has {cost(fitting).params:,} parameters, with spec.stages.0.channels 40," in line
     assert "\n" not in line
+
+
+@pytest.mark.parametrize(("name", "budget"), [("digits", 42_000), ("seed003", 1_000_000), ("seed004", 700_000)])
+def test_what_is_offered_fits_when_it_is_given(name, budget):
+    """The stem narrows too, and the inner widths of bottlenecks."""
+    recipe = get_recipe(name)
+    with pytest.raises(BadInput) as caught:
+        require_fit(recipe.spec, budget)
+    _, _, fields = str(caught.value).partition(", with ")
+    offered = recipe.replace({field: int(value) for field, value in (pair.split() for pair in fields.split(", "))})
+    assert offered.spec == nearest_fit(recipe.spec, budget)
+    assert judge(offered.spec, budget).fits
 
 
 def test_a_verdict_says_how_much_of_the_budget_is_used():
@@ -125,13 +137,14 @@ def test_whatever_the_spec_an_offer_fits_and_is_valid(spec, share):
         ("500k", 500_000),
         ("0.3K", 300),
         ("1e6", 1_000_000),
+        ("2,500k", 2_500_000),
     ],
 )
 def test_a_budget_is_read_as_people_write_it(text, count):
     assert parse_count(text) == count
 
 
-@pytest.mark.parametrize("text", ["", "M", "much", "0", "-5M", "nan", "inf", "5MM", "1e999"])
+@pytest.mark.parametrize("text", ["", "M", "much", "0", "-5M", "nan", "inf", "5MM", "1e999", "2,5M", "5,00", ",5"])
 def test_what_is_no_count_is_refused(text):
     with pytest.raises(BadInput, match="--budget"):
         parse_count(text)

@@ -57,6 +57,23 @@ def test_what_is_saved_can_be_shown_and_trained(capsys, tmp_path: Path):
     assert find_target(str(path)).spec == recipe.spec
 
 
+@pytest.mark.parametrize("name", ["cifar10-94", "cifar10-best-cpu", "cifar100-best", "digits"])
+def test_any_recipe_lends_its_data_and_training(capsys, tmp_path: Path, name):
+    """Its images and classes with them, but nothing of the parts of a network that it has no more."""
+    run(capsys, "--family", "wrn", "--save", f"{tmp_path}/found.yaml", "--recipe", name)
+    found, lender = get_recipe(f"{tmp_path}/found.yaml"), get_recipe(name)
+    assert (found.spec.input, found.spec.num_classes) == (lender.spec.input, lender.spec.num_classes)
+    assert (found.data, found.optim, found.augment) == (lender.data, lender.optim, lender.augment)
+    assert found.train.freeze_stem_after is None
+
+
+def test_nothing_is_written_where_a_name_is_wrong(capsys, tmp_path: Path):
+    page = ("--family", "wrn", "--out", f"{tmp_path}/found.html")
+    assert "unknown recipe" in complaint(capsys, *page, "--save", f"{tmp_path}/found.yaml", "--recipe", "nosuch")
+    assert "different names" in complaint(capsys, *page, "--save", f"{tmp_path}/../{tmp_path.name}/found.html")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("option", ["--save", "--out"])
 def test_no_file_is_overwritten(capsys, tmp_path: Path, option):
     path = tmp_path / "there"

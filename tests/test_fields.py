@@ -164,6 +164,8 @@ def test_a_path_that_leads_nowhere_is_refused(dotted):
 def test_an_item_that_a_list_lacks_is_named():
     with pytest.raises(BadInput, match=r"no item 9 in a list of 2 \(9\.blocks\): give 0 to 1"):
         override({"stages": [{"blocks": 1}, {"blocks": 2}]}, "stages.9.blocks", 1)
+    with pytest.raises(BadInput, match=r"no item 2 in a list of 2"):
+        override({"stages": [{"blocks": 1}, {"blocks": 2}]}, "stages.2", {"blocks": 3})
 
 
 @pytest.mark.parametrize(
@@ -191,6 +193,14 @@ def test_aliases_that_stand_for_too_much_are_refused(tmp_path, end):
     (tmp_path / "bomb.yaml").write_text("\n".join([*(lines if "a20" in end else []), f"stages: {end}"]))
     with pytest.raises(BadInput, match="aliases stand for too many values"):
         read_yaml(tmp_path / "bomb.yaml")
+
+
+def test_a_key_that_is_given_twice_is_refused(tmp_path):
+    for text in ("a: 1\nb: 2\na: 3", "x: {a: 1, a: 1}"):
+        with pytest.raises(BadInput, match=r"some\.yaml, line \d\): a is given twice"):
+            read_text(tmp_path, text)
+    merged = "base: &b {blocks: 1, channels: 8}\nwide: {<<: *b, channels: 16}"
+    assert read_text(tmp_path, merged)["wide"] == {"blocks": 1, "channels": 16}
 
 
 def test_aliases_as_people_use_them_are_read(tmp_path):

@@ -142,6 +142,20 @@ def test_what_cannot_be_read_is_listed_and_the_rest_answered(
         assert reason in line
 
 
+def test_a_folder_that_cannot_be_searched_is_listed_as_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (good,) = pictures(tmp_path, "good.png")
+    locked = tmp_path / "locked"
+    locked.mkdir()
+
+    def refuse(path: Path) -> list[Path]:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    found = resfit.predict(model(tmp_path), [locked, good])
+    assert [one.image for one in found.images] == [good]
+    assert [one.image for one in found.unreadable] == [str(locked)]
+
+
 def test_the_command_prints_a_table_json_or_csv(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     paths, target = pictures(tmp_path, "a.png", "b.png"), str(model(tmp_path))
     assert main(["predict", target, *paths]) == 0

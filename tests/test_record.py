@@ -95,6 +95,17 @@ def test_a_damaged_record_is_named_in_one_line(tmp_path, content, problem):
     assert "\n" not in str(caught.value)
 
 
+def test_a_record_that_may_not_be_read_is_not_called_damaged(tmp_path, monkeypatch):
+    (tmp_path / "record.json").write_text(WHOLE)
+
+    def refuse(path: Path, *words: object, **options: object) -> str:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+    with pytest.raises(BadInput, match=r"cannot read the record .*permission denied\): check the path"):
+        read_record(tmp_path)
+
+
 @pytest.mark.parametrize("read", [read_record, lambda path: find_records([path])])
 def test_a_folder_without_a_finished_run_is_said_to_be_one(tmp_path, read):
     for path in (tmp_path, tmp_path / "absent"):

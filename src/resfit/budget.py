@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, replace
 
 from resfit.cost import cost
 from resfit.errors import BadInput
+from resfit.fields import differences
 from resfit.spec import NetSpec
 
 
@@ -42,10 +44,14 @@ def require_fit(spec: NetSpec, budget: int) -> Verdict:
     fitting = nearest_fit(spec, budget)
     if fitting is None:
         raise BadInput(f"{verdict} (spec): no narrower network of this shape fits; use fewer stages or blocks")
-    channels = [stage.channels for stage in fitting.stages]
-    raise BadInput(
-        f"{verdict} (spec): the nearest that fits has channels {channels} with {cost(fitting).params:,} parameters"
-    )
+    changes = differences({"spec": spec.to_dict()}, {"spec": fitting.to_dict()})
+    fields = ", ".join(f"{_dotted(path)} {new}" for path, _, new in changes)
+    raise BadInput(f"{verdict} (spec): the nearest that fits has {cost(fitting).params:,} parameters, with {fields}")
+
+
+def _dotted(path: str) -> str:
+    """A path as it is given on the command line: spec.stages.0.channels."""
+    return path.replace("[", ".").replace("]", "")
 
 
 def nearest_fit(spec: NetSpec, budget: int) -> NetSpec | None:
@@ -91,7 +97,9 @@ def _narrowed(spec: NetSpec, scale: float, multiple: int) -> NetSpec | None:
 
 def parse_count(text: str, option: str = "--budget") -> int:
     """A number of parameters or MACs as people write it: 5000000, 5_000_000, 500k, 2.5M."""
-    number, unit = text.strip().replace("_", "").replace(",", ""), 1
+    number, unit = text.strip().replace("_", ""), 1
+    if re.fullmatch(r"\d{1,3}(,\d{3})+[kKmM]?", number):  # 2,5M may mean 2.5M or 25M
+        number = number.replace(",", "")
     if number[-1:].lower() in ("k", "m"):
         number, unit = number[:-1], {"k": 1_000, "m": 1_000_000}[number[-1].lower()]
     try:

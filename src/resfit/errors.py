@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 
 class ResfitError(Exception):
     """A failure that the user is told in one line: what is wrong (where): what to do."""
@@ -16,6 +18,20 @@ class BadInput(ResfitError, ValueError):
     """What the user gave cannot be used: a spec, recipe, option, data set or file."""
 
     exit_code = 2
+
+
+def unreadable(what: str, file: Path, error: OSError) -> BadInput:
+    """The error of a file that is there and cannot be read, which says nothing of what is in it."""
+    return BadInput(f"cannot read the {what} ({file}, {_reason(error)}): check the path and its permissions")
+
+
+def unusable(error: OSError) -> BadInput:
+    """The error of a path that the system refuses."""
+    return BadInput(f"cannot use {error.filename} ({_reason(error)}): check the path and its permissions")
+
+
+def _reason(error: OSError) -> str:
+    return (error.strerror or str(error)).lower()
 
 
 class BadField(BadInput):

@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 import yaml
 
-from resfit.errors import BadField, BadInput
+from resfit.errors import BadField, BadInput, unreadable
 
 T = TypeVar("T")
 
@@ -66,7 +66,9 @@ def read_json(kind: type[T], path: str | Path, name: str, what: str) -> T:
         return from_plain(kind, json.loads(file.read_text(encoding="utf-8")))
     except FileNotFoundError:
         raise BadInput(f"no {what} ({file}): give a folder that holds a {name}") from None
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        raise unreadable(what, file, error) from None
+    except (ValueError, RecursionError) as error:
         raise BadInput(f"damaged {what} ({file}): {error}") from None
 
 
@@ -75,7 +77,7 @@ def parse_yaml(text: str, where: str) -> object:
     if len(text) > _MOST_YAML:
         raise BadInput(f"more than {_MOST_YAML:,} characters ({where}): give a recipe or a spec")
     try:
-        data: object = yaml.safe_load(text)
+        data: object = yaml.load(text, _Loader)
         _count_values(data, {})
     except _TooMany:
         raise BadInput(f"its aliases stand for too many values ({where}): write it without them") from None
@@ -89,6 +91,20 @@ def parse_yaml(text: str, where: str) -> object:
 
 _MOST_YAML = 2**20  # characters
 _MOST_VALUES = 100_000
+
+
+class _Loader(yaml.SafeLoader):
+    """The safe loader, but a key that is given twice is a mistake: YAML would take the last without a word."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(None, None, f"{key.value} is given twice", key.start_mark)
+                seen.add(key.value)
+        return node
 
 
 class _TooMany(Exception):
@@ -125,9 +141,9 @@ def _overridden(inner: object, dotted: str, value: object) -> object:
         items = list(inner)
         items[int(head)] = _overridden(items[int(head)], rest, value) if rest else value
         return items
-    if isinstance(inner, list) and rest:
+    if isinstance(inner, list) and (rest or head.isdecimal()):
         allowed = f"0 to {len(inner) - 1}" if inner else "the whole list"
-        raise BadInput(f"no item {head} in a list of {len(inner)} ({head}.{rest}): give {allowed}")
+        raise BadInput(f"no item {head} in a list of {len(inner)} ({dotted}): give {allowed}")
     return override(inner if isinstance(inner, Mapping) else {}, dotted, value)
 
 

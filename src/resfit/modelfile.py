@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from resfit.cost import cost
-from resfit.errors import BadInput
+from resfit.errors import BadInput, unreadable
 from resfit.fields import from_plain, to_plain
 from resfit.files import write_atomic
 from resfit.modelheader import read_header, with_digest
@@ -66,7 +66,9 @@ def load(path: str | Path) -> Network:
         raise BadInput(f"no model ({file}): give a run folder or a model.safetensors") from None
     except KeyError as error:
         raise BadInput(f"not a resfit model ({file}): its metadata lacks {error}") from None
-    except (OSError, RuntimeError, ValueError, TypeError, RecursionError, safetensors.SafetensorError) as error:
+    except OSError as error:
+        raise unreadable("model", file, error) from None
+    except (RuntimeError, ValueError, TypeError, RecursionError, safetensors.SafetensorError) as error:
         what = "damaged model" if file.suffix == ".safetensors" else "not a model.safetensors"
         raise BadInput(f"{what} ({file}): {(str(error).splitlines() or [type(error).__name__])[0][:120]}") from None
     return net.eval()

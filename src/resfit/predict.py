@@ -109,7 +109,7 @@ def _top_classes(net: Network, images: np.ndarray, top: int | None) -> list[tupl
 
 
 def _listed(images: Sequence[str | Path | Image]) -> tuple[list[str], list[Path | Image]]:
-    """Every single image, folders searched, and its name."""
+    """Every single image, folders searched, and its name; a folder that cannot be searched stands for itself."""
     names: list[str] = []
     sources: list[Path | Image] = []
     for image in images:
@@ -122,13 +122,13 @@ def _listed(images: Sequence[str | Path | Image]) -> tuple[list[str], list[Path 
 
 
 def _files(path: Path) -> list[Path]:
-    """The images in a folder, in natural order; a file, or a folder without images, stands for itself."""
+    """The images in a folder, in natural order; a file, or a folder in which none is found, stands for itself."""
     if not path.is_dir():
         return [path]
     try:
         return sorted(filter(is_image, visible_files(path)), key=_natural) or [path]
-    except OSError as error:
-        raise BadInput(f"cannot list {error.filename} ({error.strerror}): check its permissions") from None
+    except OSError:
+        return [path]
 
 
 def _natural(path: Path) -> list[tuple[list[str | int], str]]:

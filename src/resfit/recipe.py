@@ -171,10 +171,12 @@ class ScheduleConfig:
         _check("warmup", self.warmup, 0 <= self.warmup < float("inf"), "0 or a number of epochs")
         for name in ("start", "final"):
             _check(name, getattr(self, name), 0 <= getattr(self, name) <= 1, "a fraction of the peak")
-        _check("period", self.period, self.period is None or self.period >= 0.01, "a number of epochs")
+        _check("period", self.period, self.period is None or 0.01 <= self.period < float("inf"), "a number of epochs")
         _check("period", self.period, self.name not in ("step", "restarts") or self.period, "a number of epochs")
         _check("growth", self.growth, 1 <= self.growth <= 100, "a number from 1 to 100")
         _check("gamma", self.gamma, 0 < self.gamma <= 1, "a number above 0, at most 1")
+        epochs = all(0 <= milestone < float("inf") for milestone in self.milestones)
+        _check("milestones", self.milestones, epochs, "numbers of epochs, 0 or above")
         _check("milestones", self.milestones, self.name != "multistep" or self.milestones, "at least one epoch")
 
 
@@ -428,6 +430,8 @@ def plain_recipe(target: str) -> dict[str, Any]:
     data = read_yaml(path)
     if not isinstance(data, dict):
         raise BadInput(f"not a recipe ({path}): give a mapping with a name, a spec and what else is wanted")
+    if "spec" not in data and {"stages", "stem"} & set(data):
+        raise BadInput(f"a network, not a recipe ({path}): put it under spec:")
     return {"name": path.stem, **data}
 
 

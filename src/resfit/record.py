@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from resfit.errors import BadInput
+from resfit.errors import BadInput, unreadable
 from resfit.fields import from_plain, to_plain, unwritten
 from resfit.files import write_atomic
 
@@ -329,7 +329,9 @@ def read_record(path: str | Path) -> RunRecord:
 def _read_json(file: Path) -> Any:
     try:
         return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        raise unreadable("record", file, error) from None
+    except (ValueError, RecursionError) as error:
         raise BadInput(f"damaged record ({file}): {error}") from None
 
 
@@ -340,7 +342,9 @@ def read_exports(folder: Path) -> tuple[ExportRecord, ...]:
         return tuple(from_plain(ExportRecord, one) for one in json.loads(file.read_text(encoding="utf-8")))
     except (FileNotFoundError, NotADirectoryError):
         return ()
-    except (OSError, ValueError, TypeError, RecursionError) as error:
+    except OSError as error:
+        raise unreadable("record", file, error) from None
+    except (ValueError, TypeError, RecursionError) as error:
         raise BadInput(f"damaged record ({file}): {error}") from None
 
 

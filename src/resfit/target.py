@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from resfit.errors import BadInput
+from resfit.errors import BadInput, unreadable
 from resfit.fields import nearest, read_yaml
 from resfit.modelheader import read_header
 from resfit.recipe import DEFAULT_BUDGET, Recipe, get_recipe, recipe_names
@@ -67,5 +67,7 @@ def _spec_in_model(path: Path) -> NetSpec:
         raise BadInput(f"no such file ({path}): give a model.safetensors") from None
     except KeyError:
         raise BadInput(f"not a resfit model ({path}): its metadata holds no spec") from None
-    except (OSError, ValueError, TypeError, RecursionError) as error:
+    except OSError as error:
+        raise unreadable("model", path, error) from None
+    except (ValueError, TypeError, RecursionError) as error:
         raise BadInput(f"damaged model ({path}): {error}") from None

@@ -34,11 +34,15 @@ def evaluate(
 ) -> Metrics:
     """Score a run folder's or a model file's network on the test set of the data that it was trained on.
 
+    `tta` "recipe" is that of the recipe beside the model, or flip+shift where it has none.
     `data` names another data set for a model file that lies outside its run folder. A network beside its recipe is
     scored in the recipe's precision, a lone one in fp32.
     """
     net = load(target)
     loaded = data_of(net, target, data_dir=data_dir, offline=offline, data=data)
+    if tta == "recipe":
+        beside = _recipe_beside(target)
+        tta = beside.evaluate.tta if beside and beside.evaluate.tta != "none" else "flip+shift"
     logits, logits_tta = scorer(net, target, pick_device(device))(loaded.test.images, tta)
     temperature = net.info.temperature
     return score(logits, loaded.test.labels, net.info.classes, logits_tta=logits_tta, temperature=temperature)

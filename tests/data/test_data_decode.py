@@ -50,6 +50,12 @@ def test_other_formats_are_not_opened(tmp_path: Path) -> None:
         decode(path, size=8, channels=3)
 
 
+def test_pixels_in_floating_point_are_refused_rather_than_read_as_black(tmp_path: Path) -> None:
+    path = save(Image.new("F", (9, 9), 0.9), tmp_path / "a.tif")
+    with pytest.raises(ValueError, match="floating point"):
+        decode(path, size=8, channels=3)
+
+
 def test_grey_and_colour_become_what_is_asked_for(tmp_path: Path) -> None:
     grey = save(Image.new("L", (9, 9), 77), tmp_path / "grey.png")
     assert_colour(colours(grey), (77, 77, 77))

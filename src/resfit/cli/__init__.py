@@ -32,7 +32,7 @@ from resfit.cli import (
     train,
     tune,
 )
-from resfit.errors import BadInput, ResfitError
+from resfit.errors import BadInput, ResfitError, unusable
 from resfit.fields import nearest, parse_yaml
 from resfit.interrupt import Interrupted
 from resfit.processes import launched
@@ -84,6 +84,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if debug:
             raise
+        if isinstance(error, OSError) and error.filename is not None:
+            refused = unusable(error)
+            _complain(f"error: {refused}")
+            return refused.exit_code
         reason = (str(error).splitlines() or [""])[0]
         _complain(f"error: {type(error).__name__}: {reason} (in resfit): repeat with --debug and report it")
         return 1
@@ -185,7 +189,7 @@ def _take_overrides(words: list[str]) -> tuple[list[str], dict[str, Any]]:
             left.append(word)
             continue
         value = text if equals else next(rest, None)
-        if value is None:
+        if value is None or (not equals and value.startswith("--")):
             raise BadInput(f"no value ({name}): give one")
         try:
             overrides[name.removeprefix("--").replace("-", "_")] = parse_yaml(value, name)

@@ -14,6 +14,7 @@ from resfit.errors import BadInput
 
 if TYPE_CHECKING:
     from resfit.solver import Design
+    from resfit.spec import NetSpec
     from resfit.speed import Speed
 
 RULE = (
@@ -32,12 +33,12 @@ def add(commands: Any) -> None:
     parser.add_argument("--budget", metavar="N", default="5M", help="trainable parameters (5M)")
     parser.add_argument("--family", metavar="NAME", help="one family alone: shake, preact, wrn, se-resnet, pyramid, …")
     parser.add_argument("--top", type=int, metavar="K", help="networks of each family (1; of one family alone 5)")
-    parser.add_argument("--macs", metavar="N", help="limit on the MACs of one image (300M)")
+    parser.add_argument("--macs", metavar="N", help="limit on the MACs of one image, such as 300M (none)")
     parser.add_argument("--latency", type=float, metavar="MS", help="limit on one image's time here; measures")
     parser.add_argument("--measure", action="store_true", help="measure latency and trained images/s here (torch)")
-    parser.add_argument("--size", type=int, metavar="S", default=32, help="side of the images in pixels (32)")
-    parser.add_argument("--channels", type=int, metavar="C", default=3, help="channels of the images (3)")
-    parser.add_argument("--classes", type=int, metavar="K", default=10, help="classes (10)")
+    parser.add_argument("--size", type=int, metavar="S", help="side of the images in pixels (the recipe's, or 32)")
+    parser.add_argument("--channels", type=int, metavar="C", help="channels of the images (the recipe's, or 3)")
+    parser.add_argument("--classes", type=int, metavar="K", help="classes (the recipe's, or 10)")
     parser.add_argument("--json", action="store_true", help="print one JSON list")
     parser.add_argument("--out", type=Path, metavar="FILE.html", help="write a page with the Pareto picture")
     parser.add_argument("--save", type=Path, metavar="FILE.yaml", help="write the first as a recipe, to show or train")
@@ -51,9 +52,14 @@ def _design(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
     for path in (options.out, options.save):
         if path and path.exists():
             raise BadInput(f"there is such a file ({path}): give another name")
+    if options.out and options.save and options.out.resolve() == options.save.resolve():
+        raise BadInput(f"a page and a recipe in one file ({options.out}): give --out and --save different names")
     if options.recipe and not options.save:
         raise BadInput("a recipe serves --save alone (--recipe): leave it out, or give --save FILE.yaml")
-    found = list(_found(options))
+    from resfit.recipe import Recipe, plain_recipe
+
+    rest = plain_recipe(options.recipe) if options.recipe else {}
+    found = list(_found(options, Recipe.from_dict(rest).spec if rest else None))
     if options.json:
         print(json.dumps([_facts(design, speed) for design, speed in found], indent=1))
     else:
@@ -61,15 +67,18 @@ def _design(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
     if options.out:
         _write_page(options.out, found)
     if options.save:
-        _save(options.save, options.recipe, found[0][0])
+        _save(options.save, rest, found[0][0])
     if not options.json:
         for path in filter(None, (options.out, options.save)):
             print(path)
     return 0
 
 
-def _found(options: argparse.Namespace) -> Iterator[tuple[Design, Speed | None]]:
-    """The networks asked for, with their speed where it is asked for; raises BadInput where none is fast enough."""
+def _found(options: argparse.Namespace, like: NetSpec | None) -> Iterator[tuple[Design, Speed | None]]:
+    """The networks asked for, with their speed where it is asked for; raises BadInput where none is fast enough.
+
+    Images and classes are those of `like`, where the options don't say.
+    """
     from resfit.budget import parse_count
     from resfit.solver import design
 
@@ -82,9 +91,9 @@ def _found(options: argparse.Namespace) -> Iterator[tuple[Design, Speed | None]]
         family=options.family,
         macs=parse_count(options.macs, "--macs") if options.macs is not None else None,
         top=None if options.latency else top,
-        size=options.size,
-        channels=options.channels,
-        classes=options.classes,
+        size=options.size if options.size is not None else (like.input.size if like else 32),
+        channels=options.channels if options.channels is not None else (like.input.channels if like else 3),
+        classes=options.classes if options.classes is not None else (like.num_classes if like else 10),
     )
     if not (options.measure or options.latency):
         yield from ((each, None) for each in designs)
@@ -172,16 +181,20 @@ def _write_page(path: Path, found: list[tuple[Design, Speed | None]]) -> None:
     write_design(networks, notes, path, budget=found[0][0].budget, rule=RULE)
 
 
-def _save(path: Path, recipe: str | None, design: Design) -> None:
-    """Write a recipe with the network of `design`, and the rest from another or left to the defaults."""
+def _save(path: Path, rest: dict[str, Any], design: Design) -> None:
+    """Write a recipe with the network of `design`, and the rest from another or left to the defaults.
+
+    What another says of a network's own parts is left out: which of them are frozen when.
+    """
     from resfit.fields import write_yaml
     from resfit.files import write_atomic
-    from resfit.recipe import Recipe, plain_recipe
+    from resfit.recipe import Recipe
 
-    rest = plain_recipe(recipe) if recipe else {}
-    rest.pop("deviations", None)  # from a published setting, which this is not
+    kept = {name: value for name, value in rest.items() if name != "deviations"}  # from a setting, which this is not
+    if "train" in kept:
+        kept["train"] = {k: v for k, v in kept["train"].items() if k not in ("freeze_stem_after", "freeze")}
     found = {
-        **rest,
+        **kept,
         "name": path.stem,
         "description": f"{design.family} {shape(design)}, designed for {design.budget:,} parameters",
         "budget": design.budget,

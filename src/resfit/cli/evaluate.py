@@ -22,7 +22,7 @@ def add(commands: Any) -> None:
         description="Score a trained network on the test set of the data that it was trained on.",
     )
     parser.add_argument("target", metavar="TARGET", help="a run folder or a model.safetensors")
-    parser.add_argument("--tta", action="store_true", help="score with flips and one-pixel shifts as well")
+    parser.add_argument("--tta", action="store_true", help="score with the recipe's test-time augmentation as well, or flips and shifts")
     parser.add_argument("--data", metavar="NAME", help="the data set, for a model outside its run folder")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda ... (auto)")
     parser.add_argument(
@@ -49,7 +49,7 @@ def _evaluate(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
         "data": options.data,
     }
     more = _more(options, where)
-    metrics = evaluate(options.target, tta="flip+shift" if options.tta else "none", **where)
+    metrics = evaluate(options.target, tta="recipe" if options.tta else "none", **where)
     if options.json:
         print(json.dumps(to_plain({**to_plain(metrics), **more}), indent=1))
         return 0

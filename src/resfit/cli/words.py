@@ -20,7 +20,7 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
         "--data-dir",
         type=Path,
         metavar="D",
-        help="where the data lies; else RESFIT_DATA_DIR, else the cache folder, into which it is downloaded",
+        help="where the data lies, or is downloaded to; else RESFIT_DATA_DIR, else the cache folder",
     )
     parser.add_argument("--offline", action="store_true", help="never open a socket (or RESFIT_OFFLINE=1)")
 

@@ -1,7 +1,8 @@
 """Image files to pixels.
 
 An image is turned as its EXIF data says; its short side is scaled to the wanted size and the middle is cut out. 16-bit
-images are scaled to 8 bits. Transparency is laid on white, as most transparent drawings are made for a light page.
+images are scaled to 8 bits; those in floating point are refused, as nothing says what white is in them. Transparency is
+laid on white, as most transparent drawings are made for a light page.
 """
 
 from __future__ import annotations
@@ -94,6 +95,8 @@ def _attempt(source: Path | Image, *, size: int, channels: int) -> np.ndarray | 
 def _eight_bit(image: Image) -> Image:
     from PIL import Image
 
+    if image.mode == "F":
+        raise ValueError("pixels in floating point, whose white is not known")
     if not image.mode.startswith("I"):
         return image
     return Image.fromarray((np.asarray(image) / 257).round().clip(0, 255).astype(np.uint8))

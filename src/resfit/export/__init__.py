@@ -123,11 +123,11 @@ def _folded(net: Network, images: Tensor, expected: Tensor) -> tuple[Network, in
 def _require_agreement(found: Sequence[Agreement], chosen: Format, largest_logit: float) -> None:
     for one in found:
         allowed = inf if chosen.logits is None else chosen.logits * largest_logit
+        apart = f", logits {one.largest_difference:.3g} apart of at most {allowed:.3g}" if allowed < inf else ""
         if one.equal < chosen.equal or one.largest_difference > allowed:
             raise RunFailed(
                 f"the export disagrees with its network: {one.equal:.2%} equal predictions of at least "
-                f"{chosen.equal:.1%}, logits {one.largest_difference:.3g} apart of at most {allowed:.3g} "
-                f"(batches of {one.batch_size}): nothing was left; take another format"
+                f"{chosen.equal:.1%}{apart} (batches of {one.batch_size}): nothing was left; take another format"
             )
 
 
