@@ -1,6 +1,8 @@
 """Makes what is said of the records from the records: python results/index.py
 
-Writes results/README.md, results/reports.md, two tables of the project's README, and the file behind `resfit recipes`.
+Writes results/README.md, results/reports.md, two tables of the project's README, the cards of the published networks,
+and the file behind `resfit recipes`.
+
 `python results/index.py --add RUN ...` first takes over the records of finished runs, without their pictures, which are
 the data sets' own.
 """
@@ -16,8 +18,10 @@ from pathlib import Path
 from reports import device, read_systems, reports_page
 from standing import bare_percent, standing
 
+from resfit.card import render_card
+from resfit.files import sha256
 from resfit.recipe import Recipe, get_recipe
-from resfit.record import RunRecord, find_records, group_runs, summarize
+from resfit.record import RunRecord, find_records, group_runs, read_record, summarize
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
@@ -126,25 +130,68 @@ def reports_md(folder: Path) -> str:
     return reports_page(read_systems(HERE / "reports.json"), records)
 
 
+def commands(groups: dict[str, list[RunRecord]]) -> str:
+    """What the runs were started with, a line a command."""
+    return "\n".join(
+        f"- `{name}`: `{command}`"
+        for name, records in groups.items()
+        for command in dict.fromkeys(record.env["command"] for record in records)
+    )
+
+
+def other_records(folder: Path = HERE) -> str:
+    """Studies, searches, prunings and the like, a line a record, with its page where it has one."""
+    lines = []
+    for file in sorted(folder.glob("*-*.json")) + sorted(folder.glob("soak.json")):
+        plain = json.loads(file.read_text())
+        kind, _, of = file.stem.partition("-")
+        about = plain.get("description") if isinstance(plain, dict) else None
+        page = f", [page]({file.stem}.html)" if file.with_suffix(".html").exists() else ""
+        lines.append(f"- [{kind}{f' of {of}' if of else ''}]({file.name}){page}{f': {about}' if about else ''}")
+    return "\n".join(lines)
+
+
+def card(folder: Path, groups: dict[str, list[RunRecord]]) -> str:
+    """The model card of a published network, with what all runs of its recipe say of another seed."""
+    record = read_record(folder)
+    return render_card(record, groups.get(record.recipe, [record]), sha256(folder / "model.safetensors"), "mit")
+
+
+def pages() -> dict[Path, str]:
+    """Every file that is made from the records, with its text."""
+    groups, readme = whole(committed()), ROOT / "README.md"
+    runs = table(groups)
+    parts = (
+        "# Results",
+        "Records of real runs; made by `python results/index.py`. Means ± deviation over n seeds.",
+        runs,
+        "Commands:",
+        commands(groups),
+        "The five reports: [reports.md](reports.md). What was tried when: [LOG.md](LOG.md). Other records:",
+        other_records(),
+    )
+    filled = fill(readme.read_text(), RECIPES, runs)
+    return {
+        HERE / "README.md": "\n\n".join(parts) + "\n",
+        HERE / "reports.md": reports_md(HERE),
+        SHIPPED: json.dumps(shipped(groups), indent=1) + "\n",
+        readme: fill(filled, STANDING, standing(groups, HERE / "reports.json", HERE / "anchors.json")),
+        **{folder / "README.md": card(folder, groups) for folder in sorted((HERE / "models").iterdir())},
+    }
+
+
 def main() -> None:
     """Add records where asked, and rewrite everything that is made from them."""
     if sys.argv[1:2] == ["--add"]:
         add(sys.argv[2:])
-    groups = whole(committed())
-    text = table(groups)
-    commands = "\n".join(f"- `{name}`: `{records[0].env['command']}`" for name, records in groups.items())
-    intro = "Records of real runs; made by `python results/index.py`. Means ± deviation over n seeds."
-    (HERE / "README.md").write_text(f"# Results\n\n{intro}\n\n{text}\n\nCommands:\n\n{commands}\n")
-    (HERE / "reports.md").write_text(reports_md(HERE))
-    SHIPPED.write_text(json.dumps(shipped(groups), indent=1) + "\n")
-    fill(ROOT / "README.md", RECIPES, text)
-    fill(ROOT / "README.md", STANDING, standing(groups, HERE / "reports.json", HERE / "anchors.json"))
+    for path, text in pages().items():
+        path.write_text(text)
 
 
-def fill(page: Path, mark: str, text: str) -> None:
-    """Put `text` between the two marks of a page."""
-    before, _, after = page.read_text().split(mark)
-    page.write_text(f"{before}{mark}\n{text}\n{mark}{after}")
+def fill(page: str, mark: str, text: str) -> str:
+    """A page with `text` between its two marks."""
+    before, _, after = page.split(mark)
+    return f"{before}{mark}\n{text}\n{mark}{after}"
 
 
 if __name__ == "__main__":

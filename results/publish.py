@@ -11,10 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from index import HERE, without_places
+from index import HERE, card, committed, whole, without_places
 
 import resfit
-from resfit.card import write_card
 from resfit.files import write_atomic
 from resfit.modelfile import save_model
 from resfit.recipe import get_recipe
@@ -56,7 +55,7 @@ def publish(run: Path, data_dir: Path | None) -> Path:
         env=env,
     )
     write_atomic(folder / "record.json", record_text(published))
-    write_card(folder, "mit")
+    write_atomic(folder / "README.md", card(folder, whole(committed())))
     return folder
 
 

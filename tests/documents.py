@@ -28,6 +28,12 @@ def blocks(document: str) -> list[Block]:
     return [Block(language, title, code) for language, title, code in _FENCE.findall(text)]
 
 
+def untagged(document: str) -> list[str]:
+    """The fences of a document that open a block without saying of what language it is."""
+    fences = re.findall(r"^```.*$", (ROOT / document).read_text(encoding="utf-8"), re.MULTILINE)
+    return [fence for fence in fences[::2] if fence == "```"]
+
+
 def commands(document: str) -> list[str]:
     """Every `resfit ...` of a document, in blocks and in running text, without what follows it in the shell."""
     text = (ROOT / document).read_text(encoding="utf-8")

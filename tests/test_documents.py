@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from documents import ROOT, Block, apply, blocks, commands, run
+from documents import ROOT, Block, apply, blocks, commands, run, untagged
 
 from resfit.cli import _take_overrides, make_parser
 from resfit.recipe import get_recipe, recipe_names
@@ -53,7 +53,18 @@ def test_every_command_is_one_that_the_program_takes(document: str) -> None:
 
 def test_every_block_is_of_a_kind_that_is_run() -> None:
     kinds = {block.language for document in DOCUMENTS for block in blocks(document)}
-    assert kinds <= {"sh", "python", "yaml", "diff"}
+    assert kinds <= {"sh", "python", "yaml", "diff", "text"}
+    assert not [fence for document in DOCUMENTS for fence in untagged(document)]
+
+
+def test_what_the_readme_shows_of_design_is_what_it_prints(tmp_path: Path) -> None:
+    (shown,) = (block.text for block in blocks("README.md") if block.language == "text")
+    command, *rows = shown.splitlines()
+    printed = run(Block("sh", "", command.removeprefix("$ ")), tmp_path)
+    lines = {" ".join(line.split()) for line in printed.splitlines()}
+    wanted = [" ".join(row.split()) for row in rows if row[:3].strip().isdecimal()]
+    assert len(wanted) == 3
+    assert lines.issuperset(wanted)
 
 
 def test_the_readmes_network_has_a_price() -> None:
@@ -89,6 +100,8 @@ def test_a_block_of_the_readme(n: int, tmp_path: Path) -> None:
     if GATE in block.text:
         assert "pytest" in (ROOT / ".ci" / "run").read_text()
         return
+    if block.language == "text":
+        return  # what a command prints: there is a test of its own
     if block.language == "yaml":
         (tmp_path / "network.yaml").write_text(block.text)
         block = Block("sh", "", "resfit show network.yaml")

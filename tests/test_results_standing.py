@@ -55,10 +55,11 @@ def test_runs_that_peeked_or_are_too_large_do_not_count(made, tmp_path, changes)
     assert table(made, tmp_path, {"seed003": [record("seed003", 0, test=0.99, **changes)]}, [], []) == []
 
 
-def test_the_committed_table_is_what_the_committed_records_make(made):
+def test_the_committed_pages_are_what_the_committed_records_make(made):
     import index
 
-    groups = index.whole(index.committed())
-    told = made.standing(groups, ROOT / "results" / "reports.json", ROOT / "results" / "anchors.json")
-    assert told in (ROOT / "README.md").read_text()
-    assert "**`cifar10-best-cpu`**" in told
+    pages = index.pages()
+    assert {path.name for path in pages} == {"README.md", "reports.md", "results.json"}
+    for path, text in pages.items():
+        assert path.read_text() == text, f"{path}: python results/index.py makes another text"
+    assert "**`cifar10-best-cpu`**" in pages[ROOT / "README.md"]

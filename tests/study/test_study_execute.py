@@ -19,7 +19,7 @@ from tiny_recipe import TINY
 from resfit.cli import main
 from resfit.errors import BadInput
 from resfit.executors.jobs import Job, Watcher
-from resfit.executors.local import InProcess, Place, Processes
+from resfit.executors.local import InProcess, Place, Processes, make_executor
 from resfit.observer import Observer
 from resfit.recipe import Recipe
 from resfit.record import EpochPoint, RunRecord, read_record
@@ -260,3 +260,27 @@ def test_a_killed_study_goes_on(study: Study, tmp_path: Path) -> None:
     assert f"{4 - finished} runs to do, {finished} done before" in done.stderr
     assert "4 of 4 runs are finished" in done.stdout
     assert record.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("gpus", "workers", "devices"),
+    [
+        (2, None, ["cuda:0", "cuda:1"]),
+        (2, 3, ["cuda:0", "cuda:1", "cuda:0"]),
+        (0, 2, ["auto", "auto"]),
+        (1, None, None),
+        (0, None, None),
+    ],
+)
+def test_there_is_a_process_for_every_gpu(tmp_path, monkeypatch, gpus, workers, devices):
+    """One run at a time needs no process of its own."""
+    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+    made = make_executor(Place(out=tmp_path), workers=workers)
+    if devices is None:
+        assert isinstance(made, InProcess)
+        assert made.device == ("cuda:0" if gpus else "auto")
+        return
+    with made:
+        assert isinstance(made, Processes)
+        assert [made.free.get_nowait() for _ in devices] == devices
+        assert made.free.empty()

@@ -22,7 +22,9 @@ def add(commands: Any) -> None:
         description="Score a trained network on the test set of the data that it was trained on.",
     )
     parser.add_argument("target", metavar="TARGET", help="a run folder or a model.safetensors")
-    parser.add_argument("--tta", action="store_true", help="score with the recipe's test-time augmentation as well, or flips and shifts")
+    parser.add_argument(
+        "--tta", action="store_true", help="score with the recipe's test-time augmentation as well, or flips and shifts"
+    )
     parser.add_argument("--data", metavar="NAME", help="the data set, for a model outside its run folder")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda ... (auto)")
     parser.add_argument(

@@ -198,7 +198,9 @@ def _tta(record: RunRecord) -> Iterator[str]:
 
 def _deviations(record: RunRecord) -> Iterator[str]:
     for text in record.protocol.get("deviations") or ():
-        yield f"Departs from the published setting: {text}"
+        scaled = text.removeprefix("scaled: ")
+        begin = "Scaled down from the recipe" if scaled != text else "Departs from the published setting"
+        yield f"{begin}: {scaled}{'' if scaled.endswith('.') else '.'}"
 
 
 def duplicates(value: object) -> str:
