@@ -57,7 +57,7 @@ def where(record: Record) -> str:
     env = record["env"]
     if env["gpu"]:
         return str(env["gpu"])
-    return f"{env['cpu']}, {(env['cpu_features'] or ['–'])[-1]}, {thread_count(env['threads'])}"
+    return f"{env['cpu'].replace('(R)', '')}, {(env['cpu_features'] or ['–'])[-1]}, {thread_count(env['threads'])}"
 
 
 def accuracy_section(records: Sequence[Record]) -> Section:

@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from resfit.cli import main
 from resfit.errors import BadInput
 from resfit.record import (
     Agreement,
@@ -36,6 +37,10 @@ from resfit.record import (
 )
 from resfit.report import figures, render, svg, words, write_report
 from resfit.report.groups import group, unique
+from resfit.report.tune import render_search
+from resfit.tunerecord import read_search
+
+ROOT = Path(__file__).parents[2]
 
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 EVIL = "<script>alert(1)</script>"
@@ -746,18 +751,34 @@ def test_a_browser_draws_the_page(tmp_path: Path, browse: Callable[..., str]) ->
     assert colors is not None and len(colors) > 50
 
 
+def other_pages(folder: Path) -> dict[str, str]:
+    """The pages of studies, a search, a design and the benchmarks, from the committed records."""
+    results = ROOT / "results"
+    assert main(["design", "--budget", "500k", "--out", str(folder / "design.html")]) == 0
+    records = shutil.copytree(ROOT / "benchmarks" / "records", folder / "records")
+    command = [sys.executable, str(ROOT / "benchmarks" / "page.py"), str(records), "--out", f"{folder}/benchmarks.html"]
+    subprocess.run(command, check=True, capture_output=True)
+    found = [*results.glob("*.html"), folder / "design.html", folder / "benchmarks.html"]
+    search = render_search(read_search(results / "tune-seed002.json"))
+    return {path.name: path.read_text(encoding="utf-8") for path in found} | {"search": search}
+
+
 def test_no_page_is_wider_than_a_phone(tmp_path: Path, pages: dict[str, str], browse: Callable[..., str]) -> None:
     """Each page in a frame of 360 pixels, every <details> open, measured by a script that the pages don't have."""
     measure = (
         "<script>for (const part of document.querySelectorAll('details')) part.open = true;"
-        "parent.postMessage(document.documentElement.scrollWidth, '*')</script></body>"
+        "parent.postMessage(`${location.pathname.split('/').pop()} ${document.documentElement.scrollWidth}`, '*')"
+        "</script></body>"
     )
-    frames = []
-    for i, html in enumerate(pages.values()):
+    frames, all_pages = [], {**pages, **other_pages(tmp_path)}
+    for i, html in enumerate(all_pages.values()):
         free = re.sub(r"<meta http-equiv[^>]*>", "", html).replace("</body>", measure)
         (tmp_path / f"{i}.html").write_text(free, encoding="utf-8")
         frames.append(f'<iframe src="{i}.html" width="360" height="800" style="border:0"></iframe>')
     collect = "<script>onmessage = event => document.body.append(` width=${event.data};`)</script>"
     (tmp_path / "all.html").write_text(f"<body>{collect}{''.join(frames)}</body>", encoding="utf-8")
-    widths = re.findall(r"width=(\d+);", browse(tmp_path / "all.html", "--dump-dom", "--virtual-time-budget=5000"))
-    assert [int(width) for width in widths] == [360] * len(pages)
+    widths = re.findall(
+        r"width=(\d+).html (\d+);", browse(tmp_path / "all.html", "--dump-dom", "--virtual-time-budget=5000")
+    )
+    names = list(all_pages)
+    assert {names[int(n)]: int(width) for n, width in widths} == dict.fromkeys(names, 360)
