@@ -142,13 +142,24 @@ def commands(groups: dict[str, list[RunRecord]]) -> str:
 def other_records(folder: Path = HERE) -> str:
     """Studies, searches, prunings and the like, a line a record, with its page where it has one."""
     lines = []
-    for file in sorted(folder.glob("*-*.json")) + sorted(folder.glob("soak.json")):
+    kinds = ("export", "prune", "soak", "study", "tune")
+    for file in (path for path in sorted(folder.glob("*.json")) if path.stem.partition("-")[0] in kinds):
         plain = json.loads(file.read_text())
         kind, _, of = file.stem.partition("-")
         about = plain.get("description") if isinstance(plain, dict) else None
         page = f", [page]({file.stem}.html)" if file.with_suffix(".html").exists() else ""
         lines.append(f"- [{kind}{f' of {of}' if of else ''}]({file.name}){page}{f': {about}' if about else ''}")
     return "\n".join(lines)
+
+
+def slow_tests(file: Path = HERE / "slow-tests.json") -> str:
+    """How many of the slow tests passed when each was last run, and which did not."""
+    last = json.loads(file.read_text())
+    days = sorted({result["day"] for result in last.values()})
+    failed = [name for name, result in last.items() if result["outcome"] != "passed"]
+    when = days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
+    text = f"Slow tests, each at its last run ({when}): {len(last) - len(failed)} of {len(last)} passed"
+    return f"{text} ([slow-tests.json](slow-tests.json)){'; failed: ' if failed else ''}{', '.join(failed)}."
 
 
 def card(folder: Path, groups: dict[str, list[RunRecord]]) -> str:
@@ -169,6 +180,7 @@ def pages() -> dict[Path, str]:
         commands(groups),
         "The five reports: [reports.md](reports.md). What was tried when: [LOG.md](LOG.md). Other records:",
         other_records(),
+        slow_tests(),
     )
     filled = fill(readme.read_text(), RECIPES, runs)
     return {
