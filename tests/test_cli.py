@@ -11,11 +11,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from PIL import Image
 from tiny_recipe import TINY
 
 from resfit.cli import main
+from resfit.data import load_dataset
+from resfit.modelfile import load
 from resfit.record import read_record, runs_alike
 
 
@@ -118,6 +121,19 @@ def test_train_evaluate_report_compare(capsys: pytest.CaptureFixture[str], recip
     difference = compared["differences"]["other"]
     assert difference["interval"][0] <= difference["difference"] <= difference["interval"][1]
     assert "points" in printed(capsys, "compare", f"{out}/tiny", f"{out}/other")
+
+
+def test_several_runs_read_the_data_once_and_are_as_runs_alone(
+    capsys: pytest.CaptureFixture[str], recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = []
+    monkeypatch.setattr("resfit.run.load_dataset", lambda *a, **o: read.append(a) or load_dataset(*a, **o))
+    words = ("train", str(recipe_file), "--train.epochs", "1", "--out")
+    printed(capsys, *words, f"{tmp_path}/together", "--runs", "2")
+    assert len(read) == 1
+    printed(capsys, *words, f"{tmp_path}/alone", "--seed", "1")
+    together, alone = (load(tmp_path / place / "tiny" / "1").state_dict() for place in ("together", "alone"))
+    assert all(torch.equal(value, alone[name]) for name, value in together.items())
 
 
 def test_train_shortens_a_recipe_in_proportion(

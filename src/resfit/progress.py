@@ -20,12 +20,13 @@ if TYPE_CHECKING:
 
 
 class Progress(Observer):
-    """Lines on standard error, with a bar under them where that is a terminal."""
+    """Lines on standard error, with a bar under them where that is a terminal; `data` is what the run trains on."""
 
     def __init__(self, epochs: int = 0) -> None:
         self.epochs = epochs
         self.console = Console(stderr=True, highlight=False)
         self.bar: Bar | None = None
+        self.data: Dataset | None = None
         self.began, self.shown = time.perf_counter(), 0
 
     def __enter__(self) -> Progress:
@@ -37,7 +38,7 @@ class Progress(Observer):
 
     def started(self, recipe: Recipe, data: Dataset, folder: Path, note: str) -> None:
         """Say what is trained on, and begin the bar."""
-        self.epochs = recipe.train.epochs
+        self.epochs, self.data = recipe.train.epochs, data
         sizes = f"{len(data.train):,} train, {len(data.val):,} val, {len(data.test):,} test images"
         self.message(f"{data.name}: {sizes}; {note}")
         for remark in data.notes:

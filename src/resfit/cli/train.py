@@ -111,6 +111,7 @@ def _train(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
     folders = [run_folder(out, recipe, seed + n) for n in range(options.runs)]
     for folder in folders if options.resume is None else ():  # ahead of the first run, which may take hours
         require_unused(folder)
+    data = None  # read and checked once: it is the same for every seed
     for n, folder in enumerate(folders):
         loggers = make_loggers(options.log)
         with Progress() as progress, _others_named(seed + n + 1, options.runs - n - 1):
@@ -124,8 +125,10 @@ def _train(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
                 resume=options.resume is not None,
                 init=options.init,
                 override=options.override,
+                data=data,
                 observer=Observers([progress, *loggers]),
             )
+        data = progress.data
         _print_result(record, folder)
     if is_leader():
         _summarize(record, out / recipe.name)
