@@ -67,6 +67,13 @@ def test_the_test_set_decides_nothing(
         assert replace(a, seconds=0.0) == replace(b, seconds=0.0)
 
 
+class Watcher(Observer):
+    """Sees the data that a run has."""
+
+    def started(self, recipe: Recipe, data: Dataset, folder: Path, note: str) -> None:
+        self.test_images = len(data.test)
+
+
 def test_tuning_sees_no_test_image(tiny: Recipe, spoil: Callable[[], None]) -> None:
     def curve() -> list[EpochPoint]:
         return [replace(point, seconds=0.0) for point in fit(tiny, seed=0)]
@@ -75,6 +82,9 @@ def test_tuning_sees_no_test_image(tiny: Recipe, spoil: Callable[[], None]) -> N
     spoil()
     assert curve() == before
     assert all(point.val_accuracy is not None and point.test_accuracy is None for point in before)
+    watcher = Watcher()
+    fit(tiny, seed=0, observer=watcher)
+    assert watcher.test_images == 0
 
 
 @pytest.mark.parametrize(("selection", "looks"), [("last", 1), ("best-val", 1), ("best-test", 4)])

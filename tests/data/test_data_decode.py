@@ -158,7 +158,7 @@ def test_a_damaged_image_is_named_and_good_ones_are_not(tmp_path: Path, name: st
     damaged.write_bytes(DAMAGED[name]())
     assert sum(map(len, decode_all([good, good], root=tmp_path, size=8, channels=3))) == 2
     with pytest.raises(BadInput) as error, warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("ignore")  # a warning alone would pass unheard
         list(decode_all([good, damaged, good], root=tmp_path, size=8, channels=3))
     assert str(error.value) == f"1 unreadable of 3 images (class/{name}): repair or remove them"
 
