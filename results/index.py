@@ -15,13 +15,14 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from reports import device, read_systems, reports_page
+from reports import ablation, device, read_systems, reports_page
 from standing import bare_percent, standing
 
 from resfit.card import render_card
 from resfit.files import sha256
 from resfit.recipe import Recipe, get_recipe
 from resfit.record import RunRecord, find_records, group_runs, read_record, summarize
+from resfit.studyrecord import read_study
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
@@ -127,7 +128,8 @@ def shipped(groups: dict[str, list[RunRecord]]) -> dict[str, object]:
 def reports_md(folder: Path) -> str:
     """The page on the five reports, from the records in `folder` and what the reports say."""
     records = [record for runs in committed(folder).values() for record in runs]
-    return reports_page(read_systems(HERE / "reports.json"), records)
+    studies = [ablation(read_study(file)) for file in sorted(folder.glob("study-seed*.json"))]
+    return "\n".join([reports_page(read_systems(HERE / "reports.json"), records), *studies])
 
 
 def commands(groups: dict[str, list[RunRecord]]) -> str:

@@ -15,6 +15,7 @@ from resfit.cost import cost
 from resfit.recipe import get_recipe
 from resfit.record import RunRecord, group_runs, summarize
 from resfit.report.words import thread_count
+from resfit.studyrecord import StudyRecord
 
 MISSING = "not measured yet"
 _HEAD = (
@@ -45,6 +46,18 @@ def reports_page(systems: Sequence[dict[str, Any]], records: Sequence[RunRecord]
     rows += ["| " + " | ".join(row(system, records)) + " |" for system in systems]
     sources = [f"- {system['system']}: {system['source']}" for system in systems]
     return "\n".join([_INTRO, *rows, "", "Sources:", "", *sources, ""])
+
+
+def ablation(study: StudyRecord) -> str:
+    """A study of what a report took away or added, as measured here, and how far it was shortened."""
+    rows = ["| " + " | ".join(("point", "validation", "test")) + " |", "|---|---|---|"]
+    for point in study.points:
+        if point.accuracy is not None and point.test is not None:
+            means = (mean(point.accuracy.values), mean(point.test.values))
+            rows.append("| " + " | ".join((point.name, *means)) + " |")
+    length = f"{study.epochs} epochs on {study.fraction:.0%} of the images"
+    name = f"study-{study.study}"
+    return "\n".join([f"## {study.study}", "", f"{study.description}; {length} ([page]({name}.html)).", "", *rows, ""])
 
 
 def read_systems(path: Path) -> list[dict[str, Any]]:
