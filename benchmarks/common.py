@@ -11,7 +11,6 @@ import argparse
 import importlib
 import json
 import resource
-import shlex
 import statistics
 import subprocess
 import sys
@@ -20,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from resfit.environment import environment, pick_device
+from resfit.environment import environment, pick_device, without_places
 from resfit.errors import ResfitError, RunFailed
 from resfit.files import write_atomic
 
@@ -77,8 +76,7 @@ def machine(env: Mapping[str, Any]) -> str:
 def here(device: str) -> dict[str, Any]:
     """This machine's facts for a record. Of an absolute path in the command, the last part."""
     env = environment(pick_device(device))
-    words = (Path(word).name if word.startswith("/") else word for word in shlex.split(env["command"]))
-    return {**env, "command": shlex.join(words)}
+    return {**env, "command": without_places(env["command"])}
 
 
 def medians(rounds: Sequence[Round]) -> Round:

@@ -49,7 +49,7 @@ def training(
     from resfit.data.normalize import normalizer
     from resfit.fast import fast_process
     from resfit.net import build
-    from resfit.train import usable_precision
+    from resfit.precision import usable_precision
 
     if threads:
         torch.set_num_threads(threads)

@@ -46,7 +46,7 @@ def ours(
     """Runs of `resfit train`, a seed each, in one process: those that it finished, in `limit` seconds at the most."""
     folders = {seed: out / get_recipe(recipe).name / str(seed) for seed in seeds}
     if taken := [str(folder) for folder in folders.values() if folder.exists()]:
-        raise BadInput(f"runs of another measurement lie there ({taken[0]}): give another folder (--keep)")
+        raise BadInput(f"runs of another measurement exist already ({taken[0]}): give another folder (--keep)")
     where = ["--data-dir", str(data_dir), "--offline", "--device", device, "--out", str(out)]
     which = ["--seed", str(seeds.start), "--runs", str(len(seeds))]
     command = [sys.executable, "-m", "resfit", "train", recipe, *which, *where, *settings]
@@ -216,7 +216,8 @@ def main() -> None:
         for place in range(0, options.runs, turn):
             count, first = min(turn, options.runs - place), place + warm_up * (place // turn)
             seeds = range(first, first + warm_up + count)
-            mine = ours(options.recipe, seeds, keep, **shared, settings=fields)[warm_up:]
+            finished = ours(options.recipe, seeds, keep, **shared, settings=fields)
+            mine = [run for run in finished if run["seed"] >= first + warm_up]
             recorder.put(place, list(side_by_side(mine, {})))  # a peer that takes too long costs nothing of ours
             wanted = count if options.peer_runs is None else min(count, options.peer_runs - place)
             theirs = peers_runs(peers, folder, wanted, shim=device == "cpu", limit=options.limit)

@@ -34,8 +34,6 @@ def on_files(files: Any, config: Any) -> Any:
     pages = {"commands": commands_page(), "recipes": recipes_page(), "fields": fields_page()}
     for name, text in pages.items():
         files.append(File.generated(config, f"reference/{name}.md", content=text))
-    if files.get_file_from_path("reliability.md") is None:
-        files.append(File.generated(config, "reliability.md", content="# Reliability\n\nThis page is being written.\n"))
     return files
 
 

@@ -10,7 +10,6 @@ the data sets' own.
 from __future__ import annotations
 
 import json
-import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from reports import ablation, device, read_systems, reports_page
 from standing import bare_percent, standing
 
 from resfit.card import render_card
+from resfit.environment import without_places
 from resfit.files import sha256
 from resfit.recipe import Recipe, get_recipe
 from resfit.record import RunRecord, find_records, group_runs, read_record, summarize
@@ -42,11 +42,6 @@ def add(paths: list[str]) -> None:
         if target.exists() and target.read_text() != text:
             raise SystemExit(f"error: another record lies there ({target}): remove it, if this one is to replace it")
         target.write_text(text)
-
-
-def without_places(command: str) -> str:
-    """A command without the folders of the machine that it ran on: of an absolute path, its last part."""
-    return shlex.join(Path(word).name if word.startswith("/") else word for word in shlex.split(command))
 
 
 def committed(folder: Path = HERE) -> dict[str, list[RunRecord]]:

@@ -14,7 +14,7 @@ from typing import Any
 from resfit.cost import cost
 from resfit.recipe import get_recipe
 from resfit.record import RunRecord, group_runs, summarize
-from resfit.report.words import thread_count
+from resfit.report.words import processor, thread_count
 from resfit.studyrecord import StudyRecord
 
 MISSING = "not measured yet"
@@ -36,7 +36,8 @@ Made by `python results/index.py` from `reports.json` (what the reports say, eac
 committed records. Accuracies are without test-time augmentation; means ± deviation over n runs. The report's protocol
 takes its best epoch: "peeked" marks those that were chosen on the test set itself, so that the figure is too high. By
 resfit's the test set is scored once, with weights that were chosen without it. In a cell with two lines the first
-follows the report's protocol and the last resfit's. A run's command names all that a shortened one changes.
+follows the report's protocol and the last resfit's. A run's command names all that a shortened one
+changes, or is the one that resumed it.
 """
 
 
@@ -133,11 +134,12 @@ def length(record: RunRecord, reported_epochs: int) -> str:
 
 
 def device(record: RunRecord) -> str:
-    """The processor that counts, with a CPU's features."""
+    """The processor that counts, with the fastest of a CPU's features."""
     env = record.env
     if env["gpu"]:
         return str(env["gpu"])
-    return f"{thread_count(env['threads'])}, {', '.join(env['cpu_features'][1:])}, {record.precision}"
+    fastest = (env["cpu_features"] or ["–"])[-1]
+    return f"{processor(record)}, {fastest}, {thread_count(env['threads'])}, {record.precision}"
 
 
 def count(value: int | None) -> str:

@@ -61,7 +61,7 @@ def apply(block: Block, root: Path) -> None:
     """Make the change that a titled block shows: a whole new file, or in a diff the lines to add and take out."""
     file = root / block.title
     if block.language != "diff":
-        assert not file.exists(), f"{block.title} is there already"
+        assert not file.exists(), f"{block.title} exists already"
         file.write_text(block.text)
         return
     lines = block.text.splitlines(keepends=True)

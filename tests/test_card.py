@@ -126,7 +126,7 @@ def test_a_readme_is_never_overwritten(run: Path, capsys: pytest.CaptureFixture[
     assert "licence" in capsys.readouterr().out
     before = (run / "README.md").read_bytes()
     assert main(["card", str(run)]) == 2
-    assert "a README.md lies there" in capsys.readouterr().err
+    assert "a README.md exists already" in capsys.readouterr().err
     assert (run / "README.md").read_bytes() == before
 
 

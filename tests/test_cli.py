@@ -174,7 +174,7 @@ def test_a_report_replaces_no_file_but_a_report(
     for again in ([], [str(tmp_path / "runs" / "tiny" / "0")]):
         text = printed(capsys, "report", str(tmp_path / "runs"), *again, "--out", str(page))
         assert text.endswith("page.html: 1 run\n")
-    assert "no report of resfit's lies there" in fails(capsys, "report", str(tmp_path / "runs"), "--out", str(mine))
+    assert "no report of resfit's exists already" in fails(capsys, "report", str(tmp_path / "runs"), "--out", str(mine))
     assert mine.read_text() == "my own"
 
 
@@ -220,7 +220,7 @@ def test_resume_needs_nothing_but_the_folder(
         assert fails(capsys, "train", *also, "--resume", str(folder)).endswith("give the run folder alone")
     assert "test accuracy" in printed(capsys, "train", "--resume", str(folder))
     assert read_record(folder).epochs == 3
-    assert "a finished run lies there" in fails(capsys, *words)
+    assert "a finished run exists already" in fails(capsys, *words)
 
 
 def test_a_later_run_that_lies_there_is_found_before_the_first_begins(
@@ -231,7 +231,7 @@ def test_a_later_run_that_lies_there_is_found_before_the_first_begins(
     unfinished.mkdir(parents=True)
     (unfinished / "state.pt").write_bytes(b"a state")
     words = ["train", str(recipe_file), "--out", str(out), "--runs", "2"]
-    assert f"an unfinished run lies there ({unfinished}): go on with --resume" in fails(capsys, *words)
+    assert f"an unfinished run exists already ({unfinished}): go on with --resume" in fails(capsys, *words)
     assert not (out / "tiny" / "0").exists()
 
 
@@ -258,7 +258,7 @@ def test_runs_in_processes_of_their_own_go_on_where_they_stopped(
     assert "1 runs to do, 2 done before" in told.err and "3 of 3 runs are finished" in told.out
     assert [(out / "tiny" / seed / "record.json").read_bytes() for seed in "01"] == before
     assert json.loads((out / "tiny" / "summary.json").read_text())["seeds"] == [0, 1, 2]
-    assert "a run with other settings lies there" in fails(capsys, *words, "--optim.lr", "0.5")
+    assert "a run with other settings exists already" in fails(capsys, *words, "--optim.lr", "0.5")
     tuned = ["--init", str(out / "tiny" / "0"), "--out", str(tmp_path / "tuned")]
     assert main([*words, *tuned]) == 0
     assert read_record(tmp_path / "tuned" / "tiny" / "0").init is not None

@@ -15,6 +15,7 @@ from killing import begin
 from tiny_recipe import TINY
 
 from resfit.checkpoint import newest_state
+from resfit.studyrecord import read_study
 
 LONG = {**TINY, "train": {**TINY["train"], "epochs": 10_000}}
 
@@ -63,7 +64,9 @@ def test_a_study_saves_its_runs_and_leaves_its_page(number: signal.Signals, work
     assert status == 128 + number, told
     assert told.splitlines()[-1] == f"interrupted ({number.name}): repeat the command to go on"
     assert (out / "rates" / "study.json").exists() and (out / "rates" / "report.html").exists()
-    assert newest_state(run, print)["trainer"]["epoch"] >= 0
+    assert {point.name for point in read_study(out / "rates" / "study.json").points} == {"a", "b"}
+    began = newest_state(run, print)["trainer"]
+    assert began["epoch"] or began["under_way"], "what was trained until then is kept"
 
 
 @pytest.mark.parametrize(("number", "workers"), [(signal.SIGINT, "1"), (signal.SIGTERM, "2")], ids=str)

@@ -20,20 +20,19 @@ SIGNALS = [signal.SIGINT, signal.SIGTERM]
 def test_the_first_signal_waits_until_the_work_looks(number: signal.Signals) -> None:
     before = signal.getsignal(number)
     with Interrupts() as interrupts:
-        interrupts.check("nothing was asked")
+        assert interrupts.asked is None
         signal.raise_signal(number)
         assert interrupts.asked == number
-        with pytest.raises(Interrupted, match=rf"^interrupted \({number.name}\): go on there$") as caught:
-            interrupts.check("go on there")
-    assert caught.value.exit_code == 128 + number
+    interrupted = Interrupted(number, "go on there")
+    assert (str(interrupted), interrupted.exit_code) == (f"interrupted ({number.name}): go on there", 128 + number)
     assert signal.getsignal(number) == before
 
 
 def test_the_innermost_block_hears_the_signal_and_the_outer_one_comes_back() -> None:
     with Interrupts() as study:
-        with pytest.raises(Interrupted), Interrupts() as run:
+        with Interrupts() as run:
             signal.raise_signal(signal.SIGINT)
-            run.check("")
+            assert run.asked == signal.SIGINT
         assert study.asked is None
         signal.raise_signal(signal.SIGTERM)
         assert study.asked == signal.SIGTERM
@@ -49,7 +48,7 @@ def test_work_that_leads_others_is_broken_off(number: signal.Signals) -> None:
     with pytest.raises(Interrupted, match=r": lead on$") as caught, Interruptible("lead on"), Interrupts() as run:
         signal.raise_signal(number)
         assert run.asked == number  # a run within hears it, and stops where it likes
-        run.check("resume the run")
+        raise Interrupted(number, "resume the run")
     assert (caught.value.exit_code, signal.getsignal(number)) == (128 + number, before)
     with pytest.raises(ValueError, match="another"), Interruptible("lead on"):
         raise ValueError("another error passes")
@@ -70,7 +69,6 @@ def test_a_thread_works_without_signals() -> None:
 
     def work() -> None:
         with Interrupts() as interrupts:
-            interrupts.check("")
             asked.append(interrupts.asked)
 
     thread = threading.Thread(target=work)

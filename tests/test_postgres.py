@@ -142,4 +142,4 @@ def test_what_goes_wrong_is_one_line_without_the_password(
     assert main([*words, "--storage", server]) == 0
     assert main([*words, "--storage", server, "--optim.momentum", "0.5"]) == 2
     told = capsys.readouterr().err
-    assert "another search lies there (127.0.0.1:" in told and "sesame" not in told
+    assert "another search exists already (127.0.0.1:" in told and "sesame" not in told

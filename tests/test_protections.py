@@ -177,7 +177,7 @@ def outcome(folder: Path, protection: Protection | None, *tests: str) -> subproc
     if protection:
         file = folder / "src" / "resfit" / protection.file
         text = file.read_text(encoding="utf-8")
-        assert protection.line in text, f"{protection.file} has no such line any more"
+        assert text.count(protection.line) == 1, f"{protection.file} has no such line, or several"
         file.write_text(text.replace(protection.line, protection.without), encoding="utf-8")
     words = [
         word if word.startswith("-") or "test_" not in word else f"tests/{word}" for word in " ".join(tests).split()

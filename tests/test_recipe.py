@@ -182,7 +182,7 @@ def test_only_a_whitening_stem_is_frozen():
     [({"evaluate": {"selection": "best-val"}}, "evaluate.selection"), ({"train": {"patience": 5}}, "train.patience")],
 )
 def test_what_looks_at_a_validation_split_needs_one(values, field):
-    assert f"({field})" in complaint(data={"val": 0}, **values)
+    assert complaint(data={"val": 0}, **values) == f"there are no validation images to look at ({field}): give data.val"
     assert Recipe.from_dict({"name": "r", "spec": SPEC, "data": {"val": 0.1}, **values})
     assert Recipe.from_dict({"name": "r", "spec": SPEC, "data": {"name": "folder", "val": 0}, **values})
 

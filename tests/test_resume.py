@@ -363,6 +363,16 @@ def test_a_signal_ends_the_command_with_the_shells_status_and_says_how_to_go_on(
     assert "it goes with --resume" in capsys.readouterr().err
 
 
+def test_the_record_has_the_command_that_began_the_run(
+    tiny: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["resfit", "train", "tiny", "--epochs", "3"])
+    with pytest.raises(RuntimeError):
+        train(tiny, out=tmp_path, observer=Watcher((1, None), crash))
+    monkeypatch.setattr("sys.argv", ["resfit", "train", "--resume", "runs/tiny/0"])
+    assert train(tiny, out=tmp_path, resume=True).env["command"] == "resfit train tiny --epochs 3"
+
+
 def test_resume_finds_the_data_folder_and_the_device_again(tmp_path: Path) -> None:
     from PIL import Image
 

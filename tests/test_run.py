@@ -116,7 +116,10 @@ def test_a_finished_run_is_never_overwritten(tiny: Recipe, tmp_path: Path) -> No
     train(tiny, out=tmp_path)
     folder = tmp_path / "tiny" / "0"
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    for resume, line in ((False, "a finished run lies there"), (True, "the run is finished .* nothing to resume")):
+    for resume, line in (
+        (False, "a finished run exists already"),
+        (True, "the run is finished .* nothing to resume"),
+    ):
         with pytest.raises(BadInput, match=line):
             train(tiny, out=tmp_path, resume=resume)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
@@ -126,7 +129,7 @@ def test_an_unfinished_run_is_neither_overwritten_nor_resumed_with_another_recip
     with pytest.raises(KeyboardInterrupt):
         train(tiny, out=tmp_path, observer=Interrupt(1))
     state = (tmp_path / "tiny" / "0" / "state.pt").read_bytes()
-    with pytest.raises(BadInput, match=r"an unfinished run lies there .*: go on with --resume"):
+    with pytest.raises(BadInput, match=r"an unfinished run exists already .*: go on with --resume"):
         train(tiny, out=tmp_path)
     with pytest.raises(BadInput, match=r"the recipe changed since the run began \(optim.lr: 0.1 -> 0.2\)"):
         train(tiny.replace({"optim.lr": 0.2}), out=tmp_path, resume=True)

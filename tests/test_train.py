@@ -20,7 +20,7 @@ from resfit.data.normalize import normalizer
 from resfit.errors import Diverged, RunFailed
 from resfit.net import build
 from resfit.recipe import Recipe, get_recipe, recipe_names
-from resfit.train import EpochResult, Trainer, _hits, _resized, usable_precision
+from resfit.train import EpochResult, Trainer, _hits, _resized
 
 CPU = torch.device("cpu")
 LOSSES = Path(__file__).parent / "golden" / "losses.json"
@@ -480,11 +480,6 @@ def test_precisions_learn(tiny: Recipe, precision: str) -> None:
     recipe = tiny.replace({"augment.crop": 0, "train.epochs": 6, "train.batch_size": 32})
     results = list(trainer(recipe, precision=precision).epochs())
     assert results[-1].accuracy > 0.8
-
-
-def test_auto_precision_is_one_that_can_be_trained_in() -> None:
-    assert usable_precision("auto", CPU) in ("fp32", "bf16")
-    assert usable_precision("fp16", CPU) == "fp16"
 
 
 @pytest.mark.slow

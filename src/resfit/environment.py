@@ -7,7 +7,6 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,15 +29,20 @@ def environment(device: torch.device) -> dict[str, Any]:
         "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
         "threads": torch.get_num_threads(),
         "commit": _commit(),
-        "command": _command(sys.argv),
+        "command": command_line(),
     }
 
 
-def _command(arguments: Sequence[str]) -> str:
-    """The command line without the program's folder; `python -m PACKAGE` as it was given."""
-    program = Path(arguments[0])
+def command_line() -> str:
+    """The command of this process without the program's folder; `python -m PACKAGE` as it was given."""
+    program = Path(sys.argv[0])
     begin = ["python", "-m", program.parent.name] if program.name == "__main__.py" else [program.name]
-    return shlex.join([*begin, *arguments[1:]])
+    return shlex.join([*begin, *sys.argv[1:]])
+
+
+def without_places(command: str) -> str:
+    """A command without the folders of the machine that it ran on: of an absolute path, its last part."""
+    return shlex.join(Path(word).name if word.startswith("/") else word for word in shlex.split(command))
 
 
 def pick_device(wanted: str) -> torch.device:
@@ -52,6 +56,13 @@ def pick_device(wanted: str) -> torch.device:
         reason = str(error).splitlines()[0][:80]
         raise BadInput(f"no such device here, {reason} (device {wanted}): give auto, cpu or cuda") from None
     return device
+
+
+def spread(device: str, workers: int | None) -> list[str]:
+    """A device for each of so many processes: by default one a CUDA device, on the CPU one; more take them in turn."""
+    gpus = torch.cuda.device_count() if device == "auto" else 0
+    devices = [f"cuda:{n}" for n in range(gpus)] or [device]
+    return [devices[n % len(devices)] for n in range(workers or len(devices))]
 
 
 def _commit() -> str | None:

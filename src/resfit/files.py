@@ -114,11 +114,12 @@ def remove_leftovers(folder: Path) -> None:
     """Remove what processes that were killed within a write have left in `folder`."""
     for path in folder.glob(".*.part"):
         process = path.name.split(".")[-2]
-        if process.isdecimal() and not _is_alive(int(process)):
+        if process.isdecimal() and not is_alive(int(process)):
             path.unlink(missing_ok=True)
 
 
-def _is_alive(process: int) -> bool:
+def is_alive(process: int) -> bool:
+    """Whether a process of this number runs on this machine."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:

@@ -19,7 +19,7 @@ class Interrupted(KeyboardInterrupt):
 class Interrupts:
     """Within its block the first SIGINT or SIGTERM waits for the work to look; the second ends the process at once.
 
-    The work looks at `asked` between its steps, saves, and then calls `check`. Blocks may lie in each other: the
+    The work looks at `asked` between its steps, saves, and then raises Interrupted. Blocks may lie in each other: the
     innermost hears the signal. Outside the main thread, where Python handles no signals, nothing is ever asked.
     """
 
@@ -39,11 +39,6 @@ class Interrupts:
     ) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
-
-    def check(self, advice: str) -> None:
-        """Raise Interrupted, which tells the user `advice`, where a signal has asked for it."""
-        if self.asked is not None:
-            raise Interrupted(self.asked, advice)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         self.asked = number
@@ -72,4 +67,4 @@ class Interruptible(Interrupts):
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         super()._ask(number, frame)
-        self.check(self.advice)
+        raise Interrupted(number, self.advice)

@@ -13,7 +13,7 @@ from resfit.data import Dataset
 from resfit.distill import Renormalized
 from resfit.errors import BadInput
 from resfit.files import sha256
-from resfit.modelfile import load
+from resfit.modelfile import load, model_file
 from resfit.net import Network
 from resfit.recipe import DataConfig, Recipe, takes_side
 from resfit.record import GivenModel, RunRecord, read_record
@@ -85,7 +85,7 @@ def load_teacher(
 
 def model_sha256(target: str | Path) -> str:
     """Of the model file, or of a run folder's; raises BadInput where there is none."""
-    file = Path(target) / "model.safetensors" if Path(target).is_dir() else Path(target)
+    file = model_file(target)
     if not file.is_file():
         raise BadInput(f"no model there ({file}): give a run folder or a model.safetensors")
     return sha256(file)
@@ -94,7 +94,7 @@ def model_sha256(target: str | Path) -> str:
 def _load(target: str | Path) -> tuple[Network, RunRecord | None, GivenModel]:
     """A trained network, the record of its run folder, and what a record says of both."""
     net = load(target)
-    file = Path(target) / "model.safetensors" if Path(target).is_dir() else Path(target)
+    file = model_file(target)
     beside = file.with_name("record.json")
     record = read_record(beside) if file.name == "model.safetensors" and beside.exists() else None
     return (

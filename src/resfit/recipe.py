@@ -327,8 +327,9 @@ class Recipe:
         ends_on_norm = any(block.layout.norm_last for _, _, block in self.spec.plan())
         dead = self.init.zero_last_norm and not self.spec.norm.gain and ends_on_norm
         _check("init.zero_last_norm", True, not dead, "false, or norms with a gain (spec.norm.gain)")
-        if self.looks_at_val and self.data.name != "folder":  # a folder may bring its own validation images
-            _check(self.looks_at_val, "set", self.data.val > 0, "a validation split with data.val")
+        needs_val = self.data.name != "folder" and self.field_needing_val  # a folder may bring its own
+        if needs_val and not self.data.val:
+            raise BadField("there are no validation images to look at", needs_val, "give data.val")
         smallest = self.spec.sizes()[1][-1]
         for _, side in self.train.resize:
             small = _for_side(self.spec, side)
@@ -343,7 +344,7 @@ class Recipe:
         _check("train.freeze", most, most <= stages, f"at most the {stages} stages that there are")
 
     @property
-    def looks_at_val(self) -> str | None:
+    def field_needing_val(self) -> str | None:
         """The field, if any, that decides by validation images."""
         if self.evaluate.selection == "best-val":
             return "evaluate.selection"

@@ -295,6 +295,16 @@ class RunRecord:
         """The headline: test accuracy with test-time augmentation where the protocol has it, a fraction."""
         return self.test.accuracy if self.test.accuracy_tta is None else self.test.accuracy_tta
 
+    @property
+    def identity(self) -> tuple[object, ...]:
+        """Runs that agree in this are runs of one recipe on the same images: seed and machine set them apart.
+
+        What was only said of the recipe, its description and deviations, is no part of it.
+        """
+        settings = {name: value for name, value in self.config.items() if name not in ("description", "deviations")}
+        config = json.dumps(settings, sort_keys=True, default=str)
+        return self.recipe, config, self.data.get("digest"), self.init and self.init.sha256
+
     @classmethod
     def from_dict(cls, data: object) -> RunRecord:
         """Build from plain data; raises BadInput that names the field at fault."""
@@ -444,12 +454,12 @@ def _t_quantile(freedom: float) -> float:
 def group_runs(records: Sequence[RunRecord]) -> dict[str, list[RunRecord]]:
     """Records by recipe; where one name stands for different recipes they are told apart by a number.
 
-    So are runs that began from the weights of different networks.
+    So are runs on other images, or from the weights of other networks.
     """
     groups: dict[str, list[RunRecord]] = {}
     for record in records:
         name, n = record.recipe, 1
-        while name in groups and not _alike(groups[name][0], record):
+        while name in groups and groups[name][0].identity != record.identity:
             n += 1
             name = f"{record.recipe} ({n})"
         groups.setdefault(name, []).append(record)
@@ -460,15 +470,7 @@ def runs_alike(folder: Path, record: RunRecord) -> list[RunRecord]:
     """The finished runs in a recipe's folder that differ from `record` in nothing but their seed, by it."""
     files = [file for file in folder.glob("*/record.json") if file.parent.name.isdecimal()]
     found = [read_record(file) for file in sorted(files, key=lambda file: int(file.parent.name))]
-    return [other for other in found if _alike(record, other) and other.data["digest"] == record.data["digest"]]
-
-
-def _alike(a: RunRecord, b: RunRecord) -> bool:
-    """Whether two runs differ in nothing but their seed, and in what was said of their recipe."""
-    begun = [record.init and record.init.sha256 for record in (a, b)]
-    said = ("description", "deviations")
-    settings = [{key: value for key, value in record.config.items() if key not in said} for record in (a, b)]
-    return settings[0] == settings[1] and begun[0] == begun[1]
+    return [other for other in found if other.identity == record.identity]
 
 
 def write_summary(records: Sequence[RunRecord], folder: Path) -> None:

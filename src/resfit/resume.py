@@ -14,7 +14,7 @@ from resfit.errors import BadInput
 from resfit.fields import differences
 from resfit.recipe import Recipe
 
-STATE_FORMAT = 4
+STATE_FORMAT = 5
 
 # What the saved tensors and the best weights so far belong to: no run can change it under way.
 _FIXED = (
@@ -35,9 +35,11 @@ class Begun:
 def require_unused(folder: Path) -> None:
     """Raise BadInput where a run lies in `folder`, finished or not."""
     if _is_finished(folder):
-        raise BadInput(f"a finished run lies there ({folder}): give another --out or --seed, or move it away")
+        raise BadInput(f"a finished run exists already ({folder}): give another --out or --seed, or move it away")
     if has_state(folder):
-        raise BadInput(f"an unfinished run lies there ({folder}): go on with --resume {folder}, or give another --out")
+        raise BadInput(
+            f"an unfinished run exists already ({folder}): go on with --resume {folder}, or give another --out"
+        )
 
 
 def _is_finished(folder: Path) -> bool:

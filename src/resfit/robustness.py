@@ -38,7 +38,7 @@ def score_corruptions(
 ) -> Robustness:
     """Accuracy on every kind and severity of `resfit.corruptions`, on the test images of a network's own data.
 
-    Writes robustness.json into a run folder; raises BadInput where it lies there already. `data` names the data set of
+    Writes robustness.json into a run folder; raises BadInput where it exists already. `data` names the data set of
     a model file outside its run folder. `progress` takes a line a kind.
     """
     refuse_second(target, "robustness")
@@ -80,7 +80,7 @@ def score_humans(
     """Hold a network's probabilities against people's labels of its test images (Peterson et al. 2019, CIFAR-10H).
 
     `labels`: an .npy file of counts or shares, [test images, classes], in the data set's order. Writes human.json into
-    a run folder; raises BadInput where it lies there already, or where the file is not of these images.
+    a run folder; raises BadInput where it exists already, or where the file is not of these images.
     """
     refuse_second(target, "human")
     net = load(target)

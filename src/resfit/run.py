@@ -20,7 +20,7 @@ from resfit.checkpoint import STATE, newest_state, save_state
 from resfit.cost import cost
 from resfit.data import Dataset, Images, class_names, load_dataset
 from resfit.data.normalize import normalizer
-from resfit.environment import environment, pick_device
+from resfit.environment import command_line, environment, pick_device
 from resfit.errors import BadInput, Diverged, RunFailed
 from resfit.evaluate import fit_temperature, predict_logits, score
 from resfit.fast import fast_process
@@ -31,6 +31,7 @@ from resfit.memory import require_room
 from resfit.modelfile import ModelInfo, save_model
 from resfit.net import FrozenConv, Network, build
 from resfit.observer import Apart, Observer
+from resfit.precision import autocast, usable_precision
 from resfit.pretrained import begin_from, load_teacher
 from resfit.recipe import Recipe, get_recipe
 from resfit.record import EpochPoint, GivenModel, Metrics, RunRecord, record_text
@@ -38,7 +39,7 @@ from resfit.recordparts import augmented_grid, layer_rows, samples
 from resfit.report import write_report
 from resfit.report.words import thread_count
 from resfit.resume import STATE_FORMAT, begun_run, require_unused
-from resfit.train import EpochResult, Trainer, usable_precision
+from resfit.train import EpochResult, Trainer
 from resfit.version import __version__
 
 _SAVES_SHARE = 0.01  # of the time, at the most
@@ -94,8 +95,8 @@ def train(
             with distributed.machine_leader_first():
                 data = _load(recipe, data_dir, offline, observer)
         recipe = fit_classes(recipe, data.classes)
-        if recipe.looks_at_val and not len(data.val):
-            raise BadInput(f"no validation images ({recipe.looks_at_val}): give data.val, or a folder val/")
+        if recipe.field_needing_val and not len(data.val):
+            raise BadInput(f"no validation images ({recipe.field_needing_val}): give data.val, or a folder val/")
         distributed.require_same("data", data.digest)
         run = _Run(recipe=recipe, seed=seed, data=data, folder=folder, device=where, observer=observer, begin=init)
         run.options = {"data_dir": None if data_dir is None else str(Path(data_dir).resolve()), "device": device}
@@ -217,6 +218,7 @@ class _Run:
     options: dict[str, Any] = field(default_factory=dict)  # data folder and device as they were given
     events: list[str] = field(default_factory=list)
     rollbacks: int = 0
+    command: str = field(default_factory=command_line)  # that began the run, whatever resumed it
     interrupts: Interrupts = field(default_factory=Interrupts)
 
     def __post_init__(self) -> None:
@@ -409,7 +411,7 @@ class _Run:
 
     def _logits(self, part: Images, tta: bool = False) -> tuple[Tensor, Tensor | None]:
         config = self.recipe.evaluate
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+        with autocast(self.precision, self.device):
             return predict_logits(
                 self.trainer.evaluated,
                 part.images.to(self.device),
@@ -465,6 +467,7 @@ class _Run:
             precision=self.precision,
             env={
                 **environment(self.device),
+                "command": self.command,
                 "kernels": list(self.kernels),
                 "world_size": distributed.world_size(),
             },
@@ -494,7 +497,7 @@ class _Run:
         )
 
     def _save_state(self) -> None:
-        """Write the state, unless it lies there already; raises Diverged rather than save what is not finite."""
+        """Write the state, unless it exists already; raises Diverged rather than save what is not finite."""
         if self.saved == self._progress():
             return
         self.trainer.check_finite()
@@ -528,6 +531,7 @@ class _Run:
             "world_size": distributed.world_size(),
             "events": self.events,
             "rollbacks": self.rollbacks,
+            "command": self.command,
             "init": self.init and to_plain(self.init),
             "teachers": [teacher.sha256 for _, teacher in self.teachers],
         }
@@ -552,8 +556,9 @@ class _Run:
         self.init = state["init"] and GivenModel(**state["init"])
         self._go_back_to(state)
         self.test_scored, self.seconds_before = state["test_scored"], state["seconds"]
-        self.seconds_saving = state.get("seconds_saving", 0.0)  # earlier states have none
+        self.seconds_saving = state["seconds_saving"]
         self.events, self.rollbacks = list(state["events"]), state["rollbacks"]
+        self.command = state["command"]
         self.saved = self._progress()
         self.clock = time.perf_counter()
         before, now = state["world_size"], distributed.world_size()

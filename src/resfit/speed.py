@@ -13,8 +13,8 @@ from resfit.environment import pick_device
 from resfit.fast import fast_process
 from resfit.latency import latencies
 from resfit.net import build
+from resfit.precision import autocast, usable_precision
 from resfit.spec import NetSpec
-from resfit.train import usable_precision
 
 _STEPS = 5
 
@@ -37,16 +37,16 @@ def measure(spec: NetSpec, *, device: str = "auto", batch_size: int = 128) -> Sp
     where = pick_device(device)
     net, shape = build(spec).to(where), (spec.input.channels, spec.input.size, spec.input.size)
     images = torch.randn(batch_size, *shape, device=where).contiguous(memory_format=torch.channels_last)
-    bf16 = usable_precision("auto", where) == "bf16"
-    seconds = [_step_seconds(net, images, bf16=bf16) for _ in range(1 + _STEPS)][1:]
+    precision = usable_precision("auto", where)
+    seconds = [_step_seconds(net, images, precision) for _ in range(1 + _STEPS)][1:]
     ((*_, one),) = latencies([net], shape, where, (1,))
     return Speed(latency_ms=1000 * one.seconds, images_per_second=batch_size / statistics.median(seconds))
 
 
-def _step_seconds(net: torch.nn.Module, images: torch.Tensor, *, bf16: bool) -> float:
+def _step_seconds(net: torch.nn.Module, images: torch.Tensor, precision: str) -> float:
     started = time.perf_counter()
     net.train().zero_grad(set_to_none=True)
-    with torch.autocast(images.device.type, torch.bfloat16, enabled=bf16):
+    with autocast(precision, images.device):
         loss = F.cross_entropy(net(images), images.new_zeros(len(images), dtype=torch.long))
     loss.backward()
     if images.is_cuda:

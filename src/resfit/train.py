@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
+from functools import cache
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from resfit.averaging import WeightAverage
 from resfit.distill import distillation_loss, soft_targets
 from resfit.errors import Diverged, RunFailed
 from resfit.optim import check_gradients, load_buffers, lr_factor, make_optimizers, set_learning_rates
-from resfit.processor import processor
+from resfit.precision import autocast
 from resfit.recipe import Recipe
 from resfit.sharpness import perturbed
 from resfit.skipping import EasyImages
@@ -122,7 +123,7 @@ class Trainer:
         if self.average is None or not self.average.begun:
             return self.net
         if self.average.needs_statistics:
-            with self._autocast():
+            with autocast(self.precision, self.device):
                 self.average.estimate_statistics(self._batches_apart())
         return self.average.module
 
@@ -217,7 +218,7 @@ class Trainer:
         distill = self.recipe.distill
         if distill is None:
             return None
-        with self._autocast():
+        with autocast(self.precision, self.device):
             return soft_targets(self.teachers, inputs, distill.temperature)
 
     def _halve_pieces(self) -> None:
@@ -241,7 +242,7 @@ class Trainer:
 
     def _add_gradient(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Add the batch's gradient, weighted by its share of the step; its mean loss and its logits."""
-        with self._autocast():
+        with autocast(self.precision, self.device):
             logits = self.forward(batch.inputs)
             loss = self._loss(logits, batch)
         self.scaler.scale(loss * batch.share).backward()
@@ -263,9 +264,6 @@ class Trainer:
                     self._add_gradient(batch)
             distributed.sum_gradients(self.net)
             self._in_step.clear()
-
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, _DTYPES[self.precision], enabled=self.precision != "fp32")
 
     def warm_up(self) -> float:
         """Seconds that it took to compile the network for all that the recipe makes of it; leaves no trace of it."""
@@ -431,7 +429,7 @@ class Trainer:
             self.average.load_state_dict(state["average"])
         if self.easy is not None:
             self.easy.losses.copy_(state["losses"])
-            self.easy.turns.copy_(state.get("turns", torch.tensor(self.epoch)))  # earlier states have none
+            self.easy.turns.copy_(state["turns"])
         self.generator.set_state(state["generator"])
         torch.set_rng_state(state["torch_rng"])
         if state["cuda_rng"] is not None and self.device.type == "cuda":
@@ -454,9 +452,6 @@ def _restored(saved: dict[str, Any], device: torch.device) -> EpochUnderWay:
     return EpochUnderWay(**moved, seen=saved["seen"], began=time.perf_counter() - saved["began"])
 
 
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
 def _resized(images: Tensor, resize: tuple[tuple[float, int], ...], progress: float) -> Tensor:
     """The pixels [N, C, H, W] at the side that `resize` says for this progress, float32 where that is another.
 
@@ -469,31 +464,8 @@ def _resized(images: Tensor, resize: tuple[tuple[float, int], ...], progress: fl
     return down @ (images.float() @ across.mT)
 
 
+@cache
 def _interpolation(size: int, side: int, device: torch.device) -> Tensor:
     """What each of `side` pixels takes of each of `size`: float32 [side, size], each row a sum of one."""
     each = torch.eye(size, device=device)[None, None]
     return F.interpolate(each, size=(side, size), mode="bilinear", antialias=True)[0, 0]
-
-
-def usable_precision(wanted: str, device: torch.device) -> str:
-    """The precision to train in. auto: bf16 where the device has instructions for it, or is clearly faster in it."""
-    if wanted != "auto":
-        return wanted
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    if "avx2" in processor()[1]:  # all that it can do is known: nothing has to be timed, which other work could disturb
-        return "bf16" if "avx512_bf16" in processor()[1] else "fp32"
-    return "bf16" if _conv_seconds(torch.bfloat16) < 0.8 * _conv_seconds(torch.float32) else "fp32"
-
-
-def _conv_seconds(dtype: torch.dtype) -> float:
-    """Best time of three of a small convolution on the CPU."""
-    images = torch.ones(32, 64, 16, 16, dtype=dtype).contiguous(memory_format=torch.channels_last)
-    filters = torch.ones(64, 64, 3, 3, dtype=dtype).contiguous(memory_format=torch.channels_last)
-    times = []
-    with torch.no_grad():
-        for _ in range(4):
-            started = time.perf_counter()
-            F.conv2d(images, filters, padding=1)
-            times.append(time.perf_counter() - started)
-    return min(times[1:])

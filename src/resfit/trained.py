@@ -17,9 +17,9 @@ from resfit.fast import fast_process
 from resfit.fields import from_plain
 from resfit.modelfile import load
 from resfit.net import Network
+from resfit.precision import autocast, usable_precision
 from resfit.recipe import DataConfig, Recipe
 from resfit.record import Metrics, read_record
-from resfit.train import usable_precision
 
 
 @fast_process()
@@ -101,7 +101,7 @@ def scorer(net: Network, target: str | Path, where: torch.device) -> Callable[..
     net.to(where)
 
     def logits(images: Tensor, tta: TTA = "none") -> tuple[Tensor, Tensor | None]:
-        with torch.autocast(where.type, torch.bfloat16, enabled=precision == "bf16"):
+        with autocast(precision, where):
             return predict_logits(net, images.to(where), normalize, tta=tta, tta_share=share)
 
     return logits

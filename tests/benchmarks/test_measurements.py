@@ -177,7 +177,7 @@ def test_our_runs_are_those_of_the_command_that_users_type(tmp_path):
         {"seconds": record.seconds_to_result, "accuracy": record.accuracy, "seed": record.seed} for record in records
     ]
     assert records[0].env["command"].startswith("python -m resfit train digits --seed 3 --runs 2")
-    with pytest.raises(BadInput, match="runs of another measurement lie there"):  # and are not taken for new ones
+    with pytest.raises(BadInput, match="runs of another measurement exist already"):  # and are not taken for new ones
         ours("digits", range(3, 5), tmp_path, data_dir=tmp_path, device="cpu", settings=settings, limit=300.0)
 
 

@@ -130,7 +130,7 @@ def test_finished_runs_from_other_weights_are_refused(study: Study, tmp_path: Pa
     run(study, tmp_path)
     out = tmp_path / "s"
     executor = InProcess(Place(out=out, init=str(out / "slow" / "0")), "cpu")
-    with pytest.raises(BadInput, match=r"a run from other weights lies there \(.*plain/0\)"):
+    with pytest.raises(BadInput, match=r"a run from other weights exists already \(.*plain/0\)"):
         execute(study, study.recipes(), executor, out, seeds=2)
 
 
@@ -152,7 +152,7 @@ def test_finished_runs_on_other_images_are_refused(tmp_path: Path) -> None:
 
     run_on("a")
     run_on("a")
-    with pytest.raises(BadInput, match="a run on other images lies there"):
+    with pytest.raises(BadInput, match="a run on other images exists already"):
         run_on("b")
 
 
@@ -183,7 +183,7 @@ def test_a_failed_run_is_told_and_the_others_go_on(study: Study, tmp_path: Path)
 
 def test_runs_of_other_settings_are_refused_before_anything_runs(study: Study, tmp_path: Path) -> None:
     run(study, tmp_path)
-    with pytest.raises(BadInput, match=r"a run with other settings lies there .*: train\)"):
+    with pytest.raises(BadInput, match=r"a run with other settings exists already .*: train\)"):
         run(study, tmp_path, recipes=study.recipes(epochs=1), seeds=2)
     assert not (tmp_path / "s" / "plain" / "1").exists()
 
@@ -195,7 +195,7 @@ def test_runs_with_and_without_teachers_are_not_taken_for_each_other(study: Stud
     folder.mkdir(parents=True)
     for then, now in ((plain, taught), (taught, plain)):
         (folder / "recipe.yaml").write_text(then["plain"].to_yaml())
-        with pytest.raises(BadInput, match=r"a run with other settings lies there .*: distill\)"):
+        with pytest.raises(BadInput, match=r"a run with other settings exists already .*: distill\)"):
             run(study, tmp_path, recipes=now)
 
 

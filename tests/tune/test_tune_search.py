@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -24,7 +25,7 @@ from resfit.tunerecord import TuneRecord, read_search
 
 pytest.importorskip("optuna")
 
-from resfit.tune.search import Search, run_search
+from resfit.tune.search import Search, _work_in_parallel, run_search
 from resfit.tune.space import Dimension, Space
 
 RATES = Space(name="rates", dimensions={"optim.lr": Dimension(low=0.01, high=1.0, log=True)})
@@ -116,9 +117,9 @@ def test_a_search_goes_on_to_its_count_and_refuses_another_in_its_place(tiny: Re
     rates = [trial.values["optim.lr"] for trial in second.trials]
     assert len(set(rates)) == 3, "a resumed search draws anew"
     assert len(run_search(search(recipe, tmp_path), 3).trials) == 3
-    with pytest.raises(BadInput, match=r"another search lies there .*epochs changed"):
+    with pytest.raises(BadInput, match=r"another search exists already .*epochs changed"):
         run_search(search(recipe, tmp_path, epochs=2), 4)
-    with pytest.raises(BadInput, match=r"another search lies there .*recipe changed"):
+    with pytest.raises(BadInput, match=r"another search exists already .*recipe changed"):
         run_search(search(recipe.replace({"optim.momentum": 0.5}), tmp_path), 4)
 
 
@@ -251,3 +252,21 @@ def test_a_killed_search_goes_on(files: tuple[str, str], tmp_path: Path, workers
     assert found.trained == 8 and "failed" in outcomes and "running" not in outcomes
     assert found.trials[0].outcome == "complete"
     assert (tmp_path / "tiny-tune" / "best.yaml").exists()
+
+
+def test_its_processes_spread_over_the_gpus(tiny: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[Search] = []
+
+    def start(work: object, each: Search, trials: int, share: int) -> object:
+        begun.append(each)
+        return SimpleNamespace(join=lambda: None, exitcode=0, is_alive=lambda: False)
+
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("resfit.processes.start", start)
+    _work_in_parallel(search(tiny, tmp_path), 4, workers=3)
+    assert [each.device for each in begun] == ["cuda:0", "cuda:1", "cuda:0"]
+
+
+def test_a_database_s_password_is_never_told(tiny: Recipe) -> None:
+    place = Search(recipe=tiny, space=RATES, storage="postgresql://me:secret@host/db").place
+    assert place == "host/db"

@@ -111,7 +111,7 @@ def test_a_field_is_searched_or_given() -> None:
     space = Space(name="mine", dimensions=dict.fromkeys(["spec.stages.*.kernel", "spec.se"], Dimension(low=1, high=3)))
     space.refuse_fixed(["spec.stages", "spec.stages.0.channels", "optim.lr", "budget"])
     for field in ("spec.stages.0.kernel", "spec.se", "spec.se.reduction"):
-        with pytest.raises(BadInput, match=rf"a field that is searched \(--{field}; mine: spec.s"):
+        with pytest.raises(BadInput, match=rf"this field is searched \(--{field}; mine: spec.s"):
             space.refuse_fixed([field])
 
 

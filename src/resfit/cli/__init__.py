@@ -102,7 +102,8 @@ def _run(arguments: list[str]) -> int:
         raise BadInput(f"torchrun is for resfit train (resfit {options.command}): start it without torchrun")
     if getattr(options, "offline", False):
         os.environ["RESFIT_OFFLINE"] = "1"
-    status: int = options.run(options, overrides)
+    options.overrides = overrides
+    status: int = options.run(options)
     return status
 
 
@@ -168,7 +169,7 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _no_command(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
+def _no_command(options: argparse.Namespace) -> int:
     if options.version:
         from resfit.version import __version__
 

@@ -24,7 +24,7 @@ def add(commands: Any) -> None:
     parser.set_defaults(run=_card)
 
 
-def _card(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
+def _card(options: argparse.Namespace) -> int:
     from resfit.card import write_card
 
     if not re.fullmatch(r"[A-Za-z0-9.-]+", options.license):

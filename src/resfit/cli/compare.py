@@ -22,10 +22,11 @@ def add(commands: Any) -> None:
     parser.set_defaults(run=_compare)
 
 
-def _compare(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
+def _compare(options: argparse.Namespace) -> int:
     from resfit.fields import to_plain
     from resfit.record import compare, find_records, group_runs, summarize
     from resfit.report.groups import group, unique
+    from resfit.report.words import peeked
 
     records = unique(find_records(options.runs))
     if len(data := group(records)) > 1:
@@ -45,8 +46,8 @@ def _compare(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
     for name, found in values.items():
         s = summarize(found)
         spread = f" ± {100 * s.std:.2f}" if s.std is not None else ""
-        peeked = " (peeked)" if any(record.protocol["peeking"] for record in groups[name]) else ""
-        rows.append([name + peeked, s.n, f"{100 * s.mean:.2f}{spread} %", _difference_text(differences.get(name))])
+        mark = " (peeked)" if any(map(peeked, groups[name])) else ""
+        rows.append([name + mark, s.n, f"{100 * s.mean:.2f}{spread} %", _difference_text(differences.get(name))])
     print_table(["runs", "n", f"test {what}", f"difference from {first} (95 % interval)"], rows, right=(1,))
     return 0
 

@@ -23,7 +23,7 @@ def add(commands: Any) -> None:
     parser.set_defaults(run=_completion)
 
 
-def _completion(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
+def _completion(options: argparse.Namespace) -> int:
     import shtab
 
     from resfit.cli import make_parser

@@ -24,7 +24,7 @@ def add(commands: Any) -> None:
     parser.set_defaults(run=_demo)
 
 
-def _demo(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
+def _demo(options: argparse.Namespace) -> int:
     if options.port is not None and not 1 <= options.port <= 65535:
         raise BadInput(f"port is {options.port} (--port): give a number from 1 to 65535")
     from resfit.demo import serve

@@ -48,7 +48,7 @@ def add(commands: Any) -> None:
     parser.set_defaults(run=_design)
 
 
-def _design(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
+def _design(options: argparse.Namespace) -> int:
     for path in (options.out, options.save):
         if path and path.exists():
             raise BadInput(f"there is such a file ({path}): give another name")
@@ -75,10 +75,7 @@ def _design(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
 
 
 def _found(options: argparse.Namespace, like: NetSpec | None) -> Iterator[tuple[Design, Speed | None]]:
-    """The networks asked for, with their speed where it is asked for; raises BadInput where none is fast enough.
-
-    Images and classes are those of `like`, where the options don't say.
-    """
+    """The networks asked for, with their speed where it is asked for; raises BadInput where none is fast enough."""
     from resfit.budget import parse_count
     from resfit.solver import design
 
@@ -91,9 +88,7 @@ def _found(options: argparse.Namespace, like: NetSpec | None) -> Iterator[tuple[
         family=options.family,
         macs=parse_count(options.macs, "--macs") if options.macs is not None else None,
         top=None if options.latency else top,
-        size=options.size if options.size is not None else (like.input.size if like else 32),
-        channels=options.channels if options.channels is not None else (like.input.channels if like else 3),
-        classes=options.classes if options.classes is not None else (like.num_classes if like else 10),
+        **_images(options, like),
     )
     if not (options.measure or options.latency):
         yield from ((each, None) for each in designs)
@@ -109,6 +104,15 @@ def _found(options: argparse.Namespace, like: NetSpec | None) -> Iterator[tuple[
                 yield each, speed
     if not taken:
         raise BadInput(f"no network is as fast as that here ({options.latency} ms, --latency): allow more")
+
+
+def _images(options: argparse.Namespace, like: NetSpec | None) -> dict[str, int]:
+    """Side, channels and classes of the images: the options', else those of `like`, else CIFAR-10's."""
+    given = {"size": options.size, "channels": options.channels, "classes": options.classes}
+    usual = {"size": 32, "channels": 3, "classes": 10}
+    if like:
+        usual = {"size": like.input.size, "channels": like.input.channels, "classes": like.num_classes}
+    return usual | {name: value for name, value in given.items() if value is not None}
 
 
 def _facts(design: Design, speed: Speed | None) -> dict[str, Any]:

@@ -40,7 +40,7 @@ def add(commands: Any) -> None:
     parser.set_defaults(run=_evaluate)
 
 
-def _evaluate(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
+def _evaluate(options: argparse.Namespace) -> int:
     from resfit.fields import to_plain
     from resfit.trained import evaluate
 

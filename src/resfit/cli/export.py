@@ -45,7 +45,7 @@ def add(commands: Any) -> None:
     parser.set_defaults(run=_export)
 
 
-def _export(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
+def _export(options: argparse.Namespace) -> int:
     from resfit.export import export
     from resfit.fields import to_plain
 

@@ -32,7 +32,7 @@ def add(commands: Any) -> None:
     parser.set_defaults(run=_predict)
 
 
-def _predict(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
+def _predict(options: argparse.Namespace) -> int:
     from resfit.predict import predict
 
     found = predict(options.target, options.images, top=options.top, device=options.device)

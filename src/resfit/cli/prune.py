@@ -31,7 +31,7 @@ def add(commands: Any) -> None:
     parser.set_defaults(run=_prune, takes_fields=True)
 
 
-def _prune(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
+def _prune(options: argparse.Namespace) -> int:
     from resfit.budget import parse_count
     from resfit.progress import Progress
     from resfit.prune import prune
@@ -41,7 +41,7 @@ def _prune(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
             options.run_folder,
             budget=parse_count(options.budget),
             recipe=options.recipe,
-            overrides=overrides,
+            overrides=options.overrides,
             out=options.out,
             data_dir=options.data_dir,
             device=options.device,

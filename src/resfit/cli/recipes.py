@@ -16,7 +16,7 @@ def add(commands: Any) -> None:
     parser.set_defaults(run=_recipes)
 
 
-def _recipes(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
+def _recipes(options: argparse.Namespace) -> int:
     from resfit.cost import cost
     from resfit.recipe import get_recipe, recipe_names
 

@@ -22,7 +22,7 @@ def add(commands: Any) -> None:
     parser.set_defaults(run=_show)
 
 
-def _show(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
+def _show(options: argparse.Namespace) -> int:
     from resfit.budget import judge, parse_count
     from resfit.cost import cost
     from resfit.fields import to_plain

@@ -38,7 +38,7 @@ def add(commands: Any) -> None:
     parser.set_defaults(run=_study, takes_fields=True)
 
 
-def _study(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
+def _study(options: argparse.Namespace) -> int:
     from resfit.study.plan import get_study
 
     if options.list:
@@ -51,7 +51,7 @@ def _study(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
     seeds = study.runs if options.runs is None else options.runs
     if seeds < 1:
         raise BadInput(f"runs is {seeds} (--runs): give at least 1")
-    recipes = study.recipes(overrides, epochs=options.epochs, fraction=options.fraction)
+    recipes = study.recipes(options.overrides, epochs=options.epochs, fraction=options.fraction)
     from resfit.cli.board import Board
     from resfit.study.execute import execute
 

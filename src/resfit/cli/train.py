@@ -75,7 +75,8 @@ def _field_help(kind: Any) -> str:
     return "Sections and fields: " + "; ".join(parts) + "."
 
 
-def _train(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
+def _train(options: argparse.Namespace) -> int:
+    overrides: dict[str, Any] = options.overrides
     from resfit.budget import parse_count, require_fit
     from resfit.recipe import get_recipe
     from resfit.scale import scaled

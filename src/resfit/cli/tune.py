@@ -56,7 +56,8 @@ def add(commands: Any) -> None:
     parser.set_defaults(run=_tune, takes_fields=True)
 
 
-def _tune(options: argparse.Namespace, overrides: dict[str, Any]) -> int:
+def _tune(options: argparse.Namespace) -> int:
+    overrides: dict[str, Any] = options.overrides
     from resfit.budget import parse_count
     from resfit.recipe import get_recipe
     from resfit.tune.space import get_space

@@ -27,9 +27,7 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
 
 def add_scale_options(parser: argparse.ArgumentParser) -> None:
     """Add --epochs and --fraction."""
-    parser.add_argument(
-        "--epochs", type=int, metavar="E", help="train for so many epochs; all schedules go along in proportion"
-    )
+    parser.add_argument("--epochs", type=int, metavar="E", help="number of epochs; schedules are scaled in proportion")
     parser.add_argument(
         "--fraction", type=float, default=1.0, metavar="F", help="train on this fraction of the training images (1)"
     )

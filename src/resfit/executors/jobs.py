@@ -123,4 +123,4 @@ def _check_folder(folder: Path, recipe: Recipe) -> None:
         now["spec"]["num_classes"] = then["spec"]["num_classes"]
     names = {**now, **then}.keys() - {"description", "deviations"}  # a section may stand in one of them alone
     if changed := sorted(name for name in names if now.get(name) != then.get(name)):
-        raise BadInput(f"a run with other settings lies there ({folder}: {', '.join(changed)}): give another --out")
+        raise BadInput(f"a run with other settings exists already ({folder}: {', '.join(changed)}): give another --out")

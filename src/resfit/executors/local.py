@@ -13,11 +13,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol
 
-import torch
-
 from resfit import processes
 from resfit.checkpoint import has_state
 from resfit.data import load_dataset
+from resfit.environment import spread
 from resfit.errors import BadInput, ResfitError, RunFailed
 from resfit.observer import Observer
 from resfit.pretrained import model_sha256
@@ -61,7 +60,7 @@ class Place:
         for record in records:
             folder = self.out / record.recipe / str(record.seed)
             if (record.init.sha256 if record.init else None) != begins:
-                raise BadInput(f"a run from other weights lies there ({folder}): give another --out")
+                raise BadInput(f"a run from other weights exists already ({folder}): give another --out")
             recipe = Recipe.from_dict(record.config)
             if recipe.data.name != "folder":
                 continue
@@ -70,7 +69,7 @@ class Place:
                 loaded = load_dataset(data, size=images.size, channels=images.channels, data_dir=self.data_dir)
                 digests[data, images] = loaded.digest
             if digests[data, images] != record.data["digest"]:
-                raise BadInput(f"a run on other images lies there ({folder}): give another --out")
+                raise BadInput(f"a run on other images exists already ({folder}): give another --out")
 
 
 class Executor(Protocol):
@@ -90,12 +89,8 @@ class Executor(Protocol):
 
 def make_executor(place: Place, *, workers: int | None = None, device: str = "auto") -> Executor:
     """As many processes as `workers` says, spread over the devices: by default one a CUDA device, on the CPU one."""
-    gpus = torch.cuda.device_count() if device == "auto" else 0
-    devices = [f"cuda:{n}" for n in range(gpus)] or [device]
-    workers = workers or len(devices)
-    if workers == 1:
-        return InProcess(place, devices[0])
-    return Processes(place, [devices[n % len(devices)] for n in range(workers)])
+    devices = spread(device, workers)
+    return InProcess(place, devices[0]) if len(devices) == 1 else Processes(place, devices)
 
 
 class InProcess:

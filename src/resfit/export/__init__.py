@@ -103,7 +103,7 @@ def export(
 
 def _require_free(file: Path) -> None:
     if file.exists():
-        raise BadInput(f"a file lies there ({file}): give another --out, or move it away")
+        raise BadInput(f"a file exists already ({file}): give another --out, or move it away")
 
 
 def _require_libraries(chosen: Format, name: str) -> None:

@@ -69,7 +69,7 @@ def prune(
     folder = run_folder(out, tuning, parent.seed)
     before = folder / "pruned.safetensors"
     if folder.exists() and any(folder.iterdir()) and not (before.exists() and _lacks_comparison(folder)):
-        raise BadInput(f"a run lies there ({folder}): give another --out, or move it away")
+        raise BadInput(f"a run exists already ({folder}): give another --out, or move it away")
 
     options: dict[str, Any] = {"data_dir": data_dir, "device": device, "offline": offline}
     data = data_of(net, run, data_dir=data_dir, offline=offline)
@@ -80,7 +80,7 @@ def prune(
     if not before.exists():
         save_model(before, small, spec, net.info)
     elif not _same(small, load(before)):
-        raise BadInput(f"the pruning of another network lies there ({folder}): give another --out, or move it away")
+        raise BadInput(f"the pruning of another network exists already ({folder}): give another --out, or move it away")
     record = _fine_tuned(folder, tuning, seed=parent.seed, out=out, observer=observer, **options)
 
     pruning = Pruning(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -104,12 +103,6 @@ def _data_key(run: RunRecord) -> tuple[object, ...]:
     return data_name(run), supports, sum(run.data.get(part) or 0 for part in ("n_train", "n_val"))
 
 
-def _recipe_key(run: RunRecord) -> tuple[object, ...]:
-    """Runs that agree in this differ by seed and machine alone."""
-    config = json.dumps(run.config, sort_keys=True, default=str)
-    return run.recipe, config, run.data.get("digest"), run.init and run.init.sha256
-
-
 def _by(records: Iterable[RunRecord], key: Callable[[RunRecord], tuple[object, ...]]) -> dict[object, list[RunRecord]]:
     found: dict[object, list[RunRecord]] = {}
     for record in records:
@@ -119,7 +112,7 @@ def _by(records: Iterable[RunRecord], key: Callable[[RunRecord], tuple[object, .
 
 def _data_group(name: str, runs: list[RunRecord]) -> DataGroup:
     tta = all(run.test.accuracy_tta is not None for run in runs)
-    variants = list(_by(runs, _recipe_key).values())
+    variants = list(_by(runs, lambda run: run.identity).values())
     labels = _labels([variant[0] for variant in variants])
     order = sorted(range(len(variants)), key=lambda i: -_mean(variants[i], tta))
     recipes = [_recipe_group(labels[i], tone, variants[i]) for tone, i in enumerate(order)]

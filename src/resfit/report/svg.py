@@ -124,11 +124,11 @@ def draw_scatter(figure: Scatter) -> Markup:
     y = nice_axis(_accuracies(figure.marks), _HEIGHT - _BOTTOM, _TOP)
     parts = [*_frame(x, y, "trainable parameters", percent_y=True)]
     if figure.budget:
-        place = x(figure.budget)
-        parts.append(_line(place, y.start, place, y.end, "budget"))
-        parts.append(_text(place - 4, y.end + 9, "budget", "end"))
+        parts.append(_line(x(figure.budget), y.start, x(figure.budget), y.end, "budget"))
     for mark in figure.marks:
         parts += _mark(mark, x, y)
+    if figure.budget:
+        parts.append(_text(x(figure.budget) - 4, y.end + 9, "budget", "end"))  # on top of what may lie there
     return _svg(f"{figure.title} against parameters: {'; '.join(map(_mark_name, figure.marks))}", parts)
 
 

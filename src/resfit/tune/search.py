@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import cache
 from importlib.util import find_spec
@@ -29,9 +29,10 @@ from resfit import processes
 from resfit.budget import judge
 from resfit.cost import cost
 from resfit.data import has_validation
-from resfit.environment import environment, pick_device
+from resfit.environment import environment, pick_device, spread
 from resfit.errors import BadInput, RunFailed
 from resfit.fields import to_plain
+from resfit.files import is_alive
 from resfit.observer import Observer
 from resfit.recipe import Recipe
 from resfit.record import EpochPoint
@@ -237,7 +238,9 @@ def _check_identity(study: optuna.Study, search: Search) -> None:
         study.set_user_attr("search", now)
     elif changed := [name for name in now if to_plain(now[name]) != then[name]]:
         what = ", ".join(changed)
-        raise BadInput(f"another search lies there ({search.place}: {what} changed): give another --out or --storage")
+        raise BadInput(
+            f"another search exists already ({search.place}: {what} changed): give another --out or --storage"
+        )
 
 
 def _orphans(study: optuna.Study) -> Iterator[FrozenTrial]:
@@ -247,18 +250,8 @@ def _orphans(study: optuna.Study) -> Iterator[FrozenTrial]:
         if not pid:
             if trial.datetime_start is None or datetime.now() - trial.datetime_start > _UNNAMED:
                 yield trial
-        elif host == socket.gethostname() and (int(pid) == os.getpid() or not _alive(int(pid))):
+        elif host == socket.gethostname() and (int(pid) == os.getpid() or not is_alive(int(pid))):
             yield trial
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def _count(study: optuna.Study, under_way: bool = False) -> int:
@@ -269,7 +262,8 @@ def _count(study: optuna.Study, under_way: bool = False) -> int:
 
 
 def _work_in_parallel(search: Search, trials: int, workers: int) -> None:
-    children = [processes.start(_worker, search, trials, share=workers) for _ in range(workers)]
+    searches = [replace(search, device=device) for device in spread(search.device, workers)]
+    children = [processes.start(_worker, each, trials, share=workers) for each in searches]
     try:
         for child in children:
             child.join()
@@ -385,7 +379,8 @@ class _Reporter(Observer):
         seen = self.study.user_attrs.get("data")
         searched = any(path.startswith("data.") for path in self.search.space.dimensions)
         if seen and seen["digest"] != data.digest and not searched:
-            raise BadInput(f"earlier trials were trained on other images ({self.search.storage}): give another --out")
+            where = self.search.place
+            raise BadInput(f"earlier trials were trained on other images ({where}): give another --out or --storage")
         if seen is None:
             sizes = {"n_train": len(data.train), "n_val": len(data.val), "n_test": 0}
             self.study.set_user_attr("data", {"name": data.name, "digest": data.digest, **sizes, "note": note})

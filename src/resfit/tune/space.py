@@ -96,7 +96,9 @@ class Space:
         for field in fields:
             for path in self.dimensions:
                 if _is_within(field, path):
-                    raise BadInput(f"a field that is searched (--{field}; {self.name}: {path}): take it out of one")
+                    raise BadInput(
+                        f"this field is searched (--{field}; {self.name}: {path}): leave it out of one of them"
+                    )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data: what `get_space` reads."""
