@@ -53,7 +53,7 @@ PROTECTIONS = {
     ),
     "a file is written beside the old one": Protection(
         "files.py",
-        'partial = path.with_name(f".{path.name}.{os.getpid()}.part")',
+        'partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.{os.getpid()}.part")',
         "partial = path",
         "test_checkpoint.py",
     ),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -75,7 +76,7 @@ def atomic_file(path: Path, keep: Path | None = None) -> Iterator[BinaryIO]:
     a crash may then leave `keep` alone.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.{os.getpid()}.part")
     try:
         with partial.open("wb") as file:
             yield file

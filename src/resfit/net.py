@@ -153,7 +153,8 @@ def finish(
     x: Tensor, layer: nn.Module | None = None, added: Tensor | None = None, act: nn.Module | None = None
 ) -> Tensor:
     """act(layer(x) + added), in one pass over the map where a kernel suits; what is not given is left out."""
-    if isinstance(layer, (Norm, Gate)) and layer.takes_kernel(x) and (act is None or type(act) in _FUSED):
+    alike = added is None or added.shape == x.shape
+    if isinstance(layer, (Norm, Gate)) and alike and layer.takes_kernel(x) and (act is None or type(act) in _FUSED):
         return layer.by_kernel(x, added, None if act is None else _FUSED[type(act)])
     x = x if layer is None else layer(x)
     x = x if added is None else x + added
@@ -270,8 +271,10 @@ class Norm(nn.BatchNorm2d):
 
     def takes_kernel(self, x: Tensor) -> bool:
         """Whether the kernel for bf16 maps on a CPU computes this norm of x, in training or without gradients."""
-        suits = takes("norm", x) and x.dtype == torch.bfloat16 and x.shape[1] % 16 == 0 and alone()
-        return suits and (self.training or not torch.is_grad_enabled()) and self.bias.dtype == torch.float32
+        suits = takes("norm", x) and x.dtype == torch.bfloat16 and self.bias.dtype == torch.float32 and alone()
+        suits = suits and x.shape[1] == self.num_features and x.shape[1] % 16 == 0
+        several = x.numel() > self.num_features  # of one value there is no variance: torch refuses it
+        return suits and (several if self.training else not torch.is_grad_enabled())
 
     def by_kernel(self, x: Tensor, added: Tensor | None, activation: str | None) -> Tensor:
         """activation(norm of x + added), [N, C, H, W] -> same."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 from torch import Tensor
@@ -25,23 +26,22 @@ NEEDS = {
     "pool": ("avx512_bf16", None),
 }
 
-_in_use: frozenset[str] = frozenset()
+_in_use: ContextVar[tuple[str, ...]] = ContextVar("kernels in use", default=())  # each thread has its own
 
 
 @contextmanager
 def fast_kernels() -> Iterator[None]:
     """Within the block, resfit's networks are computed by the kernels that suit the processor and can be compiled."""
-    global _in_use
-    before, _in_use = _in_use, frozenset(name for name in suited() if load_library(name) is not None)
+    before = _in_use.set(tuple(sorted(name for name in suited() if load_library(name) is not None)))
     try:
         yield
     finally:
-        _in_use = before
+        _in_use.reset(before)
 
 
 def in_use() -> tuple[str, ...]:
     """The kernels that are used at present."""
-    return tuple(sorted(_in_use))
+    return _in_use.get()
 
 
 def suited() -> tuple[str, ...]:
@@ -53,11 +53,13 @@ def suited() -> tuple[str, ...]:
 
 
 def takes(kernel: str, images: Tensor) -> bool:
-    """Whether the kernel is in use, and these images [N, C, H, W] are on the CPU and computed with in bf16."""
+    """Whether the kernel is in use, and there are images [N, C, H, W] on the CPU that are computed with in bf16."""
     return (
-        kernel in _in_use
+        not torch.compiler.is_compiling()
+        and kernel in in_use()
         and images.device.type == "cpu"
+        and images.dim() == 4
+        and images.numel() > 0
         and torch.is_autocast_enabled("cpu")
         and torch.get_autocast_dtype("cpu") == torch.bfloat16
-        and not torch.compiler.is_compiling()
     )

@@ -4,6 +4,7 @@
 #include <immintrin.h>
 
 #include <cstdint>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <memory>
@@ -21,7 +22,12 @@ struct Free {
 template <typename T> using Buffer = std::unique_ptr<T[], Free>;
 
 template <typename T> Buffer<T> buffer(long count) {
-    return Buffer<T>(static_cast<T *>(std::aligned_alloc(64, (count * sizeof(T) + 63) / 64 * 64)));
+    void *memory = std::aligned_alloc(64, (count * sizeof(T) + 63) / 64 * 64);
+    if (!memory) {  // nothing can be thrown from here through OpenMP and Python
+        std::fputs("error: out of memory in a kernel (train.batch_size): give a smaller one\n", stderr);
+        std::_Exit(1);
+    }
+    return Buffer<T>(static_cast<T *>(memory));
 }
 
 inline Words load_words(const bf16 *from) {  // in one instruction, which the compiler doesn't make of a conversion

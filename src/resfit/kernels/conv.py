@@ -30,12 +30,15 @@ class Conv2d(nn.Conv2d):
         size, stride = self.kernel_size[0], self.stride[0]
         keeps_size = self.kernel_size == (size, size) and size % 2 == 1 and self.padding == (size // 2, size // 2)
         suits = keeps_size and self.stride == (stride, stride) and self._is_plain(32, 0.6)
-        return takes("amx_convolution", images) and suits
+        return suits and self._takes("amx_convolution", images)
 
     def _takes_winograd(self, images: Tensor) -> bool:
         suits = self.kernel_size == (3, 3) and self.stride == self.padding == (1, 1) and self._is_plain(16, 1.0)
-        is_large = min(self.in_channels, self.out_channels) >= 32 and tiles(images) >= FEWEST_TILES
-        return takes("winograd", images) and suits and is_large
+        suits = suits and min(self.in_channels, self.out_channels) >= 32
+        return suits and self._takes("winograd", images) and tiles(images) >= FEWEST_TILES
+
+    def _takes(self, kernel: str, images: Tensor) -> bool:
+        return takes(kernel, images) and images.shape[1] == self.in_channels
 
     def _is_plain(self, block: int, share: float) -> bool:
         """Whether channels fill such a share of the kernel's blocks of them, and nothing is out of the ordinary."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from resfit.kernels.library import ACTIVATIONS, call, pointer, read_back, two_readers
+from resfit.kernels.library import ACTIVATIONS, call, read_back, two_readers
 
 
 class Means(torch.autograd.Function):
@@ -20,8 +20,8 @@ class Means(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor]:
         """The means, and x."""
-        means = torch.empty(x.shape[:2])
-        call("gate", "means", *map(pointer, (x, means)), *_sizes(x))
+        means = torch.empty(x.shape[:2], dtype=torch.float32)
+        call("gate", "means", x, means, *_sizes(x))
         return means, x.view_as(x)
 
     @staticmethod
@@ -30,7 +30,7 @@ class Means(torch.autograd.Function):
         """Of x."""
         gradient = gradient.contiguous(memory_format=torch.channels_last)
         of_x = torch.empty_like(gradient)
-        call("gate", "means_backward", *map(pointer, (gradient, of_means.contiguous(), of_x)), *_sizes(gradient))
+        call("gate", "means_backward", gradient, of_means.contiguous(), of_x, *_sizes(gradient))
         return of_x
 
 
@@ -50,7 +50,7 @@ class GateActivation(torch.autograd.Function):
         if added is not None:
             added = added.contiguous(memory_format=torch.channels_last)
         out = torch.empty_like(x)
-        call("gate", "forward", *map(pointer, (x, gates, added, out)), ACTIVATIONS[activation], *_sizes(x))
+        call("gate", "forward", x, gates, added, out, ACTIVATIONS[activation], *_sizes(x))
         other = read_back(out, added, activation)
         ctx.save_for_backward(x, gates, other)
         ctx.activation, ctx.adds = activation, added is not None
@@ -68,7 +68,7 @@ class GateActivation(torch.autograd.Function):
         changes = ctx.activation or second is not None
         of_sum = torch.empty_like(x) if ctx.adds and changes else None
         of_x, of_gates = torch.empty_like(x), torch.empty_like(gates)
-        operands = map(pointer, (gradient, second, x, gates, other, of_sum, of_x, of_gates))
+        operands = (gradient, second, x, gates, other, of_sum, of_x, of_gates)
         call("gate", "backward", *operands, ACTIVATIONS[ctx.activation], *_sizes(x))
         return of_x, of_gates, (of_sum if changes else gradient) if ctx.adds else None, None
 

@@ -6,21 +6,25 @@ import ctypes
 import functools
 import hashlib
 import os
+import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
+import threading
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from resfit.errors import RunFailed
 from resfit.files import cache_dir, write_atomic
 from resfit.processor import processor
 
 _HERE = Path(__file__).parent
 _OPTIONS = ("-std=c++17", "-O3", "-march=x86-64-v4", "-mavx512bf16", "-fopenmp", "-shared", "-fPIC")
 _MORE_OPTIONS = {"amx_bf16": ("-mamx-tile", "-mamx-bf16")}  # where the processor has the feature
+
+_LOADING = threading.Lock()
 
 ACTIVATIONS = {None: 0, "relu": 1, "gelu": 2, "silu": 3}  # as activation.h numbers them
 
@@ -31,34 +35,36 @@ def load_library(name: str) -> ctypes.CDLL | None:
 
     Where it has a function `prepare`, that asks the system for what it needs: 0 where it is given.
     """
-    source = _HERE / f"{name}.cpp"
+    with _LOADING:
+        return _loaded(_HERE / f"{name}.cpp")
+
+
+def _loaded(source: Path) -> ctypes.CDLL | None:
     features = processor()[1]
     options = (*_OPTIONS, *(option for feature in features for option in _MORE_OPTIONS.get(feature, ())))
     sources = [path.read_bytes() for path in (source, *sorted(_HERE.glob("*.h")))]
-    identity = (sources, options, processor())
-    cached = cache_dir() / f"{name}-{hashlib.sha256(repr(identity).encode()).hexdigest()[:16]}.so"
+    identity = (sources, options, processor(), platform.libc_ver())
+    name = f"{source.stem}-{hashlib.sha256(repr(identity).encode()).hexdigest()[:16]}.so"
     try:
+        cached = cache_dir() / name
         if not _is_sound(cached):
             _compile(source, options, cached)
         loaded = ctypes.CDLL(str(cached))
         return loaded if not hasattr(loaded, "prepare") or loaded.prepare() == 0 else None
-    except (OSError, subprocess.SubprocessError, RunFailed):
+    except (OSError, RuntimeError, subprocess.SubprocessError):  # RuntimeError: nobody's home
         return None
 
 
-def call(name: str, function: str, *arguments: ctypes.c_void_p | int) -> None:
-    """A function of a library, which takes pointers, whole numbers and last the number of threads."""
-    words = [
-        ctypes.c_long(value) if isinstance(value, int) else value for value in (*arguments, torch.get_num_threads())
-    ]
-    getattr(load_library(name), function)(*words)
+def call(name: str, function: str, *arguments: Tensor | int | None) -> None:
+    """A function of a library, which takes pointers to numbers, whole numbers and last the number of threads."""
+    getattr(load_library(name), function)(*map(_word, (*arguments, torch.get_num_threads())))
 
 
-def pointer(tensor: Tensor | None, offset: int = 0) -> ctypes.c_void_p:
-    """Where a tensor's numbers lie, `offset` of them further on; null without one."""
-    if tensor is None:
-        return ctypes.c_void_p(None)
-    return ctypes.c_void_p(tensor.data_ptr() + offset * tensor.element_size())
+def _word(value: Tensor | int | None) -> ctypes.c_void_p | ctypes.c_long:
+    """Where a tensor's numbers lie, null without one; or a whole number."""
+    if isinstance(value, int):
+        return ctypes.c_long(value)
+    return ctypes.c_void_p(None if value is None else value.data_ptr())
 
 
 def read_back(out: Tensor, added: Tensor | None, activation: str | None) -> Tensor | None:
@@ -79,12 +85,12 @@ def _channels_last(x: Tensor | None) -> Tensor | None:
 
 
 def _compile(source: Path, options: tuple[str, ...], to: Path) -> None:
-    compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
-    if compiler is None:
+    compiler = shlex.split(os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or "")
+    if not compiler:
         raise FileNotFoundError("no C++ compiler")
     with tempfile.TemporaryDirectory() as folder:
         made = Path(folder) / "made.so"
-        subprocess.run([compiler, *options, "-o", made, source], capture_output=True, timeout=120, check=True)
+        subprocess.run([*compiler, *options, "-o", made, source], capture_output=True, timeout=120, check=True)
         content = made.read_bytes()
     write_atomic(to, content + _checksum(content))
 

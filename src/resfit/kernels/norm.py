@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from resfit.kernels.library import ACTIVATIONS, call, pointer, read_back, two_readers
+from resfit.kernels.library import ACTIVATIONS, call, read_back, two_readers
 
 GROUP = 64  # numbers that an activation alone takes at a time
 
@@ -32,7 +32,7 @@ class NormActivation(torch.autograd.Function):
         if added is not None:  # the way back reads it as well
             added = added.contiguous(memory_format=torch.channels_last)
         mean, variance = torch.empty_like(bias), torch.empty_like(bias)
-        call("norm", "moments", pointer(x), pointer(mean), pointer(variance), *_sizes(x))
+        call("norm", "moments", x, mean, variance, *_sizes(x))
         inverse = (variance + eps).rsqrt()
         scale = weight * inverse
         shift = bias - mean * scale
@@ -58,14 +58,13 @@ class NormActivation(torch.autograd.Function):
         of_sum = torch.empty_like(x) if changes else None
         plain, with_normalized = torch.empty_like(mean), torch.empty_like(mean)
         operands = (gradient, second, x, other, scale, shift, mean, inverse, of_sum, plain, with_normalized)
-        call("norm", "backward_sums", *map(pointer, operands), ACTIVATIONS[ctx.activation], *_sizes(x))
+        call("norm", "backward_sums", *operands, ACTIVATIONS[ctx.activation], *_sizes(x))
         pixels = x.numel() // x.shape[1]
         b = -scale * inverse * with_normalized / pixels
         c = -scale * plain / pixels - b * mean
         of_sum = gradient if of_sum is None else of_sum
         of_x = torch.empty_like(x) if ctx.adds or of_sum is gradient else of_sum
-        pointers = map(pointer, (of_sum, x, scale, shift if again else None, b, c, of_x))
-        call("norm", "backward", *pointers, *_sizes(x))
+        call("norm", "backward", of_sum, x, scale, shift if again else None, b, c, of_x, *_sizes(x))
         of_weight = with_normalized if ctx.needs_input_grad[1] else None
         return of_x, of_weight, plain, of_sum if ctx.adds else None, None, None
 
@@ -77,10 +76,9 @@ class Activation(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, activation: str) -> Tensor:
         """Activate."""
         x = x.contiguous(memory_format=torch.channels_last)
-        ones, zeros = torch.ones(GROUP), torch.zeros(GROUP)
+        ones, zeros = (torch.full((GROUP,), value, dtype=torch.float32) for value in (1, 0))
         out = torch.empty_like(x)
-        operands = map(pointer, (x, None, ones, zeros, out))
-        call("norm", "forward", *operands, ACTIVATIONS[activation], x.numel() // GROUP, GROUP)
+        call("norm", "forward", x, None, ones, zeros, out, ACTIVATIONS[activation], x.numel() // GROUP, GROUP)
         ctx.save_for_backward(x)
         ctx.activation = activation
         return out
@@ -91,9 +89,9 @@ class Activation(torch.autograd.Function):
         """Of x, by the norm's way back with a scale of one, whose sums are of no use."""
         (x,) = ctx.saved_tensors
         gradient = gradient.contiguous(memory_format=torch.channels_last)
-        ones, zeros, sums = torch.ones(GROUP), torch.zeros(GROUP), torch.empty(2, GROUP)
+        ones, zeros, *sums = (torch.full((GROUP,), value, dtype=torch.float32) for value in (1, 0, 0, 0))
         of_x = torch.empty_like(x)
-        operands = map(pointer, (gradient, None, x, None, ones, zeros, zeros, ones, of_x, sums[0], sums[1]))
+        operands = (gradient, None, x, None, ones, zeros, zeros, ones, of_x, *sums)
         call("norm", "backward_sums", *operands, ACTIVATIONS[ctx.activation], x.numel() // GROUP, GROUP)
         return of_x, None
 
@@ -103,8 +101,7 @@ def normalized(x: Tensor, scale: Tensor, shift: Tensor, added: Tensor | None, ac
     if added is not None:
         added = added.contiguous(memory_format=torch.channels_last)
     out = torch.empty_like(x)
-    operands = map(pointer, (x, added, scale, shift, out))
-    call("norm", "forward", *operands, ACTIVATIONS[activation], *_sizes(x))
+    call("norm", "forward", x, added, scale, shift, out, ACTIVATIONS[activation], *_sizes(x))
     return out
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from resfit.kernels import takes
-from resfit.kernels.library import call, pointer
+from resfit.kernels.library import call
 
 
 class MaxPool2x2(torch.autograd.Function):
@@ -25,7 +25,7 @@ class MaxPool2x2(torch.autograd.Function):
         n, channels, height, width = ctx.shape = images.shape
         out = _empty((n, channels, height // 2, width // 2))
         which = torch.empty_like(out, dtype=torch.uint8)
-        call("pool", "pool", *map(pointer, (images, out, which)), n, height, width, channels)
+        call("pool", "pool", images, out, which, n, height, width, channels)
         ctx.save_for_backward(which)
         return out
 
@@ -37,7 +37,7 @@ class MaxPool2x2(torch.autograd.Function):
         n, channels, height, width = ctx.shape
         gradient = gradient.contiguous(memory_format=torch.channels_last)
         of_images = _empty(ctx.shape)
-        call("pool", "pool_backward", *map(pointer, (gradient, which, of_images)), n, height, width, channels)
+        call("pool", "pool_backward", gradient, which, of_images, n, height, width, channels)
         return of_images
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from resfit.kernels.library import call, pointer
+from resfit.kernels.library import call
 
 POINTS = 16  # of a tile of 4 x 4 pixels
 FEWEST_TILES = 128  # below, transforming the filters costs more than is saved
@@ -48,21 +48,20 @@ class WinogradConvolution(torch.autograd.Function):
         if ctx.needs_input_grad[0]:  # a convolution with the filters turned round, inputs and outputs exchanged
             outputs, inputs, row, column = filters.stride()
             turned = (inputs, outputs, -row, -column)
-            of_images = _convolve(gradient, filters, turned, images.shape[1], offset=2 * row + 2 * column)
+            of_images = _convolve(gradient, filters[:, :, 2:, 2:], turned, images.shape[1])
         if ctx.needs_input_grad[1]:
             n, channels, height, width = images.shape
             of_filters = torch.empty_like(filters)
-            operands = (pointer(images), pointer(gradient), pointer(of_filters))
             sizes = (n, height, width, channels, len(filters))
-            call("winograd", "filter_gradient", *operands, *of_filters.stride(), *sizes)
+            call("winograd", "filter_gradient", images, gradient, of_filters, *of_filters.stride(), *sizes)
         return of_images, of_filters
 
 
-def _convolve(images: Tensor, filters: Tensor, strides: tuple[int, ...], outputs: int, offset: int = 0) -> Tensor:
-    """Convolve with the filters that begin at an offset and have these strides: outputs, inputs, rows, columns."""
+def _convolve(images: Tensor, filters: Tensor, strides: tuple[int, ...], outputs: int) -> Tensor:
+    """Convolve with the filters that begin where `filters` does, with strides of outputs, inputs, rows, columns."""
     n, inputs, height, width = images.shape
     points = torch.empty(POINTS * inputs * outputs, dtype=torch.bfloat16)
-    call("winograd", "transform_filters", pointer(filters, offset), *strides, pointer(points), inputs, outputs)
+    call("winograd", "transform_filters", filters, *strides, points, inputs, outputs)
     out = torch.empty((n, outputs, height, width), dtype=torch.bfloat16, memory_format=torch.channels_last)
-    call("winograd", "convolve", pointer(images), pointer(points), pointer(out), n, height, width, inputs, outputs)
+    call("winograd", "convolve", images, points, out, n, height, width, inputs, outputs)
     return out
