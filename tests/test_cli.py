@@ -293,10 +293,10 @@ MISTAKES = {
     "part of GPUs": (["train", "digits", "--ray", "auto", "--gpus-per-run", "1.5"], "gpus-per-run is 1.5"),
     "CPUs without Ray": (["train", "digits", "--cpus-per-run", "2"], "give --ray as well"),
     "log elsewhere": (["train", "digits", "--workers", "2", "--log", "mlflow"], "leave --workers and --ray out"),
-    "negative seed": (["train", "digits", "--seed", "-1"], "seed is -1 (--seed)"),
-    "seed too large": (["train", "digits", "--seed", str(2**63)], f"seed is {2**63} (--seed)"),
-    "last seed too large": (["train", "digits", "--runs", "2", "--seed", str(2**63 - 1)], f"seed is {2**63} (--seed)"),
-    "seed too large to search": (["tune", "digits", "--seed", str(2**63)], f"seed is {2**63} (--seed)"),
+    "negative seed": (["train", "digits", "--seed", "-1"], "-1 is no seed (seed)"),
+    "seed too large": (["train", "digits", "--seed", str(2**63)], f"{2**63} is no seed (seed)"),
+    "last seed too large": (["train", "digits", "--runs", "2", "--seed", str(2**63 - 1)], f"{2**63} is no seed (seed)"),
+    "seed too large to search": (["tune", "digits", "--seed", str(2**63)], f"{2**63} is no seed (seed)"),
     "no recipe": (["train"], "no recipe (RECIPE)"),
     "not a run": (["report", "nowhere"], "no finished run (nowhere"),
     "no model": (["evaluate", "nowhere"], "no model (nowhere)"),
@@ -408,6 +408,8 @@ def test_what_the_package_exports() -> None:
     import resfit.train  # these modules share their names with functions, which have to stay
 
     assert all(map(callable, (resfit.cost, resfit.evaluate, resfit.predict, resfit.train)))
+    with pytest.raises(AttributeError, match=r"replace resfit\.run\.train where it is used"):
+        resfit.train = print  # it would have no effect
 
 
 def test_the_package_imports_nothing_of_its_own_ahead_of_its_use() -> None:

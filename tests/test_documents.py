@@ -19,7 +19,7 @@ from resfit.spec import NetSpec
 
 PAGES = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").glob("*.md"))
 DOCUMENTS = ["README.md", *PAGES]
-TUTORIAL, EXTENDING = "docs/tutorial.md", "docs/extending.md"
+TUTORIAL, EXTENDING, PYTHON = "docs/tutorial.md", "docs/extending.md", "docs/python.md"
 GATE = "pip install '.[test]' && pytest"  # run by .ci/run, which takes it from the README
 
 # A document's longest runs are made shorter, with the same commands.
@@ -110,8 +110,14 @@ def test_a_block_of_the_readme(n: int, tmp_path: Path) -> None:
     run(shorter(block), tmp_path)
 
 
+def test_the_program_of_the_page_on_python(tmp_path: Path) -> None:
+    """Its blocks in turn, in one process."""
+    whole = "\n".join(block.text for block in blocks(PYTHON))
+    assert "ClassProbability(name=" in run(Block("python", "", whole), tmp_path)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("document", [page for page in PAGES if page not in (TUTORIAL, EXTENDING)])
+@pytest.mark.parametrize("document", [page for page in PAGES if page not in (TUTORIAL, EXTENDING, PYTHON)])
 def test_the_blocks_of_a_page(document: str, tmp_path: Path) -> None:
     for block in blocks(document):
         if block.title:

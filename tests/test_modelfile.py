@@ -189,3 +189,22 @@ def test_loading_draws_nothing_from_the_users_random_numbers(model):
     torch.manual_seed(3)
     load(model)
     assert torch.equal(torch.rand(1), expected)
+
+
+def test_a_network_of_ones_own_is_saved_with_its_names(model: Path, tmp_path: Path) -> None:
+    net, file = load(model), tmp_path / "mine.safetensors"
+    net.reset_classifier(2)
+    for wanted, classes in (("0 classes for 2", None), ("3 classes for 2", "abc")):
+        with pytest.raises(BadInput, match=wanted):
+            resfit.save(net, file, classes=classes)
+    assert resfit.save(net, file, classes=["cat", "dog"]) == file
+    again = load(file)
+    assert (again.info.classes, again.info.mean, again.info.temperature) == (("cat", "dog"), net.info.mean, None)
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in net.state_dict().items())
+    with pytest.raises(BadInput, match="exists already"):
+        resfit.save(again, file)
+    with pytest.raises(BadInput, match="0 mean for"):
+        resfit.save(build(net.spec), tmp_path / "new.safetensors", classes=["cat", "dog"])
+    again.reset_classifier(0)
+    with pytest.raises(BadInput, match="no classifier"):
+        resfit.save(again, tmp_path / "new.safetensors")

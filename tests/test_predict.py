@@ -107,6 +107,7 @@ def test_pictures_in_memory_and_a_loaded_network(tmp_path: Path) -> None:
     assert [p.image for p in found.images] == ["image 1", path, "image 3"]
     assert found.images[0].classes == found.images[1].classes
     assert all(len(p.classes) == 2 for p in found.images)
+    assert names(resfit.predict(net, tmp_path.glob("*.png"))) == ["a.png"]
     (alone,) = resfit.predict(net, noise(0), top=2).images
     assert [c.name for c in alone.classes] == [c.name for c in found.images[0].classes]
 
@@ -186,6 +187,13 @@ def test_what_cannot_be_used_is_refused(tmp_path: Path) -> None:
         resfit.predict(model(tmp_path), path, top=0)
     with pytest.raises(BadInput, match="no class names"):
         resfit.predict(build(SPEC), path)
+    for images in (np.zeros((8, 8, 3), np.uint8), torch.zeros(1, 3, 8, 8)):
+        with pytest.raises(BadInput, match="not an image"):
+            resfit.predict(model(tmp_path), images)  # type: ignore[arg-type]
+    renewed = load(tmp_path)
+    renewed.reset_classifier(3)
+    with pytest.raises(BadInput, match="no class names"):
+        resfit.predict(renewed, path)
     odd = NetSpec.from_dict({**SPEC.to_dict(), "input": {"channels": 2, "size": 8}})
     with pytest.raises(BadInput, match="2 channels"):
         resfit.predict(model(tmp_path / "odd", spec=odd), path)

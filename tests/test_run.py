@@ -7,14 +7,17 @@ import json
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 import resfit
+from resfit import kernels
 from resfit import run as run_module
 from resfit.checkpoint import load_state
 from resfit.data import Dataset
@@ -218,10 +221,44 @@ def test_validating_less_often_changes_no_weight(tiny: Recipe, tmp_path: Path) -
     assert_same_weights(tmp_path / "often" / "tiny" / "0", tmp_path / "seldom" / "tiny" / "0")
 
 
+@pytest.mark.parametrize("seed", [-1, 2**64, True, "3", 1.0, None])
+def test_what_is_no_seed_is_refused(seed: object, tiny: Recipe, tmp_path: Path) -> None:
+    for work in (lambda: train(tiny, seed=seed, out=tmp_path), lambda: fit(tiny, seed=seed)):  # type: ignore[arg-type]
+        with pytest.raises(BadInput, match="is no seed"):
+            work()
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_a_program_has_at_hand_is_taken(tiny: Recipe, tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(tiny.replace({"train.epochs": 1}).to_yaml())
+    assert train(file, seed=np.int64(5), out=tmp_path, device=torch.device("cpu")).seed == 5  # type: ignore[arg-type]
+
+
+def test_the_callers_random_numbers_are_left_alone(tiny: Recipe, tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    wanted = torch.rand(1)
+    torch.manual_seed(1)
+    train(tiny.replace({"train.epochs": 1}), seed=12, out=tmp_path)
+    assert torch.rand(1) == wanted
+
+
+def test_runs_in_threads_are_those_of_one_thread(tiny: Recipe, tmp_path: Path) -> None:
+    recipe = tiny.replace({"train.epochs": 2, "spec.dropout.head": 0.3})
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda seed: train(recipe, seed=seed, out=tmp_path / "threads"), (0, 1)))
+    for seed in (0, 1):
+        train(recipe, seed=seed, out=tmp_path / "alone")
+        assert_same_weights(tmp_path / "threads" / "tiny" / str(seed), tmp_path / "alone" / "tiny" / str(seed))
+    assert not kernels.in_use()
+
+
 def test_evaluate_repeats_the_records_score(tiny: Recipe, tmp_path: Path) -> None:
     record = train(tiny, out=tmp_path)
     folder = tmp_path / "tiny" / "0"
     assert resfit.evaluate(folder, tta="flip+shift") == record.test
+    with pytest.raises(BadInput, match="'flop' is no test-time augmentation"):
+        resfit.evaluate(folder, tta="flop")
     moved = tmp_path / "alone.safetensors"
     moved.write_bytes((folder / "model.safetensors").read_bytes())
     with pytest.raises(BadInput, match="say with --data"):

@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from resfit.budget import judge
     from resfit.cost import cost
     from resfit.errors import BadInput, ResfitError, RunFailed
-    from resfit.modelfile import load
+    from resfit.modelfile import load, save
     from resfit.net import build
+    from resfit.observer import Observer
     from resfit.predict import predict
     from resfit.preprocess import transform
     from resfit.recipe import Recipe, get_recipe, recipe_names
@@ -37,6 +38,7 @@ __all__ = [
     "BadInput",
     "Design",
     "NetSpec",
+    "Observer",
     "Recipe",
     "ResfitError",
     "RunFailed",
@@ -53,6 +55,7 @@ __all__ = [
     "predict",
     "read_record",
     "recipe_names",
+    "save",
     "summarize",
     "train",
     "transform",
@@ -63,8 +66,9 @@ _HOMES = {
     "budget": ["judge"],
     "cost": ["cost"],
     "errors": ["BadInput", "ResfitError", "RunFailed"],
-    "modelfile": ["load"],
+    "modelfile": ["load", "save"],
     "net": ["build"],
+    "observer": ["Observer"],
     "predict": ["predict"],
     "preprocess": ["transform"],
     "recipe": ["Recipe", "get_recipe", "recipe_names"],
@@ -93,7 +97,11 @@ def _at_first_use(module: str, name: str) -> property:
     def get(package: ModuleType) -> Any:
         return getattr(import_module(f"resfit.{module}"), name)
 
-    return property(get, lambda package, value: None)
+    def put(package: ModuleType, value: object) -> None:
+        if not isinstance(value, ModuleType):  # which Python does on its own
+            raise AttributeError(f"resfit.{name} cannot be replaced: replace resfit.{module}.{name} where it is used")
+
+    return property(get, put)
 
 
 for _module, _names in _HOMES.items():

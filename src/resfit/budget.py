@@ -32,7 +32,9 @@ class Verdict:
 
 
 def judge(spec: NetSpec, budget: int) -> Verdict:
-    """Price `spec` and hold it against `budget`."""
+    """Price `spec` and hold it against `budget`; raises BadInput for a budget below 1."""
+    if budget < 1:
+        raise BadInput(f"budget is {budget} (budget): give a number of trainable parameters")
     return Verdict(params=cost(spec).params, budget=budget)
 
 

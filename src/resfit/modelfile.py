@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import safetensors
@@ -38,6 +39,34 @@ def save_model(path: Path, net: nn.Module, spec: NetSpec, info: ModelInfo) -> No
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
     metadata = {"format": "pt", "resfit.spec": json.dumps(spec.to_dict()), "resfit.info": json.dumps(to_plain(info))}
     write_atomic(path, with_digest(safetensors.torch.save(tensors, metadata)))
+
+
+def save(
+    net: Network,
+    path: str | Path,
+    *,
+    classes: Sequence[str] | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> Path:
+    """Write a network as a model file, which `load`, `predict`, `export` and `--init` take, and return its path.
+
+    Class names, and mean and deviation of its inputs on the 0 to 1 scale, are those of `net.info` unless given; a
+    temperature is not kept, as it was fitted to other weights. Raises BadInput where names are missing, for a network
+    without a classifier, or a file that exists already.
+    """
+    file, known = Path(path), net.info or ModelInfo(classes=(), mean=(), std=())
+    if file.exists():
+        raise BadInput(f"a file exists already ({file}): give another name")
+    if not isinstance(net.head, nn.Linear):
+        raise BadInput("the network has no classifier (net): give it one with reset_classifier")
+    given = {name: tuple(values) for name, values in (("classes", classes), ("mean", mean), ("std", std)) if values}
+    info, channels = replace(known, temperature=None, **given), net.spec.input.channels
+    for name, wanted in {"classes": net.spec.num_classes, "mean": channels, "std": channels}.items():
+        if (found := len(getattr(info, name))) != wanted:
+            raise BadInput(f"{found} {name} for {wanted} ({name}): give one for each")
+    save_model(file, net, net.spec, info)
+    return file
 
 
 def model_file(path: str | Path) -> Path:

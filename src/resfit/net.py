@@ -84,7 +84,7 @@ class Network(nn.Module):
             self.head = nn.Linear(self.num_features, num_classes, bias=self.spec.head.bias)
             self.head.to(next(self.parameters()))
         if self.info is not None:
-            self.info = replace(self.info, classes=())
+            self.info = replace(self.info, classes=(), temperature=None)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits [N, K] of normalized images [N, C, H, W]."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -62,7 +62,7 @@ class Predictions:
 
 def predict(
     target: str | Path | Network,
-    images: str | Path | Image | Sequence[str | Path | Image],
+    images: str | Path | Image | Iterable[str | Path | Image],
     *,
     top: int | None = None,
     device: str = "auto",
@@ -73,16 +73,18 @@ def predict(
     are scaled, cut and normalized as in training. What cannot be read is listed; the rest is still answered. Raises
     BadInput for a model that cannot be used.
     """
+    from PIL.Image import Image
+
     if top is not None and top < 1:
         raise BadInput(f"top is {top} (--top): give at least 1")
     net = (target if isinstance(target, Network) else load(target)).to(pick_device(device))
-    if net.info is None:
-        raise BadInput("the network has no class names (target): give one that resfit.load returned")
+    if net.info is None or len(net.info.classes) != net.spec.num_classes:
+        raise BadInput("the network has no class names (target): give one that resfit.load returned, or resfit.save it")
     if net.spec.input.channels not in (1, 3):
         raise BadInput(f"the network takes {net.spec.input.channels} channels (target): pictures have 1 or 3")
     answers: list[Prediction] = []
     unreadable: list[Unreadable] = []
-    names, sources = _listed([images] if isinstance(images, str) or not isinstance(images, Sequence) else images)
+    names, sources = _listed([images] if isinstance(images, str | Path | Image) else images)
     left = iter(names)
     for block in decode_each(sources, size=net.spec.input.size, channels=net.spec.input.channels):
         named = [(next(left), found) for _, found in block]
@@ -108,13 +110,17 @@ def _top_classes(net: Network, images: np.ndarray, top: int | None) -> list[tupl
     ]
 
 
-def _listed(images: Sequence[str | Path | Image]) -> tuple[list[str], list[Path | Image]]:
+def _listed(images: Iterable[str | Path | Image]) -> tuple[list[str], list[Path | Image]]:
     """Every single image, folders searched, and its name; a folder that cannot be searched stands for itself."""
+    from PIL.Image import Image
+
     names: list[str] = []
     sources: list[Path | Image] = []
     for image in images:
         if isinstance(image, str) and "://" in image:
             raise BadInput(f"an address, not a file ({image}): download it first")
+        if not isinstance(image, str | Path | Image):
+            raise BadInput(f"not an image ({type(image).__name__}): give a path or a Pillow image")
         found = _files(Path(image)) if isinstance(image, str | Path) else [image]
         names += [str(one) if isinstance(one, Path) else f"image {len(names) + 1}" for one in found]
         sources += found

@@ -36,4 +36,8 @@ def transform(net: Network) -> v2.Compose:
 
 
 def _pixels(image: Image, *, size: int, channels: int) -> Tensor:
+    from PIL.Image import Image
+
+    if not isinstance(image, Image):
+        raise BadInput(f"not a Pillow image ({type(image).__name__}): give one, such as Image.fromarray(array)")
     return torch.tensor(pixels_of(image, size=size, channels=channels))

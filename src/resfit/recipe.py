@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib import resources
@@ -19,6 +20,9 @@ def _rising(steps: tuple[tuple[float, int], ...]) -> bool:
     """Whether what happens from a fraction of the training on is listed in its order."""
     starts = [start for start, _ in steps]
     return starts == sorted(starts) and all(0 <= start < 1 for start in starts)
+
+
+_SEEDS = range(2**63)  # that torch's generators take
 
 
 def _check(field: str, value: object, good: object, allowed: str) -> None:
@@ -438,3 +442,14 @@ def plain_recipe(target: str) -> dict[str, Any]:
 
 def _shipped() -> Any:
     return resources.files("resfit") / "recipes"
+
+
+def checked_seed(seed: object) -> int:
+    """A run's seed; raises BadInput for one that no generator takes."""
+    try:
+        number = -1 if isinstance(seed, bool) else operator.index(seed)  # type: ignore[arg-type]
+    except TypeError:
+        number = -1
+    if number not in _SEEDS:
+        raise BadInput(f"{seed!r} is no seed (seed): give a whole number, 0 or more and less than {_SEEDS.stop:,}")
+    return number

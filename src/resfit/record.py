@@ -398,7 +398,9 @@ class Summary:
 
 
 def summarize(values: Sequence[float]) -> Summary:
-    """Mean, deviation and Student-t interval of at least one value."""
+    """Mean, deviation and Student-t interval of at least one value; raises BadInput where there is none."""
+    if not values:
+        raise BadInput("no values (values): give at least one")
     n, mean = len(values), statistics.mean(values)
     if n == 1:
         return Summary(n=1, mean=mean, std=None, interval=None, values=tuple(values))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -33,7 +34,7 @@ from resfit.net import FrozenConv, Network, build
 from resfit.observer import Apart, Observer
 from resfit.precision import autocast, usable_precision
 from resfit.pretrained import begin_from, load_teacher
-from resfit.recipe import Recipe, get_recipe
+from resfit.recipe import Recipe, checked_seed, get_recipe
 from resfit.record import EpochPoint, GivenModel, Metrics, RunRecord, record_text
 from resfit.recordparts import augmented_grid, layer_rows, samples
 from resfit.report import write_report
@@ -44,17 +45,27 @@ from resfit.version import __version__
 
 _SAVES_SHARE = 0.01  # of the time, at the most
 _WHITENING_IMAGES = 5000
+_TRAINING = threading.RLock()
 
 
+@contextmanager
+def _alone_with_the_generators() -> Iterator[None]:
+    """Within the block no other thread trains, and torch's generators, which all threads share, are ours."""
+    gpus = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+    with _TRAINING, torch.random.fork_rng(devices=gpus):
+        yield
+
+
+@_alone_with_the_generators()
 @fast_process()
 @distributed.joined()
 def train(
-    recipe: Recipe | str,
+    recipe: Recipe | str | Path,
     *,
     seed: int = 0,
     data_dir: str | Path | None = None,
     out: str | Path = "runs",
-    device: str = "auto",
+    device: str | torch.device = "auto",
     offline: bool = False,
     resume: bool = False,
     init: str | Path | None = None,
@@ -72,8 +83,10 @@ def train(
     the state saved, after SIGINT or SIGTERM.
 
     In several processes that torchrun started all of them call this and get the record; the first writes and tells.
+    In several threads one trains after the other. The caller's random generators are left as they were.
     """
-    recipe = get_recipe(recipe) if isinstance(recipe, str) else recipe
+    recipe = recipe if isinstance(recipe, Recipe) else get_recipe(recipe)
+    seed, device = checked_seed(seed), str(device)
     require_fit(recipe.spec, recipe.budget)
     if resume and init is not None:
         raise BadInput("a resumed run has its weights (init): leave it out")
@@ -112,13 +125,14 @@ def train(
             return run.execute()
 
 
+@_alone_with_the_generators()
 @fast_process()
 def fit(
     recipe: Recipe,
     *,
     seed: int = 0,
     data_dir: str | Path | None = None,
-    device: str = "auto",
+    device: str | torch.device = "auto",
     offline: bool = False,
     data: Dataset | None = None,
     observer: Observer | None = None,
@@ -132,7 +146,7 @@ def fit(
     require_fit(recipe.spec, recipe.budget)
     if recipe.evaluate.selection == "best-test":
         raise BadInput("nothing may look at the test set here (evaluate.selection): give last or best-val")
-    observer, where = observer or Observer(), pick_device(device)
+    seed, observer, where = checked_seed(seed), observer or Observer(), pick_device(str(device))
     data = data or _load(recipe, data_dir, offline, observer)
     if not len(data.val):
         raise BadInput("no validation split (data.val): give a count or a fraction of the training images")

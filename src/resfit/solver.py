@@ -74,6 +74,8 @@ def design(
 
     Raises BadInput for an unknown family, or where no network keeps to the limits.
     """
+    if budget < 1:
+        raise BadInput(f"budget is {budget} (budget): give a number of trainable parameters")
     images = Images(size=size, channels=channels, classes=classes)
     found = {each.name: _Search(each, images, budget, macs).ranked(top) for each in _chosen(family)}
     names = sorted(found, key=lambda name: _by_known(FAMILIES[name]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import torch
 from torch import Tensor
@@ -38,6 +39,8 @@ def evaluate(
     `data` names another data set for a model file that lies outside its run folder. A network beside its recipe is
     scored in the recipe's precision, a lone one in fp32.
     """
+    if tta not in (choices := ("recipe", *get_args(TTA))):
+        raise BadInput(f"{tta!r} is no test-time augmentation (tta): give {', '.join(choices)}")
     net = load(target)
     loaded = data_of(net, target, data_dir=data_dir, offline=offline, data=data)
     if tta == "recipe":

@@ -494,3 +494,11 @@ def test_whitening_filters_are_saved_but_not_trained():
     other = built(net.spec, seed=5)
     other.load_state_dict(net.state_dict())
     assert torch.equal(other.stem.conv.weight, net.stem.conv.weight)
+
+
+def test_a_network_compiles_in_one_graph() -> None:
+    """Nothing in it sends torch.compile back to Python: kernels of our own stay out of its way."""
+    recipe = get_recipe("seed004")
+    net = build(recipe.spec)
+    found = torch._dynamo.explain(net)(torch.randn(2, 3, 32, 32))
+    assert (found.graph_count, found.graph_break_count) == (1, 0), found.break_reasons

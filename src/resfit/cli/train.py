@@ -16,7 +16,6 @@ from resfit.cli.words import (
     add_data_options,
     add_scale_options,
     check_scale_options,
-    check_seed,
     print_table,
 )
 from resfit.errors import BadInput
@@ -78,7 +77,7 @@ def _field_help(kind: Any) -> str:
 def _train(options: argparse.Namespace) -> int:
     overrides: dict[str, Any] = options.overrides
     from resfit.budget import parse_count, require_fit
-    from resfit.recipe import get_recipe
+    from resfit.recipe import checked_seed, get_recipe
     from resfit.scale import scaled
 
     if options.override and options.resume is None:
@@ -93,8 +92,8 @@ def _train(options: argparse.Namespace) -> int:
         recipe = scaled(recipe, (options.epochs or recipe.train.epochs) / recipe.train.epochs, options.fraction)
     if options.runs < 1:
         raise BadInput(f"runs is {options.runs} (--runs): give at least 1")
-    check_seed(seed)
-    check_seed(seed + options.runs - 1)
+    checked_seed(seed)
+    checked_seed(seed + options.runs - 1)
     check_executor_options(options)
     if recipe.data.name == "folder" and options.resume is None:
         from resfit.run import for_folder

@@ -14,7 +14,6 @@ from resfit.cli.words import (
     add_data_options,
     add_scale_options,
     check_scale_options,
-    check_seed,
     print_table,
 )
 from resfit.errors import BadInput, RunFailed
@@ -59,7 +58,7 @@ def add(commands: Any) -> None:
 def _tune(options: argparse.Namespace) -> int:
     overrides: dict[str, Any] = options.overrides
     from resfit.budget import parse_count
-    from resfit.recipe import get_recipe
+    from resfit.recipe import checked_seed, get_recipe
     from resfit.tune.space import get_space
 
     check_scale_options(options)
@@ -68,7 +67,7 @@ def _tune(options: argparse.Namespace) -> int:
         overrides = {**overrides, "budget": parse_count(options.budget)}
     if options.trials < 1:
         raise BadInput(f"trials is {options.trials} (--trials): give at least 1")
-    check_seed(options.seed)
+    checked_seed(options.seed)
     recipe, space = get_recipe(options.recipe, overrides), get_space(options.space)
     space.refuse_fixed(overrides)
     from resfit.run import for_folder

@@ -11,7 +11,6 @@ from resfit.errors import BadInput
 TARGET = "a recipe's name, a recipe or spec YAML file, a run folder, or a model.safetensors"
 RECIPE = "a recipe's name or a recipe YAML file"
 REPEAT = "repeat the command to go on"
-_SEEDS = range(2**63)  # that torch's generators take
 
 
 def add_data_options(parser: argparse.ArgumentParser) -> None:
@@ -39,12 +38,6 @@ def check_scale_options(options: argparse.Namespace) -> None:
         raise BadInput(f"epochs is {options.epochs} (--epochs): give at least 1")
     if not 0 < options.fraction <= 1:
         raise BadInput(f"fraction is {options.fraction} (--fraction): give a number above 0, at most 1")
-
-
-def check_seed(seed: int) -> None:
-    """Refuse a seed that no generator takes."""
-    if seed not in _SEEDS:
-        raise BadInput(f"seed is {seed} (--seed): give 0 or more, and less than {_SEEDS.stop:,}")
 
 
 def print_table(header: list[str], rows: list[list[Any]], right: tuple[int, ...] = ()) -> None:

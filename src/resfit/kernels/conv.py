@@ -27,17 +27,20 @@ class Conv2d(nn.Conv2d):
         return out if self.bias is None else out + self.bias.to(out.dtype)[:, None, None]
 
     def _takes_amx(self, images: Tensor) -> bool:
+        if not self._takes("amx_convolution", images):
+            return False
         size, stride = self.kernel_size[0], self.stride[0]
         keeps_size = self.kernel_size == (size, size) and size % 2 == 1 and self.padding == (size // 2, size // 2)
-        suits = keeps_size and self.stride == (stride, stride) and self._is_plain(32, 0.6)
-        return suits and self._takes("amx_convolution", images)
+        return keeps_size and self.stride == (stride, stride) and self._is_plain(32, 0.6)
 
     def _takes_winograd(self, images: Tensor) -> bool:
+        if not self._takes("winograd", images):
+            return False
         suits = self.kernel_size == (3, 3) and self.stride == self.padding == (1, 1) and self._is_plain(16, 1.0)
-        suits = suits and min(self.in_channels, self.out_channels) >= 32
-        return suits and self._takes("winograd", images) and tiles(images) >= FEWEST_TILES
+        return suits and min(self.in_channels, self.out_channels) >= 32 and tiles(images) >= FEWEST_TILES
 
     def _takes(self, kernel: str, images: Tensor) -> bool:
+        """Asked first: torch.compile knows that no kernel is taken, and need not follow the rest."""
         return takes(kernel, images) and images.shape[1] == self.in_channels
 
     def _is_plain(self, block: int, share: float) -> bool:

@@ -50,9 +50,12 @@ class MaxPool2d(nn.MaxPool2d):
 
     def forward(self, images: Tensor) -> Tensor:
         """[N, C, H, W] -> [N, C, H', W']."""
-        suits = images.dtype == torch.bfloat16 and self.kernel_size == self.stride == 2 and images.shape[1] % 16 == 0
-        if suits and min(images.shape[2:]) >= 2 and takes("pool", images):
+        if takes("pool", images) and self._suits(images):
             out: Tensor = MaxPool2x2.apply(images)
             return out
         pooled: Tensor = super().forward(images)
         return pooled
+
+    def _suits(self, images: Tensor) -> bool:
+        fits = self.kernel_size == self.stride == 2 and images.shape[1] % 16 == 0 and min(images.shape[2:]) >= 2
+        return fits and images.dtype == torch.bfloat16
