@@ -14,7 +14,7 @@ from typing import Any
 from resfit.cost import cost
 from resfit.recipe import get_recipe
 from resfit.record import RunRecord, group_runs, summarize
-from resfit.report.words import processor, thread_count
+from resfit.report.words import plus_minus, processor, thread_count
 from resfit.studyrecord import StudyRecord
 
 MISSING = "not measured yet"
@@ -118,8 +118,7 @@ def mean(values: Sequence[float], what: str = "") -> str:
     if not values:
         return MISSING
     s = summarize(values)
-    spread = "" if s.std is None else f" ± {100 * s.std:.2f}"
-    return f"{100 * s.mean:.2f}{spread} % ({what + ', ' if what else ''}n={s.n})"
+    return f"{plus_minus(s.mean, s.std)} % ({what + ', ' if what else ''}n={s.n})"
 
 
 def length(record: RunRecord, reported_epochs: int) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from resfit.record import RunRecord, summarize
+from resfit.report.words import plus_minus
 
 BUDGET = 5_000_000
 _HEAD = ("network", "parameters", "test accuracy", "with TTA", "n", "protocol", "from")
@@ -104,4 +105,4 @@ def bare_percent(values: Sequence[float]) -> str:
     if not values:
         return ""
     s = summarize(values)
-    return f"{100 * s.mean:.2f}" + ("" if s.std is None else f" ± {100 * s.std:.2f}")
+    return plus_minus(s.mean, s.std)

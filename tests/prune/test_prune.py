@@ -55,6 +55,7 @@ def test_the_pruned_run_is_a_run_like_any_other(pruned):
     assert read_record(folder) == record
     assert 36_000 < record.params <= record.budget == 40_000
     assert record.epochs == 1
+    assert [teacher.sha256 for teacher in record.teachers] == [record.pruning.parent.sha256]
     assert record.config["optim"]["lr"] == 0.02
     assert Recipe.from_yaml(folder / "recipe.yaml").spec == resfit.load(folder).spec
     names = {path.name for path in folder.iterdir()}

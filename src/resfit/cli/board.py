@@ -13,6 +13,7 @@ from rich.table import Table
 
 from resfit.executors.jobs import Job, Watcher
 from resfit.record import summarize
+from resfit.report.words import plus_minus
 from resfit.studyrecord import judged_accuracy
 
 if TYPE_CHECKING:
@@ -98,5 +99,4 @@ class Board(Watcher):
         if not self.values[point]:
             return ""
         summary = summarize(self.values[point])
-        spread = f" ± {100 * summary.std:.2f}" if summary.std is not None else ""
-        return f"{100 * summary.mean:.2f}{spread} %"
+        return f"{plus_minus(summary.mean, summary.std)} %"

@@ -11,7 +11,7 @@ from resfit.processes import launched
 
 if TYPE_CHECKING:
     from resfit.executors.cluster import OnRay
-    from resfit.executors.local import Executor
+    from resfit.executors.local import Executor, Place
 
 
 def add_executor_options(parser: argparse.ArgumentParser, workers: str) -> None:
@@ -53,24 +53,28 @@ def check_executor_options(options: argparse.Namespace) -> None:
 
 def executor(options: argparse.Namespace, out: Path) -> Executor:
     """Where the runs whose folders go to `out` take place; raises BadInput where Ray is asked for and not installed."""
-    from resfit.executors.local import Place, make_executor
+    from resfit.executors.local import make_executor
 
     if options.ray is not None:
         return on_ray(options, out)
-    place = Place(out=out, data_dir=options.data_dir, offline=options.offline, init=getattr(options, "init", None))
-    return make_executor(place, workers=options.workers, device=options.device)
+    return make_executor(_place(options, out), workers=options.workers, device=options.device)
 
 
 def on_ray(options: argparse.Namespace, out: Path) -> OnRay:
     """The Ray cluster of the options."""
     from resfit.executors.cluster import OnRay
-    from resfit.executors.local import Place
 
     return OnRay(
-        Place(out=out, data_dir=options.data_dir, offline=options.offline, init=getattr(options, "init", None)),
+        _place(options, out),
         options.ray,
         cpus=options.cpus_per_run,
         gpus=options.gpus_per_run,
         device=options.device,
         workers=options.workers,
     )
+
+
+def _place(options: argparse.Namespace, out: Path) -> Place:
+    from resfit.executors.local import Place
+
+    return Place(out=out, data_dir=options.data_dir, offline=options.offline, init=getattr(options, "init", None))

@@ -18,11 +18,13 @@ def add(commands: Any) -> None:
         description="Drop the channels that matter least until the network fits the budget, then fine-tune it as a run "
         "of its own, OUT/<recipe>-<budget>/<seed>. Its report compares the network before, after and fine-tuned.",
         usage="resfit prune RUN --budget N [options] [--section.field VALUE ...]",
-        epilog="The run's own recipe fine-tunes unless another is named; --train.epochs 20 shortens it.",
+        epilog="The run's own recipe fine-tunes unless another is named, with the whole network as its teacher; "
+        "--train.epochs 20 shortens it.",
     )
     parser.add_argument("run_folder", metavar="RUN", help="the folder of a finished run")
     parser.add_argument("--budget", metavar="N", required=True, help="parameters that may be left (500k, 2M)")
     parser.add_argument("--recipe", metavar="RECIPE", help=f"how to fine-tune: {RECIPE} (the run's own)")
+    parser.add_argument("--no-teacher", action="store_true", help="fine-tune by the labels alone")
     parser.add_argument(
         "--out", type=Path, default=Path("runs"), metavar="DIR", help="where the run folder goes (runs)"
     )
@@ -46,6 +48,7 @@ def _prune(options: argparse.Namespace) -> int:
             data_dir=options.data_dir,
             device=options.device,
             offline=options.offline,
+            teach=not options.no_teacher,
             observer=progress,
         )
     assert record.pruning is not None

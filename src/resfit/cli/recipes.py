@@ -64,5 +64,6 @@ def _result_text(row: dict[str, Any]) -> str:
     result = row["result"]
     if not result:
         return "none yet"
-    spread = f" ± {100 * result['std']:.2f}" if result["std"] is not None else ""
-    return f"{100 * result['mean']:.2f}{spread} % (n={result['n']})"
+    from resfit.report.words import plus_minus
+
+    return f"{plus_minus(result['mean'], result['std'])} % (n={result['n']})"

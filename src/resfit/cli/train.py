@@ -205,6 +205,7 @@ def _print_result(record: RunRecord, folder: Path) -> None:
 def _summarize(record: RunRecord, folder: Path) -> None:
     """Write and print what all finished runs of the recipe say, those of earlier calls too, where they are several."""
     from resfit.record import runs_alike, summarize, write_summary
+    from resfit.report.words import plus_minus
 
     try:
         records = runs_alike(folder, record)
@@ -223,6 +224,5 @@ def _summarize(record: RunRecord, folder: Path) -> None:
             continue
         s = summarize(values)
         interval = f"{100 * s.interval[0]:.2f} to {100 * s.interval[1]:.2f} %" if s.interval else "needs n >= 2"
-        spread = f" ± {100 * s.std:.2f}" if s.std is not None else ""
-        rows.append([what, s.n, f"{100 * s.mean:.2f}{spread} %", interval])
+        rows.append([what, s.n, f"{plus_minus(s.mean, s.std)} %", interval])
     print_table([records[0].recipe, "n", "mean ± deviation", "95 % interval of the mean"], rows, right=(1,))

@@ -28,7 +28,7 @@ from resfit.observer import Observer
 from resfit.pretrained import remark_on_weights
 from resfit.prune.channels import importance, shrink
 from resfit.prune.widths import fit_widths
-from resfit.recipe import Recipe, get_recipe
+from resfit.recipe import DistillConfig, Recipe, get_recipe
 from resfit.record import ParentRun, PrunedNetwork, Pruning, RunRecord, read_record, record_text
 from resfit.report import write_report
 from resfit.run import run_folder, train
@@ -36,6 +36,7 @@ from resfit.spec import NetSpec
 from resfit.trained import data_of, evaluate
 
 _IMAGES, _BATCH = 2000, 100  # training images that the channels are judged by
+_TEACHERS_WEIGHT = 0.9  # of the whole network's answers beside the labels
 _CRITERION = "first-order Taylor (Molchanov et al. 2019) on training images"
 
 
@@ -50,14 +51,16 @@ def prune(
     data_dir: str | Path | None = None,
     device: str = "auto",
     offline: bool = False,
+    teach: bool = True,
     observer: Observer | None = None,
 ) -> RunRecord:
     """Narrow the network of the finished run folder `run` to at most `budget` parameters, and fine-tune it.
 
     The fine-tuning is a run of `recipe`, by default of the run's own (learning-rate rewinding: Renda et al. 2020), with
-    `overrides`. Its folder is out/<run's recipe>-<budget>/<run's seed>; it also holds pruned.safetensors, the network
-    ahead of the fine-tuning. The record that is returned has the comparison in its `pruning`. The same
-    call again goes on where it was interrupted.
+    `overrides`; unless it has a teacher already, or `teach` is off, it also learns from the whole network. Its folder
+    is out/<run's recipe>-<budget>/<run's seed>; it also holds pruned.safetensors, the network ahead of the fine-tuning.
+    The record that is returned has the comparison in its `pruning`. The same call again goes on where it was
+    interrupted.
 
     Raises BadInput for a run that is not finished, a budget that is met already or out of reach, or a folder in use.
     """
@@ -66,6 +69,8 @@ def prune(
         raise BadInput(f"{run} fits already, with {cost(net.spec).params:,} parameters (--budget): give a lower one")
     own = Recipe.from_yaml(Path(run) / "recipe.yaml")
     tuning = _tuning(parent, own, recipe, overrides or {}, budget)
+    if teach and tuning.distill is None:
+        tuning = replace(tuning, distill=DistillConfig(teacher=str(run), weight=_TEACHERS_WEIGHT))
     folder = run_folder(out, tuning, parent.seed)
     before = folder / "pruned.safetensors"
     if folder.exists() and any(folder.iterdir()) and not (before.exists() and _lacks_comparison(folder)):

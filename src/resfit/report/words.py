@@ -27,6 +27,11 @@ def percent(fraction: float | None, digits: int = 2) -> str:
     return text if text == DASH else f"{text}{_GAP}%"
 
 
+def plus_minus(mean: float, std: float | None) -> str:
+    """Mean and deviation, 0.9418 and 0.0013, as "94.18 ± 0.13"; without a deviation as "94.18"."""
+    return bare_percent(mean) + ("" if std is None else f" ± {bare_percent(std)}")
+
+
 def bare_percent(fraction: float | None, digits: int = 2) -> str:
     """0.94123 as "94.12", for a column whose head names the unit."""
     return f"{100 * fraction:.{digits}f}" if fraction is not None and math.isfinite(fraction) else DASH
