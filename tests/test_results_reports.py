@@ -117,7 +117,7 @@ def test_ours_is_a_mean_over_runs_that_did_not_peek_and_the_reports_is_marked(in
     assert row["own"] == "97.00 % (test, peeked, n=1)"
     assert row["params"] == "4,697,162"
     assert row["epochs"] == "200 of 200, full length"
-    assert row["device"] == "A GPU<br>2 threads, amx_bf16, bf16"
+    assert row["device"] == "A GPU<br>cpu, amx_bf16, 2 threads, bf16"
     commands = row["command"].split("<br>")
     assert commands[0] == "`resfit train seed003 --seed 0 --evaluate.selection best-test`"
     assert commands[1:] == [f"`resfit train seed003 --seed {seed} --evaluate.selection last`" for seed in (0, 1)]
@@ -179,7 +179,7 @@ def test_times_on_two_devices_are_two(index):
     slow = record("seed003", 0, test=0.95)
     fast = replace(slow, seed=1, env={**slow.env, "threads": 8}, seconds_to_result=0.1)
     (*_, row) = index.table({"seed003": [slow, fast]}).splitlines()
-    assert "| 1; 0 | 1; 1 | 2 threads, amx_bf16, bf16; 8 threads, amx_bf16, bf16 |" in row
+    assert "| 1; 0 | 1; 1 | cpu, amx_bf16, 2 threads, bf16; cpu, amx_bf16, 8 threads, bf16 |" in row
 
 
 def test_the_committed_page_is_what_the_committed_records_make(index):
