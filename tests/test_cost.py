@@ -15,7 +15,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from resfit.cost import cost
-from resfit.net import FrozenConv, build
+from resfit.layers import FrozenConv
+from resfit.net import build
 from resfit.recipe import get_recipe
 from resfit.spec import NetSpec
 

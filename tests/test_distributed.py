@@ -33,7 +33,7 @@ from resfit.checkpoint import load_state
 from resfit.errors import BadInput, RunFailed
 from resfit.evaluate import predict_logits
 from resfit.interrupt import Interrupted
-from resfit.net import Norm
+from resfit.layers import Norm
 from resfit.observer import Observer
 from resfit.recipe import Recipe
 from resfit.record import read_record

@@ -22,8 +22,9 @@ from resfit.export import FORMATS, export
 from resfit.export.check import BATCH_SIZES, agreement
 from resfit.export.deploy import Deployed, fold_norms
 from resfit.export.formats import Job, network_answer
+from resfit.layers import Norm
 from resfit.modelfile import ModelInfo, load
-from resfit.net import Network, Norm, build
+from resfit.net import Network, build
 from resfit.recipe import Recipe
 from resfit.record import read_exports, read_record
 from resfit.run import train

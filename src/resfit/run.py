@@ -28,9 +28,10 @@ from resfit.fast import fast_process
 from resfit.fields import to_plain
 from resfit.files import append_line, claimed, remove_leftovers, write_atomic
 from resfit.interrupt import Interrupted, Interrupts
+from resfit.layers import FrozenConv
 from resfit.memory import require_room
 from resfit.modelfile import ModelInfo, save_model
-from resfit.net import FrozenConv, Network, build
+from resfit.net import Network, build
 from resfit.observer import Apart, Observer
 from resfit.precision import autocast, usable_precision
 from resfit.pretrained import begin_from, load_teacher

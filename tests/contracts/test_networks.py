@@ -11,21 +11,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from resfit.net import (
-    Block,
+from resfit.layers import (
     Blur,
     DropPath,
     EfficientChannelAttention,
     FrozenConv,
-    Network,
     PadShortcut,
     ShakeDrop,
-    ShiftShortcut,
     SqueezeExcite,
     TwoWayScale,
-    build,
-    mix,
+    mix_branches,
 )
+from resfit.net import Block, Network, ShiftShortcut, build
 from resfit.recipe import InitConfig, get_recipe, recipe_names
 from resfit.spec import LAYOUTS, ECASpec, NetSpec, SESpec, StemSpec
 
@@ -346,7 +343,7 @@ def weights(x: Tensor) -> Tensor:
 def test_shaken_branches_are_weighed_image_by_image_and_apart_on_the_way_back():
     torch.manual_seed(0)
     a, b = ones(), ones()
-    out = mix(a, 3 * b, shake=True)
+    out = mix_branches(a, 3 * b, shake=True)
     out.sum().backward()
     ahead, back = (3 - weights(out)) / 2, weights(a.grad)
     for weight in (ahead, back):
@@ -355,7 +352,7 @@ def test_shaken_branches_are_weighed_image_by_image_and_apart_on_the_way_back():
         assert weight.std().item() == pytest.approx(12**-0.5, abs=0.01)
     torch.testing.assert_close(weights(b.grad) / 3, 1 - back)
     assert torch.corrcoef(torch.stack((ahead, back)))[0, 1].abs() < 0.06
-    assert torch.equal(mix(a, 3 * b, shake=False), torch.full_like(a, 2))
+    assert torch.equal(mix_branches(a, 3 * b, shake=False), torch.full_like(a, 2))
 
 
 def test_a_two_way_scale_has_its_own_weight_back():

@@ -26,7 +26,8 @@ from resfit.kernels.gate import Means
 from resfit.kernels.library import load_library
 from resfit.kernels.pool import MaxPool2d, MaxPool2x2
 from resfit.kernels.winograd import WinogradConvolution
-from resfit.net import EfficientChannelAttention, Layers, Norm, SqueezeExcite, build, finish
+from resfit.layers import EfficientChannelAttention, Layers, Norm, SqueezeExcite, finish
+from resfit.net import build
 from resfit.observer import Observer
 from resfit.recipe import Recipe, get_recipe
 from resfit.record import EpochPoint

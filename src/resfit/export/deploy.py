@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from resfit.net import Network, Norm
+from resfit.layers import Norm
+from resfit.net import Network
 
 InputKind = Literal["uint8", "float"]
 
