@@ -10,7 +10,6 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
-from functools import cache
 from typing import Any
 
 import torch
@@ -464,7 +463,6 @@ def _resized(images: Tensor, resize: tuple[tuple[float, int], ...], progress: fl
     return down @ (images.float() @ across.mT)
 
 
-@cache
 def _interpolation(size: int, side: int, device: torch.device) -> Tensor:
     """What each of `side` pixels takes of each of `size`: float32 [side, size], each row a sum of one."""
     each = torch.eye(size, device=device)[None, None]
