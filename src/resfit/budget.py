@@ -33,9 +33,14 @@ class Verdict:
 
 def judge(spec: NetSpec, budget: int) -> Verdict:
     """Price `spec` and hold it against `budget`; raises BadInput for a budget below 1."""
+    return Verdict(params=cost(spec).params, budget=checked_budget(budget))
+
+
+def checked_budget(budget: int) -> int:
+    """A budget; raises BadInput for one that holds no parameter."""
     if budget < 1:
         raise BadInput(f"budget is {budget} (budget): give a number of trainable parameters")
-    return Verdict(params=cost(spec).params, budget=budget)
+    return budget
 
 
 def require_fit(spec: NetSpec, budget: int) -> Verdict:

@@ -60,8 +60,9 @@ def save(
         raise BadInput(f"a file exists already ({file}): give another name")
     if not isinstance(net.head, nn.Linear):
         raise BadInput("the network has no classifier (net): give it one with reset_classifier")
-    given = {name: tuple(values) for name, values in (("classes", classes), ("mean", mean), ("std", std)) if values}
-    info, channels = replace(known, temperature=None, **given), net.spec.input.channels
+    given = {"classes": classes, "mean": mean, "std": std}
+    taken = {name: tuple(values) for name, values in given.items() if values is not None}
+    info, channels = replace(known, temperature=None, **taken), net.spec.input.channels
     for name, wanted in {"classes": net.spec.num_classes, "mean": channels, "std": channels}.items():
         if (found := len(getattr(info, name))) != wanted:
             raise BadInput(f"{found} {name} for {wanted} ({name}): give one for each")

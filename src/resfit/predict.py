@@ -6,10 +6,11 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from PIL import UnidentifiedImageError
+from PIL.Image import Image
 
 from resfit.data.decode import decode_each
 from resfit.data.folder import is_image, visible_files
@@ -19,9 +20,6 @@ from resfit.errors import BadInput
 from resfit.evaluate import predict_logits
 from resfit.modelfile import load
 from resfit.net import Network
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,8 +71,6 @@ def predict(
     are scaled, cut and normalized as in training. What cannot be read is listed; the rest is still answered. Raises
     BadInput for a model that cannot be used.
     """
-    from PIL.Image import Image
-
     if top is not None and top < 1:
         raise BadInput(f"top is {top} (--top): give at least 1")
     net = (target if isinstance(target, Network) else load(target)).to(pick_device(device))
@@ -112,8 +108,6 @@ def _top_classes(net: Network, images: np.ndarray, top: int | None) -> list[tupl
 
 def _listed(images: Iterable[str | Path | Image]) -> tuple[list[str], list[Path | Image]]:
     """Every single image, folders searched, and its name; a folder that cannot be searched stands for itself."""
-    from PIL.Image import Image
-
     names: list[str] = []
     sources: list[Path | Image] = []
     for image in images:
@@ -145,8 +139,6 @@ def _natural(path: Path) -> list[tuple[list[str | int], str]]:
 
 
 def _reason(error: Exception) -> str:
-    from PIL import UnidentifiedImageError
-
     match error:
         case UnidentifiedImageError():
             return "not an image of a known format"

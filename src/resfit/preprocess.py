@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING
 
 import torch
+from PIL.Image import Image
 from torch import Tensor
 from torchvision.transforms import v2
 
 from resfit.data.decode import pixels_of
 from resfit.errors import BadInput
 from resfit.net import Network
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 
 def transform(net: Network) -> v2.Compose:
@@ -36,8 +33,6 @@ def transform(net: Network) -> v2.Compose:
 
 
 def _pixels(image: Image, *, size: int, channels: int) -> Tensor:
-    from PIL.Image import Image
-
     if not isinstance(image, Image):
         raise BadInput(f"not a Pillow image ({type(image).__name__}): give one, such as Image.fromarray(array)")
     return torch.tensor(pixels_of(image, size=size, channels=channels))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise, product
 
+from resfit.budget import checked_budget
 from resfit.cost import Layer, cost
 from resfit.errors import BadInput
 from resfit.families import FAMILIES, Family, Images
@@ -74,8 +75,7 @@ def design(
 
     Raises BadInput for an unknown family, or where no network keeps to the limits.
     """
-    if budget < 1:
-        raise BadInput(f"budget is {budget} (budget): give a number of trainable parameters")
+    checked_budget(budget)
     images = Images(size=size, channels=channels, classes=classes)
     found = {each.name: _Search(each, images, budget, macs).ranked(top) for each in _chosen(family)}
     names = sorted(found, key=lambda name: _by_known(FAMILIES[name]))
