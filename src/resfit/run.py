@@ -84,7 +84,7 @@ def train(
     the state saved, after SIGINT or SIGTERM.
 
     In several processes that torchrun started all of them call this and get the record; the first writes and tells.
-    In several threads one trains after the other. The caller's random generators are left as they were.
+    In several threads one trains after the other. torch's random generators are left as they were.
     """
     recipe = recipe if isinstance(recipe, Recipe) else get_recipe(recipe)
     seed, device = checked_seed(seed), str(device)
