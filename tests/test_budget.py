@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import specs
 
-from resfit.budget import judge, nearest_fit, parse_count, require_fit
+from resfit.budget import FULL, departure, filled, judge, nearest_fit, parse_count, require_fit, short_count
 from resfit.cost import cost
 from resfit.errors import BadInput
-from resfit.recipe import get_recipe
+from resfit.recipe import get_recipe, recipe_names
 from resfit.spec import NetSpec
 
 SEED = get_recipe("seed001d").spec  # 4,977,226 parameters
@@ -55,16 +57,51 @@ def test_a_verdict_says_how_much_of_the_budget_is_used():
     assert str(judge(SEED, 5_000_000)) == "4,977,226 parameters, 99.5% of the budget of 5,000,000: fits"
 
 
-@pytest.mark.parametrize("budget", [20_000, 500_000, 5_000_000, 11_173_961])
-def test_the_nearest_fit_is_close_and_keeps_the_shape(budget):
-    fitting = nearest_fit(WIDE, budget)
-    assert 0.75 * budget < cost(fitting).params <= budget
-    assert [stage.blocks for stage in fitting.stages] == [stage.blocks for stage in WIDE.stages]
+@pytest.mark.parametrize("budget", [100_000, 1_000_000, 20_000_000])
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_recipe_s_network_fills_a_budget_in_its_own_proportions(name, budget):
+    """Narrower and wider ones alike; only what can be scaled differs."""
+    spec = get_recipe(name).spec
+    found = filled(spec, budget)
+    assert FULL * budget <= cost(found).params <= budget
+    assert departure(spec, found) <= 0.2 * len(set(widths(spec)))
+    for wider, stage in zip(found.stages, spec.stages, strict=True):
+        assert replace(wider, channels=stage.channels) == stage
+    stem = spec.stem.channels if spec.stem.kind == "whiten" else found.stem.channels
+    assert found.stem == replace(spec.stem, channels=stem)
+    assert replace(found, stages=spec.stages, stem=spec.stem) == spec
 
 
-@pytest.mark.parametrize("budget", [500_000, 5_000_000])
+@pytest.mark.parametrize("name", recipe_names())
+def test_a_network_that_fills_its_budget_stays_as_it_is(name):
+    spec = get_recipe(name).spec
+    assert filled(spec, cost(spec).params) == spec
+
+
+@pytest.mark.parametrize("budget", [1_000_000, 5_000_000])
 def test_widths_stay_multiples_of_eight(budget):
-    assert all(width % 8 == 0 for width in widths(nearest_fit(WIDE, budget)))
+    assert all(width % 8 == 0 for width in widths(filled(WIDE, budget)))
+
+
+def test_equal_widths_stay_equal():
+    first, *others = widths(filled(get_recipe("cifar10-94").spec, 1_000_000))[1:]
+    assert first < min(others) and len(set(others)) == 1
+
+
+@pytest.mark.parametrize(("scale", "expected"), [(1, 0.0), (3, 0.0)])
+def test_widths_that_are_all_scaled_alike_depart_from_nothing(scale, expected):
+    other = filled_by_hand(WIDE, [scale * width for width in widths(WIDE)])
+    assert departure(WIDE, other) == pytest.approx(expected)
+
+
+def test_a_width_doubled_alone_departs_by_as_much():
+    """Of four different widths one is 3/4 of a doubling above their mean, the three others 1/4 below."""
+    assert departure(WIDE, filled_by_hand(WIDE, [64, 64, 128, 256, 1024])) == pytest.approx(3 / 4 + 3 * 1 / 4)
+
+
+def filled_by_hand(spec: NetSpec, new: list[int]) -> NetSpec:
+    stages = tuple(replace(stage, channels=width) for stage, width in zip(spec.stages, new[1:], strict=True))
+    return replace(spec, stem=replace(spec.stem, channels=new[0]), stages=stages)
 
 
 def test_widths_leave_the_multiples_of_eight_only_where_nothing_else_fits():
@@ -141,6 +178,15 @@ def test_whatever_the_spec_an_offer_fits_and_is_valid(spec, share):
     ],
 )
 def test_a_budget_is_read_as_people_write_it(text, count):
+    assert parse_count(text) == count
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(5_000_000, "5M"), (2_500_000, "2.5M"), (985_000, "985k"), (1_234_567, "1234567"), (999, "999"), (1_500, "1.5k")],
+)
+def test_a_budget_is_written_as_people_do(count, text):
+    assert short_count(count) == text
     assert parse_count(text) == count
 
 

@@ -83,6 +83,18 @@ def test_recipes_lists_them_all(capsys: pytest.CaptureFixture[str]) -> None:
     assert "cifar10-94" in printed(capsys, "recipes")
 
 
+def test_a_network_is_fitted_to_a_budget(capsys: pytest.CaptureFixture[str], recipe_file: Path, tmp_path: Path) -> None:
+    """Under a name of its own, so that it lies beside the recipe's own run; --epochs is still told of."""
+    words = ("train", str(recipe_file), "--out", str(tmp_path / "runs"), "--epochs", "1")
+    printed(capsys, *words)
+    assert "of the budget of 10,000: fits" in printed(capsys, *words, "--fit", "10k")
+    own, fitted = (read_record(tmp_path / "runs" / name / "0") for name in ("tiny", "tiny-10k"))
+    assert 9_800 <= fitted.params <= fitted.budget == 10_000
+    assert (fitted.recipe, fitted.epochs, fitted.protocol["deviations"]) == ("tiny-10k", 1, own.protocol["deviations"])
+    assert fitted.protocol["deviations"]
+    assert load(tmp_path / "runs" / "tiny-10k" / "0").spec.to_dict() == fitted.spec
+
+
 def test_train_evaluate_report_compare(capsys: pytest.CaptureFixture[str], recipe_file: Path, tmp_path: Path) -> None:
     out = str(tmp_path / "runs")
     text = printed(capsys, "train", str(recipe_file), "--runs", "2", "--out", out, "--train.epochs", "2")
@@ -148,6 +160,7 @@ def test_train_shortens_a_recipe_in_proportion(
     assert config["deviations"][-1] == "scaled: 2 instead of 3 epochs, 0.5 of the training images"
     assert "(--epochs)" in fails(capsys, "train", str(recipe_file), "--epochs", "0")
     assert "give the run folder alone" in fails(capsys, "train", "--resume", str(out / "tiny" / "0"), "--epochs", "2")
+    assert "give the run folder alone" in fails(capsys, "train", "--resume", str(out / "tiny" / "0"), "--fit", "2k")
 
 
 def test_compare_holds_like_against_like(capsys: pytest.CaptureFixture[str], recipe_file: Path, tmp_path: Path) -> None:
@@ -305,6 +318,9 @@ MISTAKES = {
     "empty budget to show": (["show", "digits", "--budget", ""], "'' is not a count (--budget)"),
     "empty budget to search": (["tune", "digits", "--budget", ""], "'' is not a count (--budget)"),
     "empty MACs": (["design", "--budget", "100k", "--macs", ""], "'' is not a count (--macs)"),
+    "two budgets": (["train", "digits", "--fit", "20k", "--budget", "30k"], "leave --budget out"),
+    "nothing fits": (["train", "digits", "--fit", "100"], "no network of digits's shape has 100 parameters or less"),
+    "bad fit": (["train", "digits", "--fit", "5Q"], "'5Q' is not a count (--fit)"),
     "bad count": (["show", "digits", "--budget", "5Q"], "'5Q' is not a count (--budget)"),
 }
 

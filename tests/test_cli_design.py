@@ -11,6 +11,7 @@ import pytest
 from resfit.cli import main
 from resfit.cost import cost
 from resfit.recipe import get_recipe
+from resfit.scale import fitted
 from resfit.spec import NetSpec
 from resfit.target import find_target
 
@@ -57,7 +58,10 @@ def test_what_is_saved_can_be_shown_and_trained(capsys, tmp_path: Path):
     assert find_target(str(path)).spec == recipe.spec
 
 
-@pytest.mark.parametrize("name", ["cifar10-94", "cifar10-best-cpu", "cifar100-best", "digits"])
+LENDERS = ["cifar10-94", "cifar10-best-cpu", "cifar100-best", "digits"]
+
+
+@pytest.mark.parametrize("name", LENDERS)
 def test_any_recipe_lends_its_data_and_training(capsys, tmp_path: Path, name):
     """Its images and classes with them, but nothing of the parts of a network that it has no more."""
     run(capsys, "--family", "wrn", "--save", f"{tmp_path}/found.yaml", "--recipe", name)
@@ -65,6 +69,32 @@ def test_any_recipe_lends_its_data_and_training(capsys, tmp_path: Path, name):
     assert (found.spec.input, found.spec.num_classes) == (lender.spec.input, lender.spec.num_classes)
     assert (found.data, found.optim, found.augment) == (lender.data, lender.optim, lender.augment)
     assert found.train.freeze_stem_after is None
+
+
+@pytest.mark.parametrize("name", LENDERS)
+def test_a_recipe_s_own_network_comes_first_at_the_size_that_is_wanted(capsys, tmp_path: Path, name):
+    path, page = tmp_path / "mine.yaml", tmp_path / "page.html"
+    words = ("--budget", "300k", "--recipe", name)
+    first, second, *_ = json.loads(run(capsys, *words, "--json", "--save", str(path), "--out", str(page)))
+    assert (first["family"], second["family"]) == ("own", "shake")
+    recipe, mine = get_recipe(name), get_recipe(path)
+    assert mine.spec == fitted(recipe, 300_000).spec == NetSpec.from_dict(first["spec"])
+    assert (mine.train, mine.optim, mine.budget) == (recipe.train, recipe.optim, 300_000)
+    assert "all its widths scaled alike" in page.read_text(encoding="utf-8")
+
+
+def test_other_images_have_a_whitening_stem_of_their_own(capsys):
+    own, *_ = json.loads(run(capsys, "--budget", "300k", "--recipe", "cifar10-94", "--channels", "1", "--json"))
+    assert own["spec"]["stem"]["channels"] == 2 * 1 * 2 * 2
+    small, *_ = json.loads(run(capsys, "--budget", "300k", "--recipe", "seed001d", "--size", "4", "--json"))
+    assert small["spec"]["input"]["size"] == 4
+
+
+def test_the_limit_on_macs_holds_for_a_recipe_s_own_network(capsys):
+    words = ("--budget", "300k", "--recipe", "cifar10-94", "--json")
+    own, *_ = json.loads(run(capsys, *words))
+    slower, *_ = json.loads(run(capsys, *words, "--macs", str(own["macs"] - 1)))
+    assert slower["family"] != "own"
 
 
 def test_nothing_is_written_where_a_name_is_wrong(capsys, tmp_path: Path):
@@ -111,7 +141,7 @@ def test_speed_is_measured_where_it_is_asked_for(capsys):
         (("--macs", "few"), "--macs"),
         (("--top", "0"), "--top"),
         (("--latency", "-1"), "--latency"),
-        (("--recipe", "digits"), "--recipe"),
+        (("--recipe", "nosuch"), "unknown recipe (nosuch)"),
     ],
 )
 def test_bad_words_are_refused_by_name(capsys, words, problem):

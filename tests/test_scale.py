@@ -7,10 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_recipe import TINY
 
+from resfit.budget import filled
 from resfit.errors import BadInput
 from resfit.optim import lr_factor
-from resfit.recipe import Recipe
-from resfit.scale import scaled
+from resfit.recipe import Recipe, get_recipe
+from resfit.scale import fitted, scaled
 
 SCHEDULES = st.sampled_from(
     [
@@ -70,3 +71,17 @@ def test_the_same_length_is_the_same_recipe(tiny: Recipe) -> None:
 def test_other_scales_are_refused(tiny: Recipe, factor: float, fraction: float) -> None:
     with pytest.raises(BadInput, match="give others"):
         scaled(tiny, factor, fraction)
+
+
+def test_a_fitted_recipe_differs_in_its_network_s_widths_alone():
+    recipe = get_recipe("cifar10-94")
+    found = fitted(recipe, 500_000)
+    assert (found.name, found.budget) == ("cifar10-94-500k", 500_000)
+    assert found.spec == filled(recipe.spec, 500_000) != recipe.spec
+    same = {"name": recipe.name, "budget": recipe.budget, "description": recipe.description}
+    assert found.replace({**same, "spec": recipe.spec.to_dict()}) == recipe
+
+
+def test_a_budget_that_holds_no_network_is_refused():
+    with pytest.raises(BadInput, match="no network of digits's shape has 100 parameters or less"):
+        fitted(get_recipe("digits"), 100)

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from resfit.recipe import Recipe, get_recipe, recipe_names
     from resfit.record import RunRecord, compare, read_record, summarize
     from resfit.run import train
+    from resfit.scale import fitted
     from resfit.solver import Design, design
     from resfit.spec import NetSpec
     from resfit.trained import evaluate
@@ -49,6 +50,7 @@ __all__ = [
     "cost",
     "design",
     "evaluate",
+    "fitted",
     "get_recipe",
     "judge",
     "load",
@@ -74,6 +76,7 @@ _HOMES = {
     "recipe": ["Recipe", "get_recipe", "recipe_names"],
     "record": ["RunRecord", "compare", "read_record", "summarize"],
     "run": ["train"],
+    "scale": ["fitted"],
     "solver": ["Design", "design"],
     "spec": ["NetSpec"],
     "trained": ["evaluate"],

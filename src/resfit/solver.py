@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise, product
 
-from resfit.budget import checked_budget
+from resfit.budget import FULL, checked_budget, departure, filled
 from resfit.cost import Layer, cost
 from resfit.errors import BadInput
 from resfit.families import FAMILIES, Family, Images
 from resfit.fields import nearest
 from resfit.spec import NetSpec
 
-_FULL = 0.98  # of the budget
+OWN = "own"  # what stands in a design for the family, where it is a given network's own shape
 _THINNER = (1.0, 0.7, 0.5, 0.35, 0.25)  # parts of what is in proportion, tried where MACs are limited
 _USUAL, _WIDEST = 64, 65_536  # widths
 
@@ -45,7 +45,7 @@ class Design:
     @property
     def full(self) -> bool:
         """Whether it leaves at most 2 % of the budget over."""
-        return self.params >= _FULL * self.budget
+        return self.params >= FULL * self.budget
 
 
 def design(
@@ -87,6 +87,17 @@ def design(
     return [each for each in ranked if each.full] or ranked
 
 
+def fitted_design(spec: NetSpec, budget: int, *, macs: int | None = None) -> Design | None:
+    """The network of `spec`'s own shape that fills `budget`, as the design of a family called "own".
+
+    Its departure is from the spec's proportions. None where even the narrowest is over a limit.
+    """
+    found = filled(spec, budget)
+    if found is None or (macs is not None and cost(found).macs > macs):
+        return None
+    return _designed(OWN, found, budget, departure(spec, found), tuple(stage.channels for stage in found.stages))
+
+
 def _chosen(family: str | None) -> list[Family]:
     if family is None:
         return list(FAMILIES.values())
@@ -125,7 +136,7 @@ class _Search:
 
     def full(self, shape: Shape) -> bool:
         """Whether it leaves at most 2 % of the budget over."""
-        return self.price(*shape)[0] >= _FULL * self.budget
+        return self.price(*shape)[0] >= FULL * self.budget
 
     def rank(self, shape: Shape) -> tuple[bool, float, int]:
         """Full ones first, by departure; the others by what they leave over."""
@@ -177,19 +188,23 @@ class _Search:
     def designed(self, blocks: Counts, widths: Counts) -> Design:
         """The network itself."""
         spec = self.family.spec(self.images, blocks, widths)
-        price = cost(spec)
-        return Design(
-            family=self.family.name,
-            blocks=blocks,
-            widths=widths,
-            depth=2 + sum(len(block.convs) for _, _, block in spec.plan()),
-            departure=self.departure(blocks, widths),
-            budget=self.budget,
-            params=price.params,
-            macs=price.macs,
-            activation_bytes=price.activation_bytes,
-            spec=spec,
-        )
+        return _designed(self.family.name, spec, self.budget, self.departure(blocks, widths), widths)
+
+
+def _designed(family: str, spec: NetSpec, budget: int, departure: float, widths: Counts) -> Design:
+    price = cost(spec)
+    return Design(
+        family=family,
+        blocks=tuple(stage.blocks for stage in spec.stages),
+        widths=widths,
+        depth=2 + sum(len(block.convs) for _, _, block in spec.plan()),
+        departure=departure,
+        budget=budget,
+        params=price.params,
+        macs=price.macs,
+        activation_bytes=price.activation_bytes,
+        spec=spec,
+    )
 
 
 def _rising(widths: Iterable[Counts]) -> Iterator[Counts]:

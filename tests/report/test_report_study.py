@@ -100,6 +100,24 @@ def test_curves_are_means_over_the_seeds() -> None:
     assert len(study_page.mean_curves(WHOLE, stopped)[0].series[0].points) == 3
 
 
+def test_networks_of_several_sizes_are_drawn_by_what_they_cost() -> None:
+    """A larger one that is no better is beaten; the front holds the others."""
+    assert study_page.prices(WHOLE) == []
+    sized = [replace(point(name, value), params=params) for name, value, params in SIZES]
+    by_size, by_time = study_page.prices(make_study(*sized, point("waits")))
+    assert [(place.x, round(place.y, 6), place.front) for place in by_size.places] == [
+        (1.0, 10.0, True),
+        (2.0, 5.0, True),
+        (3.0, 6.0, False),
+    ]
+    assert by_time.x_label == "seconds a run"
+    page = study_page.render_study(make_study(*sized), [])
+    assert "error, %, against parameters" in page and page.count("<title>base</title>") >= 2
+
+
+SIZES = (("base", 0.9, 1_000_000), ("a", 0.95, 2_000_000), ("b", 0.94, 3_000_000))
+
+
 def test_each_of_many_points_has_a_line_of_its_own_that_the_legend_shows() -> None:
     names = ["base", *(f"point {n}" for n in range(1, 24))]
     finished = [replace(runs()[0], recipe=name) for name in names]

@@ -13,6 +13,7 @@ from tiny_recipe import TINY
 from resfit.cost import cost
 from resfit.errors import BadInput
 from resfit.recipe import get_recipe
+from resfit.scale import fitted
 from resfit.study.plan import Study, get_study, study_names
 
 
@@ -55,6 +56,19 @@ def test_overrides_hold_for_all_points_ahead_of_their_own(base: str) -> None:
     assert [(r.optim.lr, r.optim.momentum) for r in recipes.values()] == [(0.2, 0.5), (0.5, 0.5)]
 
 
+def test_a_point_s_network_may_be_fitted_to_a_budget() -> None:
+    points = {"a": {}, "b": {"fit": "20k", "optim.lr": 0.3}, "c": {"recipe": "cifar10-94", "fit": 500_000}}
+    study = Study(name="s", recipe="digits", baseline="a", points=points)
+    found = study.recipes(epochs=1)
+    assert found["a"].spec == get_recipe("digits").spec
+    assert found["b"].spec == fitted(get_recipe("digits"), 20_000).spec
+    assert (found["b"].name, found["b"].budget, found["b"].optim.lr) == ("b", 20_000, 0.3)
+    assert found["b"].description == "digits with fit 20k, optim.lr 0.3"
+    assert found["c"].spec == fitted(get_recipe("cifar10-94"), 500_000).spec
+    assert all("scaled" in recipe.deviations[-1] for recipe in found.values())
+    assert study.settings()["b"] == points["b"]
+
+
 def test_epochs_and_fraction_scale_every_point_alike(base: str) -> None:
     points = {
         "a": {},
@@ -73,6 +87,8 @@ def test_epochs_and_fraction_scale_every_point_alike(base: str) -> None:
         ({"points": {"a": {"optim.lrr": 1}}}, r"s, point a: unknown field \(optim.lrr\): did you mean lr\?"),
         ({"points": {"a": {"optim.lr": "fast"}}}, r"s, point a: 'fast' is not a number \(optim.lr\)"),
         ({"points": {"a": {"spec.stages.0.channels": 4096}}}, "s, point a: .* over the budget"),
+        ({"points": {"a": {"fit": "much"}}}, r"s, point a: 'much' is not a count \(fit\)"),
+        ({"points": {"a": {"fit": 9}}}, "s, point a: no network of .* has 9 parameters or less"),
         ({"points": {"b": {}}}, r"no such point \(s: baseline a\)"),
         ({"points": {"a": 3}}, r"3 is not a mapping \(points.a\)"),
         ({"points": {"a": {}, True: {}}}, r"True is no name \(study\): put quotes around it"),

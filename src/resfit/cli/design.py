@@ -6,6 +6,7 @@ import argparse
 import json
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,13 +14,15 @@ from resfit.cli.words import RECIPE, print_table
 from resfit.errors import BadInput
 
 if TYPE_CHECKING:
+    from resfit.recipe import Recipe
     from resfit.solver import Design
     from resfit.spec import NetSpec
     from resfit.speed import Speed
 
 RULE = (
     "Rank: within a family by departure, the doublings by which blocks a stage differ from the published network's and "
-    "each stage's width from twice the one before; families by their best public result near this size."
+    "each stage's width from twice the one before; families by their best public result near this size. A recipe's own "
+    "network comes ahead of them, as the training is made for it; its departure is from its own proportions."
 )
 
 
@@ -43,7 +46,10 @@ def add(commands: Any) -> None:
     parser.add_argument("--out", type=Path, metavar="FILE.html", help="write a page with the Pareto picture")
     parser.add_argument("--save", type=Path, metavar="FILE.yaml", help="write the first as a recipe, to show or train")
     parser.add_argument(
-        "--recipe", metavar="RECIPE", help=f"whose data and training --save takes (the defaults): {RECIPE}"
+        "--recipe",
+        metavar="RECIPE",
+        help="with this recipe's own network first, its widths scaled to the budget; its data and training are what "
+        f"--save takes: {RECIPE}",
     )
     parser.set_defaults(run=_design)
 
@@ -54,12 +60,10 @@ def _design(options: argparse.Namespace) -> int:
             raise BadInput(f"there is such a file ({path}): give another name")
     if options.out and options.save and options.out.resolve() == options.save.resolve():
         raise BadInput(f"a page and a recipe in one file ({options.out}): give --out and --save different names")
-    if options.recipe and not options.save:
-        raise BadInput("a recipe serves --save alone (--recipe): leave it out, or give --save FILE.yaml")
-    from resfit.recipe import Recipe, plain_recipe
+    from resfit.recipe import get_recipe
 
-    rest = plain_recipe(options.recipe) if options.recipe else {}
-    found = list(_found(options, Recipe.from_dict(rest).spec if rest else None))
+    lender = get_recipe(options.recipe) if options.recipe else None
+    found = list(_found(options, lender))
     if options.json:
         print(json.dumps([_facts(design, speed) for design, speed in found], indent=1))
     else:
@@ -67,29 +71,29 @@ def _design(options: argparse.Namespace) -> int:
     if options.out:
         _write_page(options.out, found)
     if options.save:
-        _save(options.save, rest, found[0][0])
+        _save(options.save, options.recipe, found[0][0])
     if not options.json:
         for path in filter(None, (options.out, options.save)):
             print(path)
     return 0
 
 
-def _found(options: argparse.Namespace, like: NetSpec | None) -> Iterator[tuple[Design, Speed | None]]:
+def _found(options: argparse.Namespace, lender: Recipe | None) -> Iterator[tuple[Design, Speed | None]]:
     """The networks asked for, with their speed where it is asked for; raises BadInput where none is fast enough."""
     from resfit.budget import parse_count
-    from resfit.solver import design
+    from resfit.solver import design, fitted_design
 
     top = options.top if options.top is not None else (5 if options.family else 1)
     for name, value in (("--top", top), ("--latency", 1 if options.latency is None else options.latency)):
         if not 0 < value < float("inf"):
             raise BadInput(f"{value} is not a limit ({name}): give a number above 0")
-    designs = design(
-        parse_count(options.budget),
-        family=options.family,
-        macs=parse_count(options.macs, "--macs") if options.macs is not None else None,
-        top=None if options.latency else top,
-        **_images(options, like),
-    )
+    budget = parse_count(options.budget)
+    macs = parse_count(options.macs, "--macs") if options.macs is not None else None
+    images = _images(options, lender.spec if lender else None)
+    designs = design(budget, family=options.family, macs=macs, top=None if options.latency else top, **images)
+    if lender and not options.family and (spec := _for_images(lender.spec, images)):
+        own = fitted_design(spec, budget, macs=macs)
+        designs = [own, *designs] if own else designs
     if not (options.measure or options.latency):
         yield from ((each, None) for each in designs)
         return
@@ -113,6 +117,20 @@ def _images(options: argparse.Namespace, like: NetSpec | None) -> dict[str, int]
     if like:
         usual = {"size": like.input.size, "channels": like.input.channels, "classes": like.num_classes}
     return usual | {name: value for name, value in given.items() if value is not None}
+
+
+def _for_images(spec: NetSpec, images: dict[str, int]) -> NetSpec | None:
+    """`spec` for these images, None where they are too small for it."""
+    from resfit.spec import InputSpec
+
+    side, channels, stem = images["size"], images["channels"], spec.stem
+    if stem.kind == "whiten":
+        stem = replace(stem, channels=2 * channels * stem.kernel**2)
+    try:
+        wanted = InputSpec(channels=channels, size=side)
+        return replace(spec, input=wanted, stem=stem, num_classes=images["classes"])
+    except BadInput:
+        return None
 
 
 def _facts(design: Design, speed: Speed | None) -> dict[str, Any]:
@@ -148,6 +166,8 @@ def _print(found: list[tuple[Design, Speed | None]]) -> None:
 def shape(design: Design) -> str:
     """Blocks and widths in a few words."""
     blocks, widths = design.blocks[0], "-".join(map(str, design.widths))
+    if len(set(design.blocks)) > 1:
+        return f"{'-'.join(map(str, design.blocks))} x {widths}"
     if design.spec.widen:
         first = design.spec.stages[0].channels
         widths = f"{first} to {first + design.spec.widen.channels}"
@@ -157,6 +177,7 @@ def shape(design: Design) -> str:
 def _write_page(path: Path, found: list[tuple[Design, Speed | None]]) -> None:
     from resfit.families import FAMILIES
     from resfit.report.design import FamilyNote, Network, write_design
+    from resfit.solver import OWN
 
     names = {each.family for each, _ in found}
     notes = [
@@ -168,6 +189,8 @@ def _write_page(path: Path, found: list[tuple[Design, Speed | None]]) -> None:
         for family in FAMILIES.values()
         if family.name in names
     ]
+    if OWN in names:
+        notes.append(FamilyNote(name=OWN, about="the recipe's own network, all its widths scaled alike"))
     networks = [
         Network(
             family=each.family,
@@ -185,17 +208,16 @@ def _write_page(path: Path, found: list[tuple[Design, Speed | None]]) -> None:
     write_design(networks, notes, path, budget=found[0][0].budget, rule=RULE)
 
 
-def _save(path: Path, rest: dict[str, Any], design: Design) -> None:
-    """Write a recipe with the network of `design`, and the rest from another or left to the defaults.
-
-    What another says of a network's own parts is left out: which of them are frozen when.
-    """
+def _save(path: Path, lender: str | None, design: Design) -> None:
+    """Write a recipe with the network of `design`, and the rest from another or left to the defaults."""
     from resfit.fields import write_yaml
     from resfit.files import write_atomic
-    from resfit.recipe import Recipe
+    from resfit.recipe import Recipe, plain_recipe
+    from resfit.solver import OWN
 
-    kept = {name: value for name, value in rest.items() if name != "deviations"}  # from a setting, which this is not
-    if "train" in kept:
+    kept = plain_recipe(lender) if lender else {}
+    kept.pop("deviations", None)  # from a setting, which this is not
+    if design.family != OWN and "train" in kept:  # which parts are frozen when is said of another network's
         kept["train"] = {k: v for k, v in kept["train"].items() if k not in ("freeze_stem_after", "freeze")}
     found = {
         **kept,

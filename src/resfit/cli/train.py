@@ -44,6 +44,7 @@ def add(commands: Any) -> None:
     parser.add_argument("--runs", type=int, default=1, metavar="N", help="this many runs, of seeds S, S+1, ... (1)")
     add_scale_options(parser)
     parser.add_argument("--budget", metavar="N", help="refuse a network of more parameters (the recipe's, mostly 5M)")
+    parser.add_argument("--fit", metavar="N", help="scale the network's widths to fill this budget (500k, 5M)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="where run folders go (runs)")
     parser.add_argument("--resume", type=Path, metavar="RUN", help="go on with an unfinished run folder")
     parser.add_argument("--override", action="store_true", help="resume although the recipe or kernels have changed")
@@ -75,30 +76,18 @@ def _field_help(kind: Any) -> str:
 
 
 def _train(options: argparse.Namespace) -> int:
-    overrides: dict[str, Any] = options.overrides
-    from resfit.budget import parse_count, require_fit
-    from resfit.recipe import checked_seed, get_recipe
-    from resfit.scale import scaled
+    from resfit.budget import require_fit
+    from resfit.recipe import checked_seed
 
     if options.override and options.resume is None:
         raise BadInput("nothing to override (--override): it goes with --resume RUN")
-    if options.budget is not None:
-        overrides = {**overrides, "budget": parse_count(options.budget)}
-    recipe_target, seed, out = _what_to_train(options)
-
-    check_scale_options(options)
-    recipe = get_recipe(recipe_target, overrides)
-    if options.epochs is not None or options.fraction != 1:
-        recipe = scaled(recipe, (options.epochs or recipe.train.epochs) / recipe.train.epochs, options.fraction)
+    target, seed, out = _what_to_train(options)
     if options.runs < 1:
         raise BadInput(f"runs is {options.runs} (--runs): give at least 1")
     checked_seed(seed)
     checked_seed(seed + options.runs - 1)
     check_executor_options(options)
-    if recipe.data.name == "folder" and options.resume is None:
-        from resfit.run import for_folder
-
-        recipe = for_folder(recipe, options.data_dir, given="spec.num_classes" in overrides)
+    recipe = _recipe(options, target)
     print(f"{recipe.name}: {require_fit(recipe.spec, recipe.budget)}", flush=True)
     if options.workers is not None or options.ray is not None:
         return _train_many(options, recipe, range(seed, seed + options.runs), out)
@@ -133,6 +122,30 @@ def _train(options: argparse.Namespace) -> int:
     if is_leader():
         _summarize(record, out / recipe.name)
     return 0
+
+
+def _recipe(options: argparse.Namespace, target: str) -> Recipe:
+    """The recipe as the options have it: its fields, the classes of a folder, its network's size, its length."""
+    from resfit.budget import parse_count
+    from resfit.recipe import get_recipe
+    from resfit.scale import fitted, scaled
+
+    overrides: dict[str, Any] = options.overrides
+    if options.budget is not None:
+        if options.fit is not None:
+            raise BadInput("a network that is fitted to a budget keeps to it (--fit): leave --budget out")
+        overrides = {**overrides, "budget": parse_count(options.budget)}
+    check_scale_options(options)
+    recipe = get_recipe(target, overrides)
+    if recipe.data.name == "folder" and options.resume is None:
+        from resfit.run import for_folder
+
+        recipe = for_folder(recipe, options.data_dir, given="spec.num_classes" in overrides)
+    if options.fit is not None:
+        recipe = fitted(recipe, parse_count(options.fit, "--fit"))
+    if options.epochs is not None or options.fraction != 1:
+        recipe = scaled(recipe, (options.epochs or recipe.train.epochs) / recipe.train.epochs, options.fraction)
+    return recipe
 
 
 @contextmanager
@@ -175,11 +188,12 @@ def _what_to_train(options: argparse.Namespace) -> tuple[str, int, Path]:
     folder = options.resume.resolve()
     if not (folder / "recipe.yaml").exists() or not folder.name.isdecimal():
         raise BadInput(f"not a run folder ({options.resume}): give one that resfit train began")
-    scaled = options.epochs is not None or options.fraction != 1
+    scaled = options.epochs is not None or options.fraction != 1 or options.fit is not None
     placed = options.seed is not None or options.out is not None
     if options.recipe is not None or options.runs != 1 or options.init or scaled or placed:
         raise BadInput(
-            "a resumed run has its recipe, length, seed, weights and folder (--resume): give the run folder alone"
+            "a resumed run has its recipe, length, network, seed, weights and folder (--resume): give the run folder "
+            "alone"
         )
     if (name := plain_recipe(str(folder / "recipe.yaml"))["name"]) != folder.parent.name:
         raise BadInput(f"the run's folder was renamed ({folder.parent}): call it {name} again")

@@ -32,7 +32,7 @@ class FamilyNote:
 
     name: str
     about: str
-    known: str
+    known: str = ""
 
 
 def render_design(networks: Sequence[Network], families: Sequence[FamilyNote], *, budget: int, rule: str) -> str:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from resfit.files import write_atomic
 from resfit.record import EpochPoint, RunRecord
-from resfit.report.figures import Bar, Bars, Forest, LineChart, Series
+from resfit.report.figures import Bar, Bars, Forest, LineChart, Plane, Series, plane
 from resfit.report.page import environment
 from resfit.studyrecord import PointRecord, StudyRecord
 
@@ -33,6 +33,7 @@ def render_study(study: StudyRecord, runs: Sequence[RunRecord]) -> str:
             verdict=verdict(study),
             bars=bars(study),
             curves=mean_curves(study, runs),
+            prices=prices(study),
             differences=differences(study),
         )
     )
@@ -76,6 +77,23 @@ def mean_curves(study: StudyRecord, runs: Sequence[RunRecord]) -> list[LineChart
         for title, field in (("Validation accuracy, %", "val_accuracy"), ("Training loss", "train_loss"))
     ]
     return [chart for chart in charts if chart.series]
+
+
+def prices(study: StudyRecord) -> list[Plane]:
+    """Error against parameters and against time, where the settings' networks differ in size."""
+    finished = [(tone, point, point.accuracy) for tone, point in enumerate(study.points) if point.accuracy]
+    if len({point.params for _, point, _ in finished}) < 2:
+        return []
+    title = f"{study.judged_by.capitalize()} error, %, against"
+
+    def chart(what: str, label: str, price: Callable[[PointRecord], float]) -> Plane:
+        places = ((p.name, tone, price(p), 100 * (1 - accuracy.mean)) for tone, p, accuracy in finished)
+        return plane(f"{title} {what}", label, places)
+
+    return [
+        chart("parameters", "million parameters", lambda point: point.params / 1e6),
+        chart("time", "seconds a run", lambda point: point.seconds or 0.0),
+    ]
 
 
 def _mean_curve(curves: Sequence[Sequence[EpochPoint]], field: str) -> tuple[tuple[float, float], ...]:

@@ -9,11 +9,11 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from resfit.budget import require_fit
+from resfit.budget import parse_count, require_fit
 from resfit.errors import BadInput
 from resfit.fields import from_plain, nearest, read_yaml
 from resfit.recipe import Recipe, get_recipe
-from resfit.scale import scaled
+from resfit.scale import fitted, scaled
 
 Overrides = Mapping[str, Any]
 
@@ -23,8 +23,9 @@ class Study:
     """A base recipe and what is varied: overrides of fields at dotted paths ("train.batch_size"), by name.
 
     `points` lists settings one by one; of `axes` the product is taken, and a point is then called by the names of its
-    values, joined by "-". Among the overrides `recipe` starts from another recipe than the study's. `runs` is the
-    number of seeds, 0, 1, ...; `baseline` is the point that the others are compared with.
+    values, joined by "-". Among the overrides `recipe` starts from another recipe than the study's, and `fit` scales
+    the network's widths to fill a budget. `runs` is the number of seeds, 0, 1, ...; `baseline` is the point that the
+    others are compared with.
     """
 
     name: str
@@ -80,9 +81,11 @@ class Study:
         return made
 
     def _recipe(self, name: str, setting: dict[str, Any]) -> Recipe:
-        origin = str(setting.pop("recipe", self.recipe))
+        changes = ", ".join(f"{path} {value}" for path, value in setting.items() if path != "recipe")
+        origin, budget = str(setting.pop("recipe", self.recipe)), setting.pop("fit", None)
         recipe = get_recipe(origin, setting)
-        changes = ", ".join(f"{path} {value}" for path, value in setting.items())
+        if budget is not None:
+            recipe = fitted(recipe, parse_count(str(budget), "fit"))
         return recipe.replace({"name": name, "description": f"{origin} with {changes}" if changes else origin})
 
 
