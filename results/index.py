@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,12 +23,12 @@ from resfit.environment import without_places
 from resfit.files import sha256
 from resfit.recipe import Recipe, get_recipe
 from resfit.record import RunRecord, find_records, group_runs, read_record, summarize
-from resfit.studyrecord import read_study
+from resfit.studyrecord import StudyRecord, read_study
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
 SHIPPED = ROOT / "src" / "resfit" / "recipes" / "results.json"
-RECIPES, STANDING = "<!-- results -->", "<!-- standing -->"  # what stands between two of them is made here
+RECIPES, STANDING, BUDGETS = "<!-- results -->", "<!-- standing -->", "<!-- budgets -->"  # around what is made here
 
 
 def add(paths: list[str]) -> None:
@@ -104,7 +105,7 @@ def by_device(records: list[RunRecord]) -> dict[str, list[RunRecord]]:
     return places
 
 
-def percent(values: list[float]) -> str:
+def percent(values: Sequence[float]) -> str:
     """Mean ± deviation in percent."""
     return f"{bare_percent(values)} %" if values else "–"
 
@@ -134,6 +135,16 @@ def commands(groups: dict[str, list[RunRecord]]) -> str:
         for name, records in groups.items()
         for command in dict.fromkeys(record.env["command"] for record in records)
     )
+
+
+def budgets(study: StudyRecord) -> str:
+    """What each budget bought, a row a point of the study."""
+    lines = ["| budget | parameters | test accuracy | n | seconds a run |", "|---|---|---|---|---|"]
+    for point in study.points:
+        if point.test and point.seconds:
+            cells = (point.name, f"{point.params:,}", percent(point.test.values), point.test.n, f"{point.seconds:,.0f}")
+            lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(lines)
 
 
 def other_records(folder: Path = HERE) -> str:
@@ -180,6 +191,7 @@ def pages() -> dict[Path, str]:
         slow_tests(),
     )
     filled = fill(readme.read_text(), RECIPES, runs)
+    filled = fill(filled, BUDGETS, budgets(read_study(HERE / "study-budgets.json")))
     return {
         HERE / "README.md": "\n\n".join(parts) + "\n",
         HERE / "reports.md": reports_md(HERE),

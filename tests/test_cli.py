@@ -88,10 +88,12 @@ def test_a_network_is_fitted_to_a_budget(capsys: pytest.CaptureFixture[str], rec
     words = ("train", str(recipe_file), "--out", str(tmp_path / "runs"), "--epochs", "1")
     printed(capsys, *words)
     assert "of the budget of 10,000: fits" in printed(capsys, *words, "--fit", "10k")
+    shown = json.loads(printed(capsys, "show", str(recipe_file), "--fit", "10k", "--json"))
     own, fitted = (read_record(tmp_path / "runs" / name / "0") for name in ("tiny", "tiny-10k"))
     assert 9_800 <= fitted.params <= fitted.budget == 10_000
     assert (fitted.recipe, fitted.epochs, fitted.protocol["deviations"]) == ("tiny-10k", 1, own.protocol["deviations"])
     assert fitted.protocol["deviations"]
+    assert (shown["spec"], shown["params"], shown["budget"]) == (fitted.spec, fitted.params, 10_000)
     assert load(tmp_path / "runs" / "tiny-10k" / "0").spec.to_dict() == fitted.spec
 
 
@@ -319,6 +321,8 @@ MISTAKES = {
     "empty budget to search": (["tune", "digits", "--budget", ""], "'' is not a count (--budget)"),
     "empty MACs": (["design", "--budget", "100k", "--macs", ""], "'' is not a count (--macs)"),
     "two budgets": (["train", "digits", "--fit", "20k", "--budget", "30k"], "leave --budget out"),
+    "two budgets to show": (["show", "digits", "--fit", "20k", "--budget", "30k"], "leave --budget out"),
+    "nothing fits to show": (["show", "digits", "--fit", "100"], "no network of digits's shape has 100 parameters"),
     "nothing fits": (["train", "digits", "--fit", "100"], "no network of digits's shape has 100 parameters or less"),
     "bad fit": (["train", "digits", "--fit", "5Q"], "'5Q' is not a count (--fit)"),
     "bad count": (["show", "digits", "--budget", "5Q"], "'5Q' is not a count (--budget)"),

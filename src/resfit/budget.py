@@ -95,6 +95,14 @@ def filled(spec: NetSpec, budget: int) -> NetSpec | None:
     return min(found, key=rank, default=None)
 
 
+def require_filled(spec: NetSpec, budget: int, name: str) -> NetSpec:
+    """`filled`; raises BadInput, with the network's name, where even the narrowest of its shape is over `budget`."""
+    found = filled(spec, budget)
+    if found is None:
+        raise BadInput(f"no network of {name}'s shape has {budget:,} parameters or less (budget): give more")
+    return found
+
+
 def departure(spec: NetSpec, other: NetSpec) -> float:
     """How far the widths of `other` are from the proportions of `spec`'s; 0 where all are scaled alike.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from resfit.budget import filled, short_count
+from resfit.budget import require_filled, short_count
 from resfit.errors import BadInput
 from resfit.recipe import Recipe
 
@@ -43,14 +43,11 @@ def fitted(recipe: Recipe, budget: int) -> Recipe:
     It is called after both, as in cifar10-94-500k; everything else stays. Raises BadInput where even the narrowest
     network of its shape has more parameters.
     """
-    spec = filled(recipe.spec, budget)
-    if spec is None:
-        raise BadInput(f"no network of {recipe.name}'s shape has {budget:,} parameters or less (budget): give more")
     fields = {
         "name": f"{recipe.name}-{short_count(budget)}",
         "description": f"{recipe.name}, its widths scaled to fill {budget:,} parameters",
         "budget": budget,
-        "spec": spec.to_dict(),
+        "spec": require_filled(recipe.spec, budget, recipe.name).to_dict(),
         "deviations": [],
     }
     return recipe.replace(fields)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 from typing import Any
 
-from resfit.cli.words import TARGET, print_table
+from resfit.cli.words import TARGET, TWO_BUDGETS, print_table
+from resfit.errors import BadInput
 
 
 def add(commands: Any) -> None:
@@ -19,17 +21,23 @@ def add(commands: Any) -> None:
     parser.add_argument("target", metavar="TARGET", help=TARGET)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--budget", metavar="N", help="hold it against this many parameters (500k, 5M)")
+    parser.add_argument("--fit", metavar="N", help="with all widths scaled to fill this budget, as train --fit does")
     parser.set_defaults(run=_show)
 
 
 def _show(options: argparse.Namespace) -> int:
-    from resfit.budget import judge, parse_count
+    from resfit.budget import judge, parse_count, require_filled
     from resfit.cost import cost
     from resfit.fields import to_plain
     from resfit.target import find_target
 
     target = find_target(options.target)
     budget = parse_count(options.budget) if options.budget is not None else target.budget
+    if options.fit is not None:
+        if options.budget is not None:
+            raise BadInput(TWO_BUDGETS)
+        budget = parse_count(options.fit, "--fit")
+        target = replace(target, spec=require_filled(target.spec, budget, target.name))
     price, verdict = cost(target.spec), judge(target.spec, budget)
     if options.json:
         facts = {

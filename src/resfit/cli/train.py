@@ -13,6 +13,7 @@ from resfit.cli.executors import add_executor_options, check_executor_options, e
 from resfit.cli.words import (
     RECIPE,
     REPEAT,
+    TWO_BUDGETS,
     add_data_options,
     add_scale_options,
     check_scale_options,
@@ -133,7 +134,7 @@ def _recipe(options: argparse.Namespace, target: str) -> Recipe:
     overrides: dict[str, Any] = options.overrides
     if options.budget is not None:
         if options.fit is not None:
-            raise BadInput("a network that is fitted to a budget keeps to it (--fit): leave --budget out")
+            raise BadInput(TWO_BUDGETS)
         overrides = {**overrides, "budget": parse_count(options.budget)}
     check_scale_options(options)
     recipe = get_recipe(target, overrides)

@@ -10,6 +10,7 @@ from resfit.errors import BadInput
 
 TARGET = "a recipe's name, a recipe or spec YAML file, a run folder, or a model.safetensors"
 RECIPE = "a recipe's name or a recipe YAML file"
+TWO_BUDGETS = "a network that is fitted to a budget keeps to it (--fit): leave --budget out"
 REPEAT = "repeat the command to go on"
 
 
