@@ -62,12 +62,12 @@ def numbered_state(number: int) -> dict[str, Any]:
 
 def train_on(ready: Connection, plain_recipe: dict[str, Any], out: str) -> None:
     """Begin the run, or go on with it, saving after each step."""
-    from resfit import run
+    from resfit import run, runner
     from resfit.checkpoint import has_state
     from resfit.recipe import Recipe
 
     torch.set_num_threads(1)
-    run._SAVES_SHARE = 1e9
+    runner._SAVES_SHARE = 1e9
     recipe = Recipe.from_dict(plain_recipe)
     ready.send("ready")
     run.train(recipe, out=out, resume=has_state(run.run_folder(out, recipe, 0)))

@@ -27,8 +27,7 @@ from together import command, together
 from torch import Tensor, nn
 
 import resfit
-from resfit import distributed
-from resfit import run as run_module
+from resfit import distributed, run, runner
 from resfit.checkpoint import load_state
 from resfit.errors import BadInput, RunFailed
 from resfit.evaluate import predict_logits
@@ -248,17 +247,19 @@ class Watcher(Observer):
 def train_and_watch_the_writing(recipe: Recipe, out: str) -> tuple[dict[str, Any], list[str], int]:
     written, watcher = [], Watcher()
 
-    def watch(name: str) -> None:
-        real = getattr(run_module, name)
+    def watch(module: Any, name: str) -> None:
+        real = getattr(module, name)
 
         def write(*arguments: Any, **options: Any) -> Any:
             written.append(name)
             return real(*arguments, **options)
 
-        setattr(run_module, name, write)
+        setattr(module, name, write)
 
-    for name in ("write_atomic", "append_line", "save_state", "save_model", "write_report", "remove_leftovers"):
-        watch(name)
+    for name in ("write_atomic", "remove_leftovers"):
+        watch(run, name)
+    for name in ("write_atomic", "append_line", "save_state", "save_model", "write_report"):
+        watch(runner, name)
     record = train(recipe, out=out, observer=watcher)
     return record.to_dict(), written, watcher.told
 
@@ -289,7 +290,7 @@ def test_one_process_writes_and_all_get_the_record(tiny: Recipe, tmp_path: Path)
 
 def act_at_step(number: int, rank: int, act: Callable[[], None]) -> None:
     """Let the process of this rank act after so many optimizer steps of its run."""
-    steps, real = [0], run_module._Run._stepped
+    steps, real = [0], runner.Runner._stepped
 
     def stepped(self: Any, epoch: int, done: float) -> None:
         steps[0] += 1
@@ -297,7 +298,7 @@ def act_at_step(number: int, rank: int, act: Callable[[], None]) -> None:
             act()
         real(self, epoch, done)
 
-    run_module._Run._stepped = stepped  # type: ignore[method-assign]
+    runner.Runner._stepped = stepped  # type: ignore[method-assign]
 
 
 def end_self(number: signal.Signals) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from test_resume import FOLDER, NEVER, Watcher, left_by
 
-from resfit import run as run_module
+from resfit import runner
 from resfit.checkpoint import load_state, newest_state, save_state
 from resfit.errors import RunFailed
 from resfit.recipe import Recipe
@@ -24,7 +24,7 @@ SMALL, LARGE = {"epoch": 1}, {"epoch": 2, "text": "x" * 500_000}
 @pytest.fixture
 def often(tiny: Recipe, monkeypatch: pytest.MonkeyPatch) -> Recipe:
     """A recipe of a run that saves after each step."""
-    monkeypatch.setattr(run_module, "_SAVES_SHARE", 1e9)
+    monkeypatch.setattr(runner, "_SAVES_SHARE", 1e9)
     return tiny.replace({"train.epochs": 2, "train.batch_size": 512, "train.checkpoint_minutes": 1e-9})
 
 

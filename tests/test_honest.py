@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from resfit import run as run_module
+from resfit import run, runner
 from resfit.data import Dataset, Images
 from resfit.observer import Observer
 from resfit.recipe import Recipe
@@ -33,7 +33,7 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 @pytest.fixture
 def spoil(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """From its call on, the test set is noise with random labels."""
-    load: Load = run_module.load_dataset
+    load: Load = run.load_dataset
 
     def noise(*args: Any, **options: Any) -> Dataset:
         data, generator = load(*args, **options), torch.Generator().manual_seed(0)
@@ -41,7 +41,7 @@ def spoil(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
         labels = torch.randint(0, len(data.classes), data.test.labels.shape, generator=generator)
         return replace(data, test=Images(images=images, labels=labels))
 
-    return lambda: monkeypatch.setattr(run_module, "load_dataset", noise)
+    return lambda: monkeypatch.setattr(run, "load_dataset", noise)
 
 
 @pytest.mark.parametrize(
@@ -92,13 +92,13 @@ def test_the_test_set_is_scored_as_often_as_the_record_says(
     tiny: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, selection: str, looks: int
 ) -> None:
     scored: list[int] = []
-    predict = run_module.predict_logits
+    predict = runner.predict_logits
 
     def counted(net: torch.nn.Module, images: Tensor, *rest: Any, **options: Any) -> tuple[Tensor, Tensor | None]:
         scored.append(len(images))
         return predict(net, images, *rest, **options)
 
-    monkeypatch.setattr(run_module, "predict_logits", counted)
+    monkeypatch.setattr(runner, "predict_logits", counted)
     record = train(tiny.replace({"evaluate.selection": selection}), out=tmp_path)
     assert scored.count(record.data["n_test"]) == record.protocol["test_scored"] == looks
     assert record.protocol["peeking"] is (selection == "best-test")

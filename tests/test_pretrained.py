@@ -123,7 +123,7 @@ def test_a_whitening_stem_keeps_the_filters_that_it_was_given(tiny: Recipe, tmp_
 def test_an_interrupted_fine_tuning_resumes_without_its_source(
     tiny: Recipe, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("resfit.run._SAVES_SHARE", 1e9)
+    monkeypatch.setattr("resfit.runner._SAVES_SHARE", 1e9)
     tiny = tiny.replace({"train.checkpoint_minutes": 1e-9})
     given = Path(shutil.copytree(source, tmp_path / "given"))
     whole = train(tiny, out=tmp_path / "whole", init=given)
@@ -175,7 +175,7 @@ def test_a_student_of_a_whole_weight_follows_the_teacher_and_not_the_labels(tiny
 def test_an_interrupted_student_resumes_with_the_same_teacher_alone(
     tiny: Recipe, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("resfit.run._SAVES_SHARE", 1e9)
+    monkeypatch.setattr("resfit.runner._SAVES_SHARE", 1e9)
     tiny = tiny.replace({"train.checkpoint_minutes": 1e-9})
     given = Path(shutil.copytree(source, tmp_path / "given"))
     ingredients = {"average.name": "swa", "average.start": 0.5, "optim.sam.rho": 0.05, "augment.ricap": 0.3}

@@ -40,7 +40,7 @@ PROTECTIONS = {
         "train.py", "load_buffers(optimizer, buffers)", "pass", "test_train.py::test_resume_after_any_step_is_exact"
     ),
     "metrics past the state are dropped": Protection(
-        "run.py",
+        "runner.py",
         'write_atomic(self.folder / "metrics.jsonl", "".join(lines))',
         '(self.folder / "metrics.jsonl").touch()',
         "test_resume.py::test_metrics_written_after_the_state_are_not_repeated",

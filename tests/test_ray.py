@@ -189,7 +189,7 @@ def test_what_goes_wrong_is_told_and_an_unfinished_run_goes_on(
             if epoch == 2:
                 raise KeyboardInterrupt
 
-    monkeypatch.setattr("resfit.run._SAVES_SHARE", 1e9)
+    monkeypatch.setattr("resfit.runner._SAVES_SHARE", 1e9)
     begun = tiny.replace({"train.checkpoint_minutes": 1e-9})
     with pytest.raises(KeyboardInterrupt):
         InProcess(Place(out=tmp_path), "cpu").submit(begun, 0, AfterOne())

@@ -16,7 +16,7 @@ import torch
 import yaml
 
 import resfit
-from resfit import run as run_module
+from resfit import runner
 from resfit.checkpoint import load_state, save_state
 from resfit.cli import main
 from resfit.errors import BadInput, RunFailed
@@ -191,13 +191,13 @@ def test_such_a_run_that_loses_a_part_of_its_state_differs(
 def test_a_run_that_crashes_in_evaluation_resumes_to_the_same_bits(
     everything: Recipe, undisturbed: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: int
 ) -> None:
-    calls, real = [0], run_module.predict_logits
+    calls, real = [0], runner.predict_logits
 
     def predict(*arguments: Any, **options: Any) -> Any:
         calls[0] += 1
         return real(*arguments, **options) if calls[0] != call else crash()
 
-    monkeypatch.setattr(run_module, "predict_logits", predict)
+    monkeypatch.setattr(runner, "predict_logits", predict)
     with pytest.raises(RuntimeError, match="the machine is gone"):
         train(everything, out=tmp_path)
     assert calls == [call]
@@ -209,8 +209,8 @@ def test_a_run_that_crashes_in_evaluation_resumes_to_the_same_bits(
 def test_a_signal_while_the_test_set_is_scored_lets_the_run_finish(
     everything: Recipe, undisturbed: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = run_module.samples
-    monkeypatch.setattr(run_module, "samples", lambda *arguments: (terminate(), real(*arguments))[1])
+    real = runner.samples
+    monkeypatch.setattr(runner, "samples", lambda *arguments: (terminate(), real(*arguments))[1])
     with pytest.raises(Interrupted, match="the run is finished"):
         train(everything, out=tmp_path)
     assert left_by(tmp_path / FOLDER) == undisturbed
@@ -249,7 +249,7 @@ def test_the_state_is_saved_by_the_clock_and_the_final_one_once(
 ) -> None:
     saved: list[tuple[int, int]] = []
     slow = {"seconds": 0.0}
-    real = run_module.save_state
+    real = runner.save_state
 
     def save(path: Path, state: dict[str, Any]) -> None:
         now = state["trainer"]["under_way"]
@@ -257,7 +257,7 @@ def test_the_state_is_saved_by_the_clock_and_the_final_one_once(
         time.sleep(slow["seconds"])
         real(path, state)
 
-    monkeypatch.setattr(run_module, "save_state", save)
+    monkeypatch.setattr(runner, "save_state", save)
     recipe = tiny.replace({"train.epochs": 2, "train.batch_size": 512, "evaluate.tta": "none"})
     count = train(recipe, out=tmp_path / "seldom").data["n_train"]
     assert saved == [(0, 0), (2, 0)]
@@ -269,7 +269,7 @@ def test_the_state_is_saved_by_the_clock_and_the_final_one_once(
     assert record.seconds_saving is not None and 0.4 <= record.seconds_saving < record.seconds_to_result
     saved.clear()
     slow["seconds"] = 0.0
-    monkeypatch.setattr(run_module, "_SAVES_SHARE", 1e9)
+    monkeypatch.setattr(runner, "_SAVES_SHARE", 1e9)
     train(recipe, out=tmp_path / "often")
     steps = [512, 1024, count]
     ends = [(0, 0), *((0, n) for n in steps), (1, 0), *((1, n) for n in steps), (2, 0)]
@@ -283,10 +283,10 @@ def test_the_state_is_saved_by_the_clock_and_the_final_one_once(
 def test_time_for_checkpoints_is_counted_on_after_a_resume(
     everything: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = run_module.save_state
-    monkeypatch.setattr(run_module, "save_state", lambda path, state: (time.sleep(0.2), real(path, state)))
+    real = runner.save_state
+    monkeypatch.setattr(runner, "save_state", lambda path, state: (time.sleep(0.2), real(path, state)))
     stopped(everything, tmp_path)
-    monkeypatch.setattr(run_module, "save_state", real)
+    monkeypatch.setattr(runner, "save_state", real)
     record = train(everything, out=tmp_path, resume=True)
     assert record.seconds_saving is not None and record.seconds_saving >= 0.2
     assert read_record(tmp_path / FOLDER).seconds_saving == record.seconds_saving
@@ -325,7 +325,7 @@ def test_other_kernels_are_named_and_refused_and_with_override_taken(
 ) -> None:
     folder = stopped(everything, tmp_path)
     began = " ".join(("fp32", *load_state(folder / "state.pt")["kernels"]))
-    monkeypatch.setattr(run_module._Run, "kernels", ("faster",))
+    monkeypatch.setattr(runner.Runner, "kernels", ("faster",))
     with pytest.raises(BadInput, match=rf"computed by {began}, and this .* by fp32 faster \(.*--override"):
         train(everything, out=tmp_path, resume=True)
     record = train(everything, out=tmp_path, resume=True, override=True)
@@ -422,8 +422,8 @@ def test_going_back_is_bounded_and_the_count_outlives_a_resume(tiny: Recipe, tmp
 def test_weights_that_are_not_finite_are_never_saved(
     tiny: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    nets, real = [], run_module.build
-    monkeypatch.setattr(run_module, "build", lambda *arguments: nets.append(real(*arguments)) or nets[-1])
+    nets, real = [], runner.build
+    monkeypatch.setattr(runner, "build", lambda *arguments: nets.append(real(*arguments)) or nets[-1])
 
     def spoil_and_save() -> None:  # long before the loss is read again
         next(nets[0].parameters()).data.view(-1)[0] = float("nan")

@@ -95,7 +95,7 @@ def test_finished_runs_are_not_run_again(study: Study, tmp_path: Path) -> None:
 def test_an_unfinished_run_goes_on_from_its_state(
     study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("resfit.run._SAVES_SHARE", 1e9)
+    monkeypatch.setattr("resfit.runner._SAVES_SHARE", 1e9)
     recipe = study.recipes()["plain"]
 
     class AfterOne(Observer):

@@ -16,7 +16,7 @@ import yaml
 from tiny_recipe import TINY
 from torch import Tensor
 
-import resfit.run
+import resfit.runner
 from resfit.cli import main
 from resfit.cost import cost
 from resfit.errors import BadInput, RunFailed
@@ -54,13 +54,13 @@ def test_a_search_keeps_its_trials_and_finds_the_best(tiny: Recipe, tmp_path: Pa
 
 def test_the_test_set_is_not_even_scored(tiny: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scored: list[int] = []
-    true = resfit.run.predict_logits
+    true = resfit.runner.predict_logits
 
     def spy(net: object, images: Tensor, *rest: object, **options: object) -> object:
         scored.append(len(images))
         return true(net, images, *rest, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(resfit.run, "predict_logits", spy)
+    monkeypatch.setattr(resfit.runner, "predict_logits", spy)
     found = run_search(search(one_epoch(tiny), tmp_path), 1)
     assert scored == [200]  # the validation images of TINY, once; 360 are the test images
     assert (found.test_scored, found.judged_by, found.data["n_val"], found.data["n_test"]) == (0, "validation", 200, 0)
@@ -86,14 +86,14 @@ def test_over_the_budget_nothing_is_built_and_nothing_counts(
     tiny: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     built: list[int] = []
-    true = resfit.run.build
+    true = resfit.runner.build
 
     def spy(spec: object, *rest: object) -> object:
         net = true(spec, *rest)  # type: ignore[arg-type]
         built.append(sum(p.numel() for p in net.parameters()))
         return net
 
-    monkeypatch.setattr(resfit.run, "build", spy)
+    monkeypatch.setattr(resfit.runner, "build", spy)
     widths = Space(name="widths", dimensions={"spec.stages.1.channels": Dimension(low=8, high=1000)})
     recipe = one_epoch(tiny).replace({"budget": 40_000})
     found = run_search(search(recipe, tmp_path, widths), 3)
