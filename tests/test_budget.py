@@ -13,6 +13,7 @@ from resfit.budget import FULL, departure, filled, judge, nearest_fit, parse_cou
 from resfit.cost import cost
 from resfit.errors import BadInput
 from resfit.recipe import get_recipe, recipe_names
+from resfit.solver import design
 from resfit.spec import NetSpec
 
 SEED = get_recipe("seed001d").spec  # 4,977,226 parameters
@@ -194,3 +195,10 @@ def test_a_budget_is_written_as_people_do(count, text):
 def test_what_is_no_count_is_refused(text):
     with pytest.raises(BadInput, match="--budget"):
         parse_count(text)
+
+
+@pytest.mark.parametrize("budget", [0, -5, "5M", 5e6, None])
+def test_what_is_no_budget_is_refused_in_python_too(budget):
+    for asked in (lambda: judge(SEED, budget), lambda: filled(SEED, budget), lambda: design(budget)):
+        with pytest.raises(BadInput, match=r"\(budget\): give a number of trainable parameters"):
+            asked()

@@ -320,6 +320,7 @@ MISTAKES = {
     "empty budget to show": (["show", "digits", "--budget", ""], "'' is not a count (--budget)"),
     "empty budget to search": (["tune", "digits", "--budget", ""], "'' is not a count (--budget)"),
     "empty MACs": (["design", "--budget", "100k", "--macs", ""], "'' is not a count (--macs)"),
+    "a name that no file can have": (["train", 300 * "a"], "unknown recipe (aaa"),
     "two budgets": (["train", "digits", "--fit", "20k", "--budget", "30k"], "leave --budget out"),
     "two budgets to show": (["show", "digits", "--fit", "20k", "--budget", "30k"], "leave --budget out"),
     "nothing fits to show": (["show", "digits", "--fit", "100"], "no network of digits's shape has 100 parameters"),

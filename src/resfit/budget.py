@@ -44,9 +44,9 @@ def judge(spec: NetSpec, budget: int) -> Verdict:
 
 
 def checked_budget(budget: int) -> int:
-    """A budget; raises BadInput for one that holds no parameter."""
-    if budget < 1:
-        raise BadInput(f"budget is {budget} (budget): give a number of trainable parameters")
+    """A budget; raises BadInput for what is no whole number, or holds no parameter."""
+    if not isinstance(budget, int) or budget < 1:
+        raise BadInput(f"budget is {budget!r} (budget): give a number of trainable parameters, such as 5_000_000")
     return budget
 
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
 from resfit.errors import BadField, BadInput
-from resfit.fields import from_plain, nearest, override, read_yaml, to_plain, unwritten, write_yaml
+from resfit.fields import from_plain, override, read_yaml, to_plain, unwritten, write_yaml
+from resfit.shipped import find_yaml, shipped_names
 from resfit.spec import NetSpec
 
 DEFAULT_BUDGET = 5_000_000
+_FOLDER = "recipes"
 
 
 def _rising(steps: tuple[tuple[float, int], ...]) -> bool:
@@ -413,7 +414,7 @@ def _for_side(spec: NetSpec, side: int) -> NetSpec | None:
 
 def recipe_names() -> list[str]:
     """The named recipes that come with resfit."""
-    return sorted(f.name.removesuffix(".yaml") for f in _shipped().iterdir() if f.name.endswith(".yaml"))
+    return shipped_names(_FOLDER)
 
 
 def get_recipe(target: str | Path, overrides: Mapping[str, Any] | None = None) -> Recipe:
@@ -426,22 +427,13 @@ def get_recipe(target: str | Path, overrides: Mapping[str, Any] | None = None) -
 
 def plain_recipe(target: str) -> dict[str, Any]:
     """The content of a recipe, by name or file, before it is checked."""
-    if target.endswith((".yaml", ".yml")) or Path(target).is_file():
-        path = Path(target)
-    else:
-        if target not in recipe_names():
-            raise BadInput(f"unknown recipe ({target}): {nearest(target, recipe_names())}")
-        path = Path(str(_shipped() / f"{target}.yaml"))
+    path = find_yaml(target, _FOLDER, "recipe")
     data = read_yaml(path)
     if not isinstance(data, dict):
         raise BadInput(f"not a recipe ({path}): give a mapping with a name, a spec and what else is wanted")
     if "spec" not in data and {"stages", "stem"} & set(data):
         raise BadInput(f"a network, not a recipe ({path}): put it under spec:")
     return {"name": path.stem, **data}
-
-
-def _shipped() -> Any:
-    return resources.files("resfit") / "recipes"
 
 
 def checked_seed(seed: object) -> int:

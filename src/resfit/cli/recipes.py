@@ -52,9 +52,9 @@ def _recipes(options: argparse.Namespace) -> int:
 
 def _recorded_result(name: str) -> dict[str, Any] | None:
     """The result of a recipe as shipped with this version, from the records of its own runs."""
-    from importlib import resources
+    from resfit.shipped import shipped_folder
 
-    file = resources.files("resfit") / "recipes" / "results.json"
+    file = shipped_folder("recipes") / "results.json"
     results: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
     result: dict[str, Any] | None = results.get(name)
     return result

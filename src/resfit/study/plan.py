@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib import resources
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,10 @@ from resfit.errors import BadInput
 from resfit.fields import from_plain, nearest, read_yaml
 from resfit.recipe import Recipe, get_recipe
 from resfit.scale import fitted, scaled
+from resfit.shipped import find_yaml, shipped_names
 
 Overrides = Mapping[str, Any]
+_FOLDER = "studies"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,21 +105,13 @@ def _text(name: object) -> str:
 
 def study_names() -> list[str]:
     """The named studies that come with resfit."""
-    return sorted(f.name.removesuffix(".yaml") for f in _shipped().iterdir() if f.name.endswith(".yaml"))
+    return shipped_names(_FOLDER)
 
 
 def get_study(target: str | Path) -> Study:
     """The study of a name or of a YAML file; it is called by the file's name unless it says otherwise."""
-    path = Path(target)
-    if path.suffix not in (".yaml", ".yml"):
-        if str(target) not in study_names():
-            raise BadInput(f"unknown study ({target}): {nearest(str(target), study_names())}")
-        path = Path(str(_shipped() / f"{target}.yaml"))
+    path = find_yaml(target, _FOLDER, "study")
     data = read_yaml(path)
     if not isinstance(data, dict):
         raise BadInput(f"not a study ({path}): give a mapping with a recipe, a baseline, and points or axes")
     return from_plain(Study, {"name": path.stem, **data})
-
-
-def _shipped() -> Any:
-    return resources.files("resfit") / "studies"

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from resfit.errors import BadField, BadInput
-from resfit.fields import from_plain, nearest, override, read_yaml, to_plain
+from resfit.fields import from_plain, override, read_yaml, to_plain
 from resfit.recipe import Recipe
+from resfit.shipped import find_yaml, shipped_names
+
+_FOLDER = "spaces"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,21 +136,13 @@ def _places(plain: Any, path: str) -> list[str]:
 
 def space_names() -> list[str]:
     """The named spaces that come with resfit."""
-    return sorted(f.name.removesuffix(".yaml") for f in _shipped().iterdir() if f.name.endswith(".yaml"))
+    return shipped_names(_FOLDER)
 
 
 def get_space(target: str | Path) -> Space:
     """The space of a name or of a YAML file: a mapping from fields to {low, high, log, step} or {choices}."""
-    path = Path(target)
-    if path.suffix not in (".yaml", ".yml"):
-        if str(target) not in space_names():
-            raise BadInput(f"unknown space ({target}): {nearest(str(target), space_names())}")
-        path = Path(str(_shipped() / f"{target}.yaml"))
+    path = find_yaml(target, _FOLDER, "space")
     data = read_yaml(path)
     if not isinstance(data, dict) or not data:
         raise BadInput(f"not a space ({path}): give a mapping from fields to ranges or choices")
     return Space(name=path.stem, dimensions={str(k): from_plain(Dimension, v, str(k)) for k, v in data.items()})
-
-
-def _shipped() -> Any:
-    return resources.files("resfit") / "spaces"
