@@ -76,7 +76,7 @@ def test_other_scales_are_refused(tiny: Recipe, factor: float, fraction: float) 
 def test_a_fitted_recipe_differs_in_its_network_s_widths_alone():
     recipe = get_recipe("cifar10-94")
     found = fitted(recipe, 500_000)
-    assert (found.name, found.budget) == ("cifar10-94-500k", 500_000)
+    assert (found.name, found.budget) == ("cifar10-94-fit-500k", 500_000)
     assert found.spec == filled(recipe.spec, 500_000) != recipe.spec
     same = {"name": recipe.name, "budget": recipe.budget, "description": recipe.description}
     assert found.replace({**same, "spec": recipe.spec.to_dict()}) == recipe

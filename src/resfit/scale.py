@@ -40,11 +40,11 @@ def scaled(recipe: Recipe, factor: float = 1.0, fraction: float = 1.0) -> Recipe
 def fitted(recipe: Recipe, budget: int) -> Recipe:
     """`recipe` with all widths of its network scaled alike to fill `budget`, which it then has to keep to.
 
-    It is called after both, as in cifar10-94-500k; everything else stays. Raises BadInput where even the narrowest
+    It is called after both, as in cifar10-94-fit-500k; everything else stays. Raises BadInput where even the narrowest
     network of its shape has more parameters.
     """
     fields = {
-        "name": f"{recipe.name}-{short_count(budget)}",
+        "name": f"{recipe.name}-fit-{short_count(budget)}",
         "description": f"{recipe.name}, its widths scaled to fill {budget:,} parameters",
         "budget": budget,
         "spec": require_filled(recipe.spec, budget, recipe.name).to_dict(),

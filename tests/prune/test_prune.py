@@ -17,7 +17,7 @@ from resfit import cli, latency
 from resfit.errors import BadInput
 from resfit.modelfile import save_model
 from resfit.observer import Observer
-from resfit.prune import prune, short_count
+from resfit.prune import prune
 from resfit.recipe import Recipe
 from resfit.record import EpochPoint, RunRecord, read_record
 from resfit.run import train
@@ -178,12 +178,6 @@ def test_what_cannot_be_done_is_refused_before_anything_is_written(whole, pruned
 def test_weights_of_another_network_are_no_start(whole, tiny, tmp_path):
     with pytest.raises(BadInput, match="a network of another"):
         train(tiny, out=tmp_path, init=whole)
-
-
-def test_a_budget_names_its_folder():
-    assert [short_count(n) for n in (2_000_000, 2_500_000, 500_000, 40_000, 1_234_567)] == [
-        "2M", "2.5M", "500k", "40k", "1234567",
-    ]  # fmt: skip
 
 
 def test_the_command_prunes_and_prints_the_comparison(whole, tmp_path, capsys):

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from resfit.budget import short_count
 from resfit.checkpoint import has_state
 from resfit.cost import cost
 from resfit.data import Images
@@ -124,14 +125,6 @@ def _same(one: Network, other: Network) -> bool:
     """Whether two networks have the same spec and the same weights."""
     pairs = zip(one.state_dict().values(), other.state_dict().values(), strict=True)
     return one.spec == other.spec and all(torch.equal(mine, theirs) for mine, theirs in pairs)
-
-
-def short_count(count: int) -> str:
-    """2000000 as "2M": a budget in a folder's name."""
-    for size, unit in ((10**6, "M"), (10**3, "k")):
-        if count % (size // 10) == 0 and count >= size:
-            return f"{count / size:g}{unit}"
-    return str(count)
 
 
 def _tuning(parent: RunRecord, own: Recipe, recipe: str | None, overrides: Mapping[str, Any], budget: int) -> Recipe:
