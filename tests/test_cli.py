@@ -323,8 +323,14 @@ MISTAKES = {
     "a name that no file can have": (["train", 300 * "a"], "unknown recipe (aaa"),
     "two budgets": (["train", "digits", "--fit", "20k", "--budget", "30k"], "leave --budget out"),
     "two budgets to show": (["show", "digits", "--fit", "20k", "--budget", "30k"], "leave --budget out"),
-    "nothing fits to show": (["show", "digits", "--fit", "100"], "no network of digits's shape has 100 parameters"),
-    "nothing fits": (["train", "digits", "--fit", "100"], "no network of digits's shape has 100 parameters or less"),
+    "nothing fits to show": (
+        ["show", "digits", "--fit", "100"],
+        "no network of digits's proportions has 100 parameters",
+    ),
+    "nothing fits": (
+        ["train", "digits", "--fit", "100"],
+        "no network of digits's proportions has 100 parameters or less",
+    ),
     "bad fit": (["train", "digits", "--fit", "5Q"], "'5Q' is not a count (--fit)"),
     "bad count": (["show", "digits", "--budget", "5Q"], "'5Q' is not a count (--budget)"),
 }
@@ -363,6 +369,22 @@ def test_a_number_of_classes_that_the_folder_has_not_is_refused(
             Image.new("RGB", (8, 8), (n, n, n)).save(tmp_path / "images" / label / f"{n}.png")
     words = [command, "folder", "--data-dir", str(tmp_path / "images"), "--spec.num_classes", "3"]
     assert "the folder has 2 classes, not 3 (--spec.num_classes)" in fails(capsys, *words)
+
+
+def test_a_network_for_a_folder_is_fitted_with_the_folder_s_classes(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, two_classes: Path
+) -> None:
+    """By the command, although the recipe's own network is over its budget, and in a study."""
+    where = ("--data-dir", str(two_classes), "--out", str(tmp_path / "runs"), "--epochs", "1")
+    size = ("--spec.input.size", "8")
+    printed(capsys, "train", "folder", *where, *size, "--spec.stages.2.channels", "1024", "--fit", "20k")
+    study = tmp_path / "sizes.yaml"
+    study.write_text(yaml.safe_dump({"recipe": "folder", "baseline": "a", "runs": 1, "points": {"a": {"fit": "20k"}}}))
+    printed(capsys, "study", str(study), *where, *size)
+    for run in ("folder-fit-20k", "sizes/a"):
+        record = read_record(tmp_path / "runs" / run / "0")
+        assert record.spec["num_classes"] == 2
+        assert 19_600 <= record.params <= record.budget == 20_000
 
 
 def test_a_folder_with_one_class_and_a_corrupt_image_are_named(

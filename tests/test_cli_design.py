@@ -93,8 +93,22 @@ def test_other_images_have_a_whitening_stem_of_their_own(capsys):
 def test_the_limit_on_macs_holds_for_a_recipe_s_own_network(capsys):
     words = ("--budget", "300k", "--recipe", "cifar10-94", "--json")
     own, *_ = json.loads(run(capsys, *words))
-    slower, *_ = json.loads(run(capsys, *words, "--macs", str(own["macs"] - 1)))
-    assert slower["family"] != "own"
+    limit = own["macs"] // 2
+    faster, *_ = json.loads(run(capsys, *words, "--macs", str(limit)))
+    assert faster["family"] == "own"
+    assert 0.9 * limit < faster["macs"] <= limit
+    assert faster["params"] < own["params"]
+
+
+def test_a_recipe_s_own_network_may_be_the_only_one(capsys):
+    found = json.loads(run(capsys, "--budget", "1k", "--recipe", "digits", "--json"))
+    assert [each["family"] for each in found] == ["own"]
+    assert found[0]["params"] <= 1_000
+    assert "no network of any family" in complaint(capsys, "--budget", "100", "--recipe", "digits")
+
+
+def test_images_that_are_too_small_for_a_recipe_are_refused(capsys):
+    assert "nothing is left of the image" in complaint(capsys, "--recipe", "cifar10-94", "--size", "4")
 
 
 def test_nothing_is_written_where_a_name_is_wrong(capsys, tmp_path: Path):

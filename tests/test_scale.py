@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_recipe import TINY
 
-from resfit.budget import filled
 from resfit.errors import BadInput
+from resfit.fitting import filled
 from resfit.optim import lr_factor
 from resfit.recipe import Recipe, get_recipe
 from resfit.scale import fitted, scaled
@@ -83,5 +83,5 @@ def test_a_fitted_recipe_differs_in_its_network_s_widths_alone():
 
 
 def test_a_budget_that_holds_no_network_is_refused():
-    with pytest.raises(BadInput, match="no network of digits's shape has 100 parameters or less"):
+    with pytest.raises(BadInput, match="no network of digits's proportions has 100 parameters or less"):
         fitted(get_recipe("digits"), 100)

@@ -10,6 +10,7 @@ import pytest
 
 from resfit.errors import BadInput
 from resfit.recipe import DEFAULT_BUDGET, get_recipe
+from resfit.study.plan import get_study
 from resfit.target import find_target
 
 RECIPE = get_recipe("digits")  # its budget is its own: 500,000
@@ -37,6 +38,16 @@ def complaint(text: str) -> str:
 def test_a_name_is_a_named_recipe():
     target = find_target("digits")
     assert (target.name, target.spec, target.budget) == ("digits", RECIPE.spec, 500_000)
+
+
+def test_nothing_in_the_folder_hides_a_name(tmp_path, monkeypatch):
+    """Where runs lie, folders are called as recipes are."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "digits").mkdir()
+    (tmp_path / "seed001").write_text("mine")
+    assert find_target("digits").spec == RECIPE.spec
+    assert get_recipe("digits") == RECIPE
+    assert get_study("seed001").recipe == "seed001d"
 
 
 def test_a_recipe_file_brings_its_budget(tmp_path):

@@ -88,6 +88,7 @@ def train(
             with distributed.machine_leader_first():
                 data = _load(recipe, data_dir, offline, observer)
         recipe = fit_classes(recipe, data.classes)
+        require_fit(recipe.spec, recipe.budget)
         if recipe.field_needing_val and not len(data.val):
             raise BadInput(f"no validation images ({recipe.field_needing_val}): give data.val, or a folder val/")
         distributed.require_same("data", data.digest)
@@ -140,6 +141,7 @@ def fit(
     if not len(data.val):
         raise BadInput("no validation split (data.val): give a count or a fraction of the training images")
     data, recipe = replace(data, test=data.test.take(torch.arange(0))), fit_classes(recipe, data.classes)
+    require_fit(recipe.spec, recipe.budget)
     run = Runner(recipe=recipe, seed=seed, data=data, folder=Path(), device=where, observer=observer)
     with _let_go(run):
         return run.fit()
@@ -174,15 +176,16 @@ def run_folder(out: str | Path, recipe: Recipe, seed: int) -> Path:
 
 
 def fit_classes(recipe: Recipe, classes: Sequence[str]) -> Recipe:
-    """The recipe with as many classes as an image folder has; for other data the numbers have to agree."""
+    """The recipe with as many classes as an image folder has; for other data the numbers have to agree.
+
+    Its price changes with them.
+    """
     wanted, found = recipe.spec.num_classes, len(classes)
     if wanted == found:
         return recipe
     if recipe.data.name != "folder":
         raise BadInput(f"{wanted} classes, but {recipe.data.name} has {found} (spec.num_classes): give {found}")
-    recipe = replace(recipe, spec=replace(recipe.spec, num_classes=found))
-    require_fit(recipe.spec, recipe.budget)
-    return recipe
+    return replace(recipe, spec=replace(recipe.spec, num_classes=found))
 
 
 def for_folder(recipe: Recipe, data_dir: Path | None, *, given: bool = False) -> Recipe:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +56,8 @@ class Runner:
     observer: Observer
     begin: str | Path | None = None
     options: dict[str, Any] = field(default_factory=dict)
-    history: History = field(default_factory=History)
-    interrupts: Interrupts = field(default_factory=Interrupts)
+    history: History = field(init=False, default_factory=History)
+    interrupts: Interrupts = field(init=False, default_factory=Interrupts)
 
     def __post_init__(self) -> None:
         self.observer = Apart(self.observer, self.device)
@@ -363,8 +363,7 @@ class Runner:
             "recipe": self.recipe.to_dict(),
             **self.options,
             "trainer": self.trainer.state_dict(),
-            **self.history.state_dict(),
-            "seconds": self._seconds(),
+            **replace(self.history, seconds=self._seconds()).state_dict(),
             "precision": self.precision,
             "kernels": list(self.kernels),
             "data": self.data.digest,

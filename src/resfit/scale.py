@@ -40,15 +40,15 @@ def scaled(recipe: Recipe, factor: float = 1.0, fraction: float = 1.0) -> Recipe
 def fitted(recipe: Recipe, budget: int) -> Recipe:
     """`recipe` with all widths of its network scaled alike to fill `budget`, which it then has to keep to.
 
-    It is called after both, as in cifar10-94-fit-500k; everything else stays. Raises BadInput where even the narrowest
-    network of its shape has more parameters.
+    It is called after both, as in cifar10-94-fit-500k; everything else stays. The classes count: those of an image
+    folder have to be in `spec.num_classes` first. Raises BadInput where no network of its proportions is so small.
     """
+    spec = require_filled(recipe.spec, budget, recipe.name)
     fields = {
         "name": f"{recipe.name}-fit-{short_count(budget)}",
         "description": f"{recipe.name}, its widths scaled to fill {budget:,} parameters",
         "budget": budget,
-        "spec": require_filled(recipe.spec, budget, recipe.name).to_dict(),
-        "deviations": [],
+        "spec": spec.to_dict(),
     }
     return recipe.replace(fields)
 

@@ -24,13 +24,13 @@ def find_yaml(target: str | Path, folder: str, what: str) -> Path:
 
     Raises BadInput for a name that is not there; `what` says in it what was looked for.
     """
-    path, name = Path(target), str(target)
+    path, name, names = Path(target), str(target), shipped_names(folder)
+    if name in names:
+        return shipped_folder(folder) / f"{name}.yaml"
     try:
         is_file = path.is_file()
     except (OSError, ValueError):  # no text that a path can be
         is_file = False
     if is_file or path.suffix in (".yaml", ".yml"):
         return path
-    if name not in (names := shipped_names(folder)):
-        raise BadInput(f"unknown {what} ({name}): {nearest(name, names)}")
-    return shipped_folder(folder) / f"{name}.yaml"
+    raise BadInput(f"unknown {what} ({name}): {nearest(name, names)}")

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise, product
 
-from resfit.budget import FULL, checked_budget, departure, filled
+from resfit.budget import checked_budget
 from resfit.cost import Layer, cost
 from resfit.errors import BadInput
 from resfit.families import FAMILIES, Family, Images
 from resfit.fields import nearest
+from resfit.fitting import FULL, departure, filled
 from resfit.spec import NetSpec
 
 OWN = "own"  # what stands in a design for the family, where it is a given network's own shape
@@ -90,10 +91,14 @@ def design(
 def fitted_design(spec: NetSpec, budget: int, *, macs: int | None = None) -> Design | None:
     """The network of `spec`'s own shape that fills `budget`, as the design of a family called "own".
 
-    Its departure is from the spec's proportions. None where even the narrowest is over a limit.
+    A limit on `macs` may leave more of the budget over. The departure is from the spec's proportions. None where no
+    network of these keeps to the limits.
     """
-    found = filled(spec, budget)
-    if found is None or (macs is not None and cost(found).macs > macs):
+    found, within = filled(spec, budget), budget
+    while found and macs is not None and (needed := cost(found).macs) > macs:
+        within = min(within - 1, int(within * macs / needed))
+        found = filled(spec, within) if within else None
+    if found is None:
         return None
     return _designed(OWN, found, budget, departure(spec, found), tuple(stage.channels for stage in found.stages))
 

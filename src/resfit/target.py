@@ -24,6 +24,8 @@ class Target:
 
 def find_target(text: str) -> Target:
     """Resolve TARGET without torch; raises BadInput where it is none of the kinds."""
+    if text in recipe_names():
+        return _of_recipe(get_recipe(text))
     path = Path(text)
     try:
         is_folder, is_file = path.is_dir(), path.is_file()
@@ -39,8 +41,6 @@ def find_target(text: str) -> Target:
         return Target(name=text, spec=_spec_in_model(path))
     if path.suffix in (".yaml", ".yml") or is_file:
         return _of_yaml(path)
-    if text in recipe_names():
-        return _of_recipe(get_recipe(text))
     hint = nearest(text, recipe_names())
     raise BadInput(f"neither a named recipe nor a file ({text}): {hint}")
 

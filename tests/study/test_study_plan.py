@@ -88,6 +88,7 @@ def test_epochs_and_fraction_scale_every_point_alike(base: str) -> None:
         ({"points": {"a": {"optim.lr": "fast"}}}, r"s, point a: 'fast' is not a number \(optim.lr\)"),
         ({"points": {"a": {"spec.stages.0.channels": 4096}}}, "s, point a: .* over the budget"),
         ({"points": {"a": {"fit": "much"}}}, r"s, point a: 'much' is not a count \(fit\)"),
+        ({"points": {"a": {"fit": "20k", "budget": 9}}}, r"s, point a: fit is a budget \(fit, budget\): leave one"),
         ({"points": {"a": {"fit": 9}}}, "s, point a: no network of .* has 9 parameters or less"),
         ({"points": {"b": {}}}, r"no such point \(s: baseline a\)"),
         ({"points": {"a": 3}}, r"3 is not a mapping \(points.a\)"),

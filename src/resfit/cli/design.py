@@ -48,8 +48,8 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--recipe",
         metavar="RECIPE",
-        help="with this recipe's own network first, its widths scaled to the budget; its data and training are what "
-        f"--save takes: {RECIPE}",
+        help="put this recipe's own network first, its widths scaled to the budget (not with --family); its data and "
+        f"training are what --save takes: {RECIPE}",
     )
     parser.set_defaults(run=_design)
 
@@ -90,10 +90,15 @@ def _found(options: argparse.Namespace, lender: Recipe | None) -> Iterator[tuple
     budget = parse_count(options.budget)
     macs = parse_count(options.macs, "--macs") if options.macs is not None else None
     images = _images(options, lender.spec if lender else None)
-    designs = design(budget, family=options.family, macs=macs, top=None if options.latency else top, **images)
-    if lender and not options.family and (spec := _for_images(lender.spec, images)):
-        own = fitted_design(spec, budget, macs=macs)
-        designs = [own, *designs] if own else designs
+    own = None
+    if lender and not options.family:
+        own = fitted_design(_for_images(lender.spec, images), budget, macs=macs)
+    designs = [own] if own else []
+    try:
+        designs += design(budget, family=options.family, macs=macs, top=None if options.latency else top, **images)
+    except BadInput:
+        if not own:
+            raise
     if not (options.measure or options.latency):
         yield from ((each, None) for each in designs)
         return
@@ -119,18 +124,15 @@ def _images(options: argparse.Namespace, like: NetSpec | None) -> dict[str, int]
     return usual | {name: value for name, value in given.items() if value is not None}
 
 
-def _for_images(spec: NetSpec, images: dict[str, int]) -> NetSpec | None:
-    """`spec` for these images, None where they are too small for it."""
+def _for_images(spec: NetSpec, images: dict[str, int]) -> NetSpec:
+    """`spec` for these images; raises BadInput where they are too small for it."""
     from resfit.spec import InputSpec
 
-    side, channels, stem = images["size"], images["channels"], spec.stem
+    channels, stem = images["channels"], spec.stem
     if stem.kind == "whiten":
         stem = replace(stem, channels=2 * channels * stem.kernel**2)
-    try:
-        wanted = InputSpec(channels=channels, size=side)
-        return replace(spec, input=wanted, stem=stem, num_classes=images["classes"])
-    except BadInput:
-        return None
+    wanted = InputSpec(channels=channels, size=images["size"])
+    return replace(spec, input=wanted, stem=stem, num_classes=images["classes"])
 
 
 def _facts(design: Design, speed: Speed | None) -> dict[str, Any]:
@@ -165,9 +167,9 @@ def _print(found: list[tuple[Design, Speed | None]]) -> None:
 
 def shape(design: Design) -> str:
     """Blocks and widths in a few words."""
-    blocks, widths = design.blocks[0], "-".join(map(str, design.widths))
-    if len(set(design.blocks)) > 1:
-        return f"{'-'.join(map(str, design.blocks))} x {widths}"
+    same = len(set(design.blocks)) == 1
+    blocks = str(design.blocks[0]) if same else "-".join(map(str, design.blocks))
+    widths = "-".join(map(str, design.widths))
     if design.spec.widen:
         first = design.spec.stages[0].channels
         widths = f"{first} to {first + design.spec.widen.channels}"

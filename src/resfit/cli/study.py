@@ -51,10 +51,16 @@ def _study(options: argparse.Namespace) -> int:
     seeds = study.runs if options.runs is None else options.runs
     if seeds < 1:
         raise BadInput(f"runs is {seeds} (--runs): give at least 1")
-    recipes = study.recipes(options.overrides, epochs=options.epochs, fraction=options.fraction)
     from resfit.cli.board import Board
+    from resfit.run import for_folder
     from resfit.study.execute import execute
 
+    recipes = study.recipes(
+        options.overrides,
+        epochs=options.epochs,
+        fraction=options.fraction,
+        counted=lambda recipe: for_folder(recipe, options.data_dir),
+    )
     out = options.out / study.name
     with Interruptible(REPEAT), Board(list(recipes)) as board:
         result = execute(study, recipes, executor(options, out), out, seeds=seeds, watcher=board)

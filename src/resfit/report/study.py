@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from resfit.files import write_atomic
@@ -81,18 +81,19 @@ def mean_curves(study: StudyRecord, runs: Sequence[RunRecord]) -> list[LineChart
 
 def prices(study: StudyRecord) -> list[Plane]:
     """Error against parameters and against time, where the settings' networks differ in size."""
-    finished = [(tone, point, point.accuracy) for tone, point in enumerate(study.points) if point.accuracy]
-    if len({point.params for _, point, _ in finished}) < 2:
+    finished = [
+        (point.name, tone, 100 * (1 - point.accuracy.mean), point.params, point.seconds)
+        for tone, point in enumerate(study.points)
+        if point.accuracy and point.seconds is not None
+    ]
+    if len({params for *_, params, _ in finished}) < 2:
         return []
     title = f"{study.judged_by.capitalize()} error, %, against"
-
-    def chart(what: str, label: str, price: Callable[[PointRecord], float]) -> Plane:
-        places = ((p.name, tone, price(p), 100 * (1 - accuracy.mean)) for tone, p, accuracy in finished)
-        return plane(f"{title} {what}", label, places)
-
+    by_params = ((name, tone, params / 1e6, error) for name, tone, error, params, _ in finished)
+    by_time = ((name, tone, seconds, error) for name, tone, error, _, seconds in finished)
     return [
-        chart("parameters", "million parameters", lambda point: point.params / 1e6),
-        chart("time", "seconds a run", lambda point: point.seconds or 0.0),
+        plane(f"{title} parameters", "million parameters", by_params),
+        plane(f"{title} time", "seconds a run", by_time),
     ]
 
 

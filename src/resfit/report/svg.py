@@ -172,7 +172,7 @@ def draw_plane(figure: Plane) -> Markup:
                 tone_class(place.tone), x(place.x), y(place.y), 4.5 if place.front else 2.8, place.name
             )
         )
-    return _svg(f"{figure.title}: {len(figure.places)} networks, {len(front)} on the Pareto front", parts)
+    return _svg(f"{figure.title}: {len(figure.places)} dots, {len(front)} on the Pareto front", parts)
 
 
 def draw_reliability(figure: Reliability) -> Markup:

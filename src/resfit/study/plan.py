@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
@@ -63,29 +63,37 @@ class Study:
         return found
 
     def recipes(
-        self, overrides: Overrides | None = None, *, epochs: int | None = None, fraction: float = 1.0
+        self,
+        overrides: Overrides | None = None,
+        *,
+        epochs: int | None = None,
+        fraction: float = 1.0,
+        counted: Callable[[Recipe], Recipe] = lambda recipe: recipe,
     ) -> dict[str, Recipe]:
         """Every point's recipe, called by the point's name and within its budget; BadInput names the point at fault.
 
         `overrides` come before a point's own. With `epochs` the base recipe is scaled to so many, and every point in
-        the same proportion; `fraction` of the training images is used.
+        the same proportion; `fraction` of the training images is used. `counted` gives a recipe for an image folder the
+        number of its classes, ahead of its price.
         """
         base = get_recipe(self.recipe, overrides)
         factor = 1.0 if epochs is None else epochs / base.train.epochs
         made = {}
         for name, setting in self.settings().items():
             try:
-                made[name] = scaled(self._recipe(name, {**(overrides or {}), **setting}), factor, fraction)
+                made[name] = scaled(self._recipe(name, {**(overrides or {}), **setting}, counted), factor, fraction)
                 require_fit(made[name].spec, made[name].budget)
             except BadInput as error:
                 raise BadInput(f"{self.name}, point {name}: {error}") from None
         return made
 
-    def _recipe(self, name: str, setting: dict[str, Any]) -> Recipe:
+    def _recipe(self, name: str, setting: dict[str, Any], counted: Callable[[Recipe], Recipe]) -> Recipe:
         changes = ", ".join(f"{path} {value}" for path, value in setting.items() if path != "recipe")
         origin, budget = str(setting.pop("recipe", self.recipe)), setting.pop("fit", None)
-        recipe = get_recipe(origin, setting)
+        recipe = counted(get_recipe(origin, setting))
         if budget is not None:
+            if "budget" in setting:
+                raise BadInput("fit is a budget (fit, budget): leave one of them out")
             recipe = fitted(recipe, parse_count(str(budget), "fit"))
         return recipe.replace({"name": name, "description": f"{origin} with {changes}" if changes else origin})
 
