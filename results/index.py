@@ -117,7 +117,8 @@ def shipped(groups: dict[str, list[RunRecord]]) -> dict[str, object]:
         if records[0].protocol["peeking"]:
             continue
         s = summarize([record.accuracy for record in records])
-        results[name] = {"mean": s.mean, "std": s.std, "n": s.n, "device": device(records[0])}
+        tta = records[0].test.accuracy_tta is not None
+        results[name] = {"mean": s.mean, "std": s.std, "n": s.n, "tta": tta, "device": device(records[0])}
     return results
 
 

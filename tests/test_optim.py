@@ -11,6 +11,7 @@ from torch.optim import lr_scheduler
 from resfit.net import build
 from resfit.optim import (
     Muon,
+    Together,
     check_gradients,
     lr_factor,
     make_optimizers,
@@ -261,3 +262,32 @@ def test_a_parameter_that_no_gradient_reaches_is_named():
     with pytest.raises(AssertionError, match=r"no gradient reached idle\.weight"):
         check_gradients(net)
     check_gradients(net["used"])
+
+
+def test_an_overflow_in_one_optimizer_skips_the_step_of_all_and_leaves_nothing_behind():
+    """A fused SGD that is told of an overflow makes its momentum of memory that nobody has written to."""
+    config = OptimConfig(name="muon", lr=0.1, momentum=0.9)
+    steps = []
+    for overflowed in (True, False):
+        torch.manual_seed(0)
+        net = build(SPEC)
+        optimizers = make_optimizers(net, config, "fp16")
+        together, scaler = Together(optimizers), torch.amp.GradScaler("cpu", init_scale=4.0)
+        before = {name: p.detach().clone() for name, p in net.named_parameters()}
+        if overflowed:
+            for p in net.parameters():
+                p.grad = torch.full_like(p, torch.inf if p.ndim == 4 else 1.0)
+            scaler.scale(torch.zeros(()))
+            scaler.step(together)
+            scaler.update()
+            assert all(torch.equal(p, before[name]) for name, p in net.named_parameters())
+            assert not any(optimizer.state for optimizer in optimizers)
+            assert scaler.get_scale() == 2.0
+        for p in net.parameters():
+            p.grad = torch.full_like(p, scaler.get_scale() if overflowed else 4.0)
+        scaler.scale(torch.zeros(()))
+        scaler.step(together)
+        steps.append(dict(net.named_parameters()))
+    for name, p in steps[0].items():
+        torch.testing.assert_close(p, steps[1][name])
+        assert not torch.equal(p, before[name])

@@ -9,6 +9,7 @@ import torch
 from test_train import Linear, equal, trainer, weights
 from torch import Tensor, nn
 
+from resfit import sharpness
 from resfit.recipe import Recipe, SamConfig
 from resfit.sharpness import perturbed
 
@@ -146,6 +147,23 @@ def test_an_overflow_in_fp16_skips_the_step_and_keeps_the_weights(tiny: Recipe) 
     assert run.scaler.get_scale() < 2.0**120
     assert all(torch.equal(p, before[name]) for name, p in run.net.named_parameters())
     assert all(value.isfinite().all() for value in run.net.state_dict().values())
+
+
+def test_weights_are_back_when_there_is_no_memory_for_the_climb(tiny: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    net = trainer(tiny).net
+    for p in net.parameters():
+        p.grad = torch.ones_like(p)
+    before = {name: p.detach().clone() for name, p in net.named_parameters()}
+    climb = sharpness._climb
+
+    def half_a_climb(weights: list[torch.nn.Parameter], config: SamConfig) -> None:
+        climb(weights[: len(weights) // 2], config)
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(sharpness, "_climb", half_a_climb)
+    with pytest.raises(torch.OutOfMemoryError), sharpness.perturbed(net, SamConfig()):
+        pass
+    assert all(torch.equal(p, before[name]) for name, p in net.named_parameters())
 
 
 @pytest.mark.slow

@@ -49,17 +49,18 @@ class WeightAverage(AveragedModel):
     def update_parameters(self, model: nn.Module) -> None:
         """Take a network's weights and buffers in.
 
-        As torch does it, but in few operations for an ema, and without making the host wait for a GPU.
+        As torch does it, but in few operations, and without making the host wait for a GPU.
         """
-        if self.config.name != "ema" or not self.begun:
-            super().update_parameters(model)
-            return
+        ema, taken = self.config.name == "ema", int(self.n_averaged)
         averaged, current = (list(chain(net.parameters(), net.buffers())) for net in (self.module, model))
-        floats = [n for n, value in enumerate(averaged) if value.is_floating_point()]
-        counts = sorted({*range(len(averaged))} - {*floats})
-        torch._foreach_lerp_([averaged[n] for n in floats], [current[n] for n in floats], 1 - self.config.decay)
-        if counts:
-            torch._foreach_copy_([averaged[n] for n in counts], [current[n] for n in counts])
+        mixed = list(averaged if ema else self.module.parameters()) if taken else []
+        places = [n for n, value in enumerate(averaged[: len(mixed)]) if value.is_floating_point()]
+        copied = sorted({*range(len(averaged))} - {*places})
+        if places:
+            share = 1 - self.config.decay if ema else 1 / (taken + 1)
+            torch._foreach_lerp_([averaged[n] for n in places], [current[n] for n in places], share)
+        if copied:
+            torch._foreach_copy_([averaged[n] for n in copied], [current[n] for n in copied])
         self.n_averaged += 1
 
     def estimate_statistics(self, batches: Iterable[Tensor]) -> None:

@@ -33,20 +33,20 @@ def predict_logits(
 ) -> tuple[Tensor, Tensor | None]:
     """Logits of uint8 images [N, C, H, W], plain and averaged over views (None without tta): float32 [N, K] on the CPU.
 
-    `normalize` brings a uint8 batch to what the network takes. Views are taken of the share `tta_share` of the images
-    that the network is least sure of; the others keep their plain logits. The network comes back in the mode it was in.
-    Of several processes each goes through its share of the images, and all get the logits of all.
+    `normalize` brings a uint8 batch on the network's device to what it takes. Views are taken of the share `tta_share`
+    of the images that the network is least sure of; the others keep their plain logits. The network comes back in the
+    mode it was in. Of several processes each goes through its share of the images, and all get the logits of all.
     """
-    training = net.training
+    training, device = net.training, next((p.device for p in net.parameters()), images.device)
     net.eval()
     try:
-        batches = images[share(len(images))].split(batch_size)
-        plain = whole(torch.cat([net(normalize(batch)).float() for batch in batches]), len(images))
+        batches = images[share(len(images))].split(batch_size)  # they may be too many for a GPU
+        plain = whole(torch.cat([net(normalize(batch.to(device))).float() for batch in batches]), len(images))
         averaged = plain.clone()
         if tta != "none":
-            unsure = _least_sure(plain, tta_share)
+            unsure = _least_sure(plain, tta_share).to(images.device)
             batches = unsure[share(len(unsure))].split(batch_size)
-            means = [_mean_of_views(net, normalize(images[index]), plain[index], tta) for index in batches]
+            means = [_mean_of_views(net, normalize(images[n].to(device)), plain[n], tta) for n in batches]
             averaged[unsure] = whole(torch.cat(means), len(unsure))
     finally:
         net.train(training)

@@ -67,6 +67,23 @@ def make_optimizers(net: nn.Module, config: OptimConfig, precision: str = "fp32"
     return [torch.optim.Adadelta(groups, lr, rho=config.rho, eps=config.eps or 1e-6)]
 
 
+class Together:
+    """Optimizers that step as one: where a gradient overflowed in fp16, a GradScaler then skips all of them."""
+
+    def __init__(self, optimizers: Sequence[torch.optim.Optimizer]) -> None:
+        self.optimizers = optimizers
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """Those of all."""
+        return [group for optimizer in self.optimizers for group in optimizer.param_groups]
+
+    def step(self) -> None:
+        """A step of each."""
+        for optimizer in self.optimizers:
+            optimizer.step()
+
+
 class Muon(torch.optim.Optimizer):
     """Momentum whose update of each filter bank is orthogonalized, on weights kept at a norm of sqrt(out channels).
 

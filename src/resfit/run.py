@@ -31,7 +31,7 @@ _TRAINING = threading.RLock()
 @contextmanager
 def _alone_with_the_generators() -> Iterator[None]:
     """Within the block no other thread trains, and torch's generators, which all threads share, are ours."""
-    gpus = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+    gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     with _TRAINING, torch.random.fork_rng(devices=gpus):
         yield
 
@@ -131,7 +131,7 @@ def fit(
 
     The test images are taken out of the data, which may be given as to `train`, before training begins. Raises BadInput
     as `train` does, and for a recipe without a validation split or one that selects on the test set; RunFailed when
-    training stops early.
+    training stops early, by a loss that is not finite too: nothing is rolled back to.
     """
     require_fit(recipe.spec, recipe.budget)
     if recipe.evaluate.selection == "best-test":

@@ -42,6 +42,7 @@ from resfit.version import __version__
 
 _SAVES_SHARE = 0.01  # of the time, at the most
 _WHITENING_IMAGES = 5000
+_WHITENING_PIXELS = 5000 * 32 * 32  # at the most: each is part of kernel x kernel patches
 
 
 @dataclass(kw_only=True)
@@ -70,7 +71,8 @@ class Runner:
         images, labels = self.data.train.images.to(self.device), self.data.train.labels.to(self.device)
         self.clock = time.perf_counter()
         self.net = build(self.recipe.spec, self.recipe.init).to(self.device)
-        whiten_stem(self.net, self.normalize(images[:_WHITENING_IMAGES]))
+        count = max(1, min(_WHITENING_IMAGES, _WHITENING_PIXELS // images[0, 0].numel()))
+        whiten_stem(self.net, self.normalize(images[:count]))
         if self.begin is not None:
             self.history.init = begin_from(self.begin, self.net, self.data, self.recipe.data)
             self.observer.message(f"begins from {self.history.init}")
@@ -158,8 +160,9 @@ class Runner:
 
     def _trained(self) -> bool:
         """Train the epochs that are left; False where that diverged and the recipe allows to go back once more."""
+        epochs = () if self._out_of_patience() else self.trainer.epochs()
         try:
-            for result in () if self._out_of_patience() else self.trainer.epochs():
+            for result in epochs:
                 point = self._validated(result)
                 self.history.curve.append(point)
                 self._append_metrics(point)
@@ -254,7 +257,7 @@ class Runner:
         with autocast(self.precision, self.device):
             return predict_logits(
                 self.trainer.evaluated,
-                part.images.to(self.device),
+                part.images,
                 self.normalize,
                 tta=config.tta if tta else "none",
                 tta_share=config.tta_share,
@@ -337,7 +340,7 @@ class Runner:
 
     def _save_state(self) -> None:
         """Write the state, unless it exists already; raises Diverged rather than save what is not finite."""
-        if self.saved == self._progress():
+        if self.saved == self._place_saved():
             return
         self.trainer.check_finite()
         began = time.perf_counter()
@@ -345,7 +348,7 @@ class Runner:
             if self.saved and not self.folder.is_dir():
                 raise RunFailed(f"the run folder is gone ({self.folder}): start the run anew")
             save_state(self.folder / STATE, self._state())
-        self.saved, ended = self._progress(), time.perf_counter()
+        self.saved, ended = self._place_saved(), time.perf_counter()
         self.history.seconds_saving += ended - began
         self.save_due = ended + max(60 * self.recipe.train.checkpoint_minutes, (ended - began) / _SAVES_SHARE)
 
@@ -353,7 +356,7 @@ class Runner:
         """What the run has taken so far, in all processes that went on with it."""
         return self.history.seconds + time.perf_counter() - self.clock
 
-    def _progress(self) -> tuple[int, ...]:
+    def _place_saved(self) -> tuple[int, ...]:
         now = self.trainer.under_way
         return self.trainer.epoch, now.seen if now else 0, len(self.history.curve), len(self.history.events)
 
@@ -390,7 +393,7 @@ class Runner:
                 raise BadInput(f"another teacher than the run began with ({teacher.path}): bring that one back")
         self.trainer.load_state_dict(state["trainer"])
         self.history = History.from_state(state)
-        self.saved = self._progress()
+        self.saved = self._place_saved()
         self.clock = time.perf_counter()
         before, now = state["world_size"], distributed.world_size()
         if before != now:

@@ -27,12 +27,12 @@ def perturbed(net: nn.Module, config: SamConfig) -> Iterator[None]:
     """
     weights = [p for p in net.parameters() if p.grad is not None]
     before = [weight.detach().clone() for weight in weights]
-    _climb(weights, config)
-    net.zero_grad(set_to_none=True)
     norms = [module for module in net.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
     for norm in norms:
         norm.track_running_stats = False
     try:
+        _climb(weights, config)
+        net.zero_grad(set_to_none=True)
         yield
     finally:
         for norm in norms:

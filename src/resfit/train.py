@@ -21,7 +21,7 @@ from resfit.augment import augment, mix
 from resfit.averaging import WeightAverage
 from resfit.distill import distillation_loss, soft_targets
 from resfit.errors import Diverged, RunFailed
-from resfit.optim import check_gradients, load_buffers, lr_factor, make_optimizers, set_learning_rates
+from resfit.optim import Together, check_gradients, load_buffers, lr_factor, make_optimizers, set_learning_rates
 from resfit.precision import autocast
 from resfit.recipe import Recipe
 from resfit.sharpness import perturbed
@@ -353,14 +353,14 @@ class Trainer:
     def _step(self) -> None:
         if self.epoch == 0 and not self.optimizers[0].state:
             check_gradients(self.net)
+        together: Any = Together(self.optimizers)
         if self.recipe.train.clip:
-            for optimizer in self.optimizers:
-                self.scaler.unscale_(optimizer)
+            self.scaler.unscale_(together)
             nn.utils.clip_grad_norm_(self.net.parameters(), self.recipe.train.clip)
-        for optimizer in self.optimizers:
-            self.scaler.step(optimizer)
-            optimizer.zero_grad(set_to_none=True)
+        self.scaler.step(together)
         self.scaler.update()
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
 
     def _average(self, done: float) -> None:
         if self.average is not None:
@@ -460,7 +460,8 @@ def _resized(images: Tensor, resize: tuple[tuple[float, int], ...], progress: fl
     if not sides or sides[-1] == images.shape[-1]:
         return images
     down, across = (_interpolation(size, sides[-1], images.device) for size in images.shape[-2:])
-    return down @ (images.float() @ across.mT)
+    with torch.autocast(images.device.type, enabled=False):  # the statistics of an average are taken within one
+        return down @ (images.float() @ across.mT)
 
 
 def _interpolation(size: int, side: int, device: torch.device) -> Tensor:

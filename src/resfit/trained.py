@@ -19,7 +19,7 @@ from resfit.fields import from_plain
 from resfit.modelfile import load
 from resfit.net import Network
 from resfit.precision import autocast, usable_precision
-from resfit.recipe import DataConfig, Recipe
+from resfit.recipe import DataConfig, EvaluateConfig, Recipe
 from resfit.record import Metrics, read_record
 
 
@@ -100,12 +100,12 @@ def scorer(net: Network, target: str | Path, where: torch.device) -> Callable[..
     """
     trained, normalize = _recipe_beside(target), normalizer(net.info.mean, net.info.std, where)
     precision = usable_precision(trained.train.precision if trained else "fp32", where)
-    share = trained.evaluate.tta_share if trained else 1.0
+    how = trained.evaluate if trained else EvaluateConfig()
     net.to(where)
 
     def logits(images: Tensor, tta: TTA = "none") -> tuple[Tensor, Tensor | None]:
         with autocast(precision, where):
-            return predict_logits(net, images.to(where), normalize, tta=tta, tta_share=share)
+            return predict_logits(net, images, normalize, tta=tta, tta_share=how.tta_share, batch_size=how.batch_size)
 
     return logits
 

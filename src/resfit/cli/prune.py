@@ -19,7 +19,7 @@ def add(commands: Any) -> None:
         "of its own, OUT/<recipe>-<budget>/<seed>. Its report compares the network before, after and fine-tuned.",
         usage="resfit prune RUN --budget N [options] [--section.field VALUE ...]",
         epilog="The run's own recipe fine-tunes unless another is named, with the whole network as its teacher; "
-        "--train.epochs 20 shortens it.",
+        "--train.epochs 20 shortens it, but not its milestones, warm-up and patience: give them as well.",
     )
     parser.add_argument("run_folder", metavar="RUN", help="the folder of a finished run")
     parser.add_argument("--budget", metavar="N", required=True, help="parameters that may be left (500k, 2M)")

@@ -40,7 +40,7 @@ def _recipes(options: argparse.Namespace) -> int:
         print(json.dumps(rows, indent=1))
         return 0
     print_table(
-        ["recipe", "data", "parameters", "MACs", "epochs", "recorded result", "what it is for"],
+        ["recipe", "data", "parameters", "MACs", "epochs", "recorded accuracy", "what it is for"],
         [
             [r["name"], r["data"], f"{r['params']:,}", f"{r['macs']:,}", r["epochs"], _result_text(r), r["description"]]
             for r in rows
@@ -66,4 +66,5 @@ def _result_text(row: dict[str, Any]) -> str:
         return "none yet"
     from resfit.report.words import plus_minus
 
-    return f"{plus_minus(result['mean'], result['std'])} % (n={result['n']})"
+    tta = "with TTA, " if result["tta"] else ""
+    return f"{plus_minus(result['mean'], result['std'])} % ({tta}n={result['n']})"

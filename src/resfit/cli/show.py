@@ -21,7 +21,7 @@ def add(commands: Any) -> None:
     parser.add_argument("target", metavar="TARGET", help=TARGET)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--budget", metavar="N", help="hold it against this many parameters (500k, 5M)")
-    parser.add_argument("--fit", metavar="N", help="with all widths scaled to fill this budget, as train --fit does")
+    parser.add_argument("--fit", metavar="N", help="with the widths scaled to fill this budget, as train --fit does")
     parser.set_defaults(run=_show)
 
 

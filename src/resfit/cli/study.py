@@ -23,7 +23,7 @@ def add(commands: Any) -> None:
         help="compare settings of a recipe, each with several seeds",
         description="Run every point of a study with several seeds into OUT/STUDY/POINT/SEED, and compare the points. "
         "Repeated, it goes on where it stopped: finished runs are not run again.",
-        epilog="Fields given as --section.field VALUE hold for every point, ahead of the point's own.",
+        epilog="Fields given as --section.field VALUE hold for every point that does not set the field itself.",
         usage="resfit study STUDY [options] [--section.field VALUE ...]",
     )
     parser.add_argument("study", metavar="STUDY", nargs="?", help="a study's name (--list) or a study YAML file")

@@ -20,7 +20,7 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
         "--data-dir",
         type=Path,
         metavar="D",
-        help="where the data lies, or is downloaded to; else RESFIT_DATA_DIR, else the cache folder",
+        help="where the data lies, or is downloaded to (~/.cache/resfit; RESFIT_DATA_DIR is looked through first)",
     )
     parser.add_argument("--offline", action="store_true", help="never open a socket (or RESFIT_OFFLINE=1)")
 
