@@ -58,7 +58,7 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--recipe",
         metavar="RECIPE",
-        help="put this recipe's own network first, its widths scaled to the budget (left out with --family); --save takes "
+        help="put this recipe's own network first, its widths scaled to the budget (not with --family); --save takes "
         f"its data and training, and without it 200 epochs of CIFAR-10 and no augmentation: {RECIPE}",
     )
     parser.set_defaults(run=_design)
