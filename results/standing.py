@@ -90,7 +90,7 @@ def reported(system: Mapping[str, Any], measure: Mapping[str, Any]) -> Row:
 def _taken(selection: str | None) -> str:
     """The reports' texts leave room for doubt where they are taken to have peeked."""
     if selection is None:
-        return "epoch and images of the choice are not given"
+        return "how the epoch was chosen is not given"
     return f"{'taken to be the ' if selection == 'best-test' else ''}{_SELECTIONS[selection]}"
 
 
