@@ -98,7 +98,7 @@ def test_what_the_reports_say_is_the_missions(index, tmp_path):
         "001 b": ("2,797,610", "92.37 % (test)"),
         "001 c": ("4,366,250", "92.80 % (test)"),
         "001 d": ("4,977,226", "94.98 % (test)<br>95.14 % (test, L2 only)"),
-        "002": ("not reported", "84.1 %"),
+        "002": ("not reported", "84.1 % (test)"),
         "003": ("4,697,162", "95.46 % (test)"),
         "004": ("4,398,890", "91.27 % (val)<br>90.74 % (test)"),
     }
