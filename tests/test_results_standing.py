@@ -22,6 +22,9 @@ def made(monkeypatch: pytest.MonkeyPatch) -> Any:
     sys.modules.pop("standing", None)
 
 
+BEST = "best epoch on the test set"
+
+
 def table(made: Any, tmp_path: Path, groups: dict[str, Any], systems: list[Any], results: list[Any]) -> list[list[str]]:
     reports, anchors = tmp_path / "reports.json", tmp_path / "anchors.json"
     reports.write_text(json.dumps({"systems": systems}))
@@ -41,7 +44,7 @@ def test_rows_of_three_kinds_stand_in_the_order_of_their_accuracy(made, tmp_path
     assert rows == [
         ["WRN", "2.24M", "–", "96.4 ± 0.1", "5", "200 epochs", "someone/something"],
         ["**`seed003`**", "0.12M", "95.50 ± 0.71", "–", "2", "200 epochs; last weights, test scored once", "resfit"],
-        ["report 003", "4.70M", "95.46", "–", "1", "200 epochs; taken to be the best epoch on the test set", "the five reports"],
+        ["report 003", "4.70M", "95.46", "–", "1", f"200 epochs; taken to be the {BEST}", "the five reports"],
         ["WRN", "2.24M", "94.0", "–", "–", "200 epochs", "someone/something"],
     ]
 
