@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import specs
 
+from resfit import fitting
 from resfit.cost import cost
 from resfit.fitting import FULL, departure, filled
 from resfit.recipe import get_recipe, recipe_names
@@ -157,3 +158,10 @@ def test_deep_networks_take_no_time_to_speak_of():
     began = time.perf_counter()
     assert filled(network(16, 32, 64, blocks=200), 1_000_000) is not None
     assert time.perf_counter() - began < 10  # 0.7 s alone; some hundred prices of 1,200 layers
+
+
+def test_of_networks_that_rank_alike_one_is_taken():
+    """Widths that may be exchanged give other networks of the same price and departure."""
+    spec = network(16, 16, blocks=1)
+    found = [(0.0, 0.1, -5, spec), (0.0, 0.1, -5, network(8, 8, blocks=1))]
+    assert min(found, key=fitting._rank)[-1] == spec

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from itertools import chain
 from typing import Any
 
 import torch
@@ -52,15 +51,16 @@ class WeightAverage(AveragedModel):
         As torch does it, but in few operations, and without making the host wait for a GPU.
         """
         ema, taken = self.config.name == "ema", int(self.n_averaged)
-        averaged, current = (list(chain(net.parameters(), net.buffers())) for net in (self.module, model))
-        mixed = list(averaged if ema else self.module.parameters()) if taken else []
-        places = [n for n, value in enumerate(averaged[: len(mixed)]) if value.is_floating_point()]
-        copied = sorted({*range(len(averaged))} - {*places})
-        if places:
+        weights = list(zip(self.module.parameters(), model.parameters(), strict=True))
+        buffers = list(zip(self.module.buffers(), model.buffers(), strict=True))
+        averaged = [pair for pair in weights + (buffers if ema else []) if taken and pair[0].is_floating_point()]
+        done = {id(mine) for mine, _ in averaged}
+        copied = [pair for pair in weights + buffers if id(pair[0]) not in done]
+        if averaged:
             share = 1 - self.config.decay if ema else 1 / (taken + 1)
-            torch._foreach_lerp_([averaged[n] for n in places], [current[n] for n in places], share)
+            torch._foreach_lerp_([mine for mine, _ in averaged], [new for _, new in averaged], share)
         if copied:
-            torch._foreach_copy_([averaged[n] for n in copied], [current[n] for n in copied])
+            torch._foreach_copy_([mine for mine, _ in copied], [new for _, new in copied])
         self.n_averaged += 1
 
     def estimate_statistics(self, batches: Iterable[Tensor]) -> None:

@@ -37,9 +37,13 @@ def filled(spec: NetSpec, budget: int) -> NetSpec | None:
     found: list[Found] = []
     for multiple in dict.fromkeys((*(math.lcm(step, spec.groups) for step in _MULTIPLES), *_MULTIPLES)):
         found += _best(spec, budget, estimate, multiple)
-        if found and min(found)[:2] < (0.0, _NEAR * len(estimate.own)):
+        if found and min(found, key=_rank)[:2] < (0.0, _NEAR * len(estimate.own)):
             break
-    return min(found)[-1] if found else None
+    return min(found, key=_rank)[-1] if found else None
+
+
+def _rank(found: Found) -> tuple[float, float, int]:
+    return found[:3]
 
 
 def departure(spec: NetSpec, other: NetSpec) -> float:

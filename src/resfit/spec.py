@@ -108,6 +108,10 @@ class StemSpec:
         else:
             _check_range("kernel", self.kernel, 1, 15)
 
+    def whitening_filters(self, channels: int) -> int:
+        """Those of a whitening stem for images of so many channels: two for each value of a patch."""
+        return 2 * channels * self.kernel**2
+
 
 @dataclass(frozen=True, kw_only=True)
 class ShortcutSpec:
@@ -523,7 +527,7 @@ class NetSpec:
 
     def _check_stem(self) -> None:
         if self.stem.kind == "whiten":
-            needed = 2 * self.input.channels * self.stem.kernel**2
+            needed = self.stem.whitening_filters(self.input.channels)
             if self.stem.channels != needed:
                 raise BadField(
                     f"{self.stem.channels} channels",

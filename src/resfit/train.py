@@ -105,6 +105,7 @@ class Trainer:
         config = self.recipe.train
         self.device = self.images.device
         self.optimizers = make_optimizers(self.net, self.recipe.optim, self.precision)
+        self.together: Any = Together(self.optimizers)  # what a scaler needs of an optimizer
         average = self.recipe.average
         self.average = None if average.name == "none" else WeightAverage(self.net, average)
         self.easy = EasyImages(len(self.images), config.skip_easy, self.device) if config.skip_easy else None
@@ -353,11 +354,10 @@ class Trainer:
     def _step(self) -> None:
         if self.epoch == 0 and not self.optimizers[0].state:
             check_gradients(self.net)
-        together: Any = Together(self.optimizers)
         if self.recipe.train.clip:
-            self.scaler.unscale_(together)
+            self.scaler.unscale_(self.together)
             nn.utils.clip_grad_norm_(self.net.parameters(), self.recipe.train.clip)
-        self.scaler.step(together)
+        self.scaler.step(self.together)
         self.scaler.update()
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)

@@ -37,24 +37,14 @@ def add(commands: Any) -> None:
     parser.add_argument("--family", metavar="NAME", help="one family alone: shake, preact, wrn, se-resnet, pyramid, …")
     parser.add_argument("--top", type=int, metavar="K", help="networks of each family (1; of one family alone 5)")
     parser.add_argument("--macs", metavar="N", help="limit on the MACs of one image, such as 300M (none)")
-    parser.add_argument(
-        "--latency",
-        type=float,
-        metavar="MS",
-        help="limit on an image's time, measured here",
-    )
+    parser.add_argument("--latency", type=float, metavar="MS", help="limit on an image's time, measured here")
     parser.add_argument("--measure", action="store_true", help="measure latency and trained images/s here (torch)")
     parser.add_argument("--size", type=int, metavar="S", help="side of the images in pixels (the recipe's, or 32)")
     parser.add_argument("--channels", type=int, metavar="C", help="channels of the images (the recipe's, or 3)")
     parser.add_argument("--classes", type=int, metavar="K", help="classes (the recipe's, or 10)")
     parser.add_argument("--json", action="store_true", help="print one JSON list")
     parser.add_argument("--out", type=Path, metavar="FILE.html", help="write a page with the Pareto picture")
-    parser.add_argument(
-        "--save",
-        type=Path,
-        metavar="FILE.yaml",
-        help="write the first as a recipe; see --recipe",
-    )
+    parser.add_argument("--save", type=Path, metavar="FILE.yaml", help="write the first as a recipe; see --recipe")
     parser.add_argument(
         "--recipe",
         metavar="RECIPE",
@@ -140,7 +130,7 @@ def _for_images(spec: NetSpec, images: dict[str, int]) -> NetSpec:
 
     channels, stem = images["channels"], spec.stem
     if stem.kind == "whiten":
-        stem = replace(stem, channels=2 * channels * stem.kernel**2)
+        stem = replace(stem, channels=stem.whitening_filters(channels))
     wanted = InputSpec(channels=channels, size=images["size"])
     return replace(spec, input=wanted, stem=stem, num_classes=images["classes"])
 
