@@ -97,6 +97,14 @@ def test_a_network_is_fitted_to_a_budget(capsys: pytest.CaptureFixture[str], rec
     assert load(tmp_path / "runs" / "tiny-fit-10k" / "0").spec.to_dict() == fitted.spec
 
 
+def test_what_a_command_changes_of_a_published_setting_is_a_deviation(recipe_file: Path, tmp_path: Path) -> None:
+    recipe_file.write_text(recipe_file.read_text() + "deviations: [other rates]\n")
+    out = ["--out", str(tmp_path / "runs")]
+    assert main(["train", str(recipe_file), *out, "--train.epochs", "1", "--optim.lr", "0.05"]) == 0
+    said = read_record(tmp_path / "runs" / "tiny" / "0").protocol["deviations"]
+    assert said == ["other rates", "set by the command: train.epochs 1, optim.lr 0.05"]
+
+
 def test_train_evaluate_report_compare(capsys: pytest.CaptureFixture[str], recipe_file: Path, tmp_path: Path) -> None:
     out = str(tmp_path / "runs")
     text = printed(capsys, "train", str(recipe_file), "--runs", "2", "--out", out, "--train.epochs", "2")

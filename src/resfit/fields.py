@@ -159,6 +159,15 @@ def differences(old: object, new: object, where: str = "") -> list[tuple[str, An
     return [difference for path, a, b in inner for difference in differences(a, b, path)]
 
 
+def leaves(value: object, where: str = "") -> dict[str, Any]:
+    """The values within plain data by their dotted paths, as "spec.stages.0.channels"; empty containers are values."""
+    if not isinstance(value, Mapping | list | tuple) or not value:
+        return {where: value}
+    items = value.items() if isinstance(value, Mapping) else enumerate(value)
+    inner = [leaves(item, f"{where}.{key}" if where else str(key)) for key, item in items]
+    return {path: leaf for part in inner for path, leaf in part.items()}
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """The part of an error line that helps: the nearest known name, or all of them where none is near."""
     names = sorted(known)

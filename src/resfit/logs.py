@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from resfit.errors import BadInput
-from resfit.fields import nearest, to_plain
+from resfit.fields import leaves, nearest, to_plain
 from resfit.observer import Observer
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ class MLflowLogger(Observer):
         try:
             self.client: Any = MlflowClient(tracking_uri=address)
             self.run_id = self._run(folder, recipe)
-            for name, value in _flat(recipe.to_dict()):
+            for name, value in leaves(recipe.to_dict()).items():
                 self.client.log_param(self.run_id, name, str(value)[:_LONGEST_VALUE])
         except Exception as error:  # the client raises many kinds
             reason = " ".join(str(error).split())[:120]
@@ -152,12 +152,3 @@ def _result_values(record: RunRecord) -> Iterator[tuple[str, float]]:
     yield "result/test_loss", record.test.loss
     yield "result/params", record.params
     yield "result/seconds", record.seconds_to_result
-
-
-def _flat(value: object, prefix: str = "") -> Iterator[tuple[str, object]]:
-    """The leaves of plain data with their dotted places."""
-    if isinstance(value, Mapping) and value:
-        for key, item in value.items():
-            yield from _flat(item, f"{prefix}.{key}" if prefix else str(key))
-    else:
-        yield prefix, value

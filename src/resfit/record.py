@@ -63,7 +63,7 @@ class Metrics:
 
 @dataclass(frozen=True, kw_only=True)
 class EpochPoint:
-    """One epoch of the curve: `images` trained on, `lr` of the main group at the end, `seconds` spent training."""
+    """One epoch of the curve: `images` trained on, the main group's `lr` in its last step, `seconds` spent training."""
 
     epoch: int
     train_loss: float

@@ -32,7 +32,7 @@ _STEPS_BETWEEN_CHECKS = 50  # reading the loss makes the host wait for the devic
 
 @dataclass(frozen=True, kw_only=True)
 class EpochResult:
-    """One epoch's training in numbers: mean loss, accuracy on the augmented images, final learning rate, seconds.
+    """One epoch's training in numbers: mean loss, accuracy on the augmented images, the last step's rate, seconds.
 
     A mixed image is right by its predicted class's part of it, as in the originals of mixup and RICAP.
     """
@@ -137,24 +137,25 @@ class Trainer:
         self.net.train()
         self._freeze()
         now = self.under_way = self.under_way or self._begin_epoch()
-        groups = self._step_groups(now.order)
-        for n in range(self._steps_done(), len(groups)):
-            progress = self._progress(n / len(groups))
-            self._set_rates(n / len(groups))
+        groups, done = self._step_groups(now.order[now.seen :]), self._steps_done()
+        steps = done + len(groups)
+        for n, group in enumerate(groups, start=done):
+            progress = self._progress(n / steps)
+            self._set_rates(n / steps)
             distributed.draw_apart(self.seed, self.epoch, n)
-            loss_sum, hits = self._gradients(groups[n], progress)
+            loss_sum, hits = self._gradients(group, progress)
             self._step()
-            self._average((n + 1) / len(groups))
+            self._average((n + 1) / steps)
             now.loss_sum += loss_sum
             now.hits += hits
-            now.seen += sum(map(len, groups[n]))
+            now.seen += sum(map(len, group))
             if n % _STEPS_BETWEEN_CHECKS == 0:
                 self._check_loss()
-            self.on_step(self.epoch + 1, (n + 1) / len(groups))
+            self.on_step(self.epoch + 1, (n + 1) / steps)
         self._check_loss()
-        self._set_rates(1.0)
+        self._set_rates((steps - 1) / steps)  # for the result, where it went on after the last step
         if self.easy is not None:
-            self.easy.turns[now.order[: now.seen]] += 1
+            self.easy.turns[now.order] += 1
         self.epoch, self.under_way = self.epoch + 1, None
         return EpochResult(
             epoch=self.epoch,
@@ -167,11 +168,11 @@ class Trainer:
 
     def _begin_epoch(self) -> EpochUnderWay:
         began, zero = time.perf_counter(), torch.zeros((), device=self.device)
-        order = self._trained_on(self._shuffled(self.generator))
+        order = self._in_whole_batches(self._trained_on(self._shuffled(self.generator)))
         return EpochUnderWay(order=order, loss_sum=zero, hits=zero.clone(), began=began)
 
     def _steps_done(self) -> int:
-        """Optimizer steps of the epoch under way that are done; the last one may have had fewer images."""
+        """Optimizer steps of the epoch under way that are done, of today's size where it was another."""
         seen = self.under_way.seen if self.under_way else 0
         return -(-seen // (self.recipe.train.batch_size * self.recipe.train.accumulate))
 
@@ -301,17 +302,19 @@ class Trainer:
         skipping = self.epoch > 0 and self._progress(0.0) < self.recipe.train.skip_easy_until
         return self.easy.leave_out(order) if self.easy is not None and skipping else order
 
-    def _batches(self, order: Tensor) -> list[Tensor]:
-        """`order` in batches; with `drop_last` the partial one is left out, unless it is all there is.
-
-        A last image alone joins the batch before it: a norm needs two.
-        """
+    def _in_whole_batches(self, order: Tensor) -> Tensor:
+        """`order` without what `drop_last` leaves out: a partial batch, unless it is all there is."""
         config = self.recipe.train
-        batches = list(order.split(config.batch_size))
-        if len(batches) > 1 and len(batches[-1]) < config.batch_size:
-            partial = batches.pop()
-            if not config.drop_last:
-                batches.append(partial if len(partial) > 1 else torch.cat((batches.pop(), partial)))
+        partial = len(order) % config.batch_size
+        return order[: len(order) - partial] if config.drop_last and partial < len(order) else order
+
+    def _batches(self, order: Tensor) -> list[Tensor]:
+        """`order` in batches. A last image alone joins the batch before it: a norm needs two."""
+        size = self.recipe.train.batch_size
+        batches = list(order.split(size)) if len(order) else []
+        if len(batches) > 1 and len(batches[-1]) == 1 < size:
+            last = batches.pop()
+            batches[-1] = torch.cat((batches[-1], last))
         return batches
 
     def _set_rates(self, done: float) -> None:
@@ -330,7 +333,7 @@ class Trainer:
         Of several processes each has its share of every batch.
         """
         generator = torch.Generator().manual_seed(self.seed)
-        for index in self._batches(self._shuffled(generator)):
+        for index in self._batches(self._in_whole_batches(self._shuffled(generator))):
             yield self.batch(index, generator, progress=1.0)[0][distributed.share(len(index))]
 
     def batch(self, index: Tensor, generator: torch.Generator, *, progress: float) -> tuple[Tensor, Tensor]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,11 +70,12 @@ def add(commands: Any) -> None:
 def _field_help(kind: Any) -> str:
     """The sections of a recipe and their fields, in words."""
     import dataclasses
-    from typing import get_type_hints
+    from typing import get_args, get_type_hints
 
     hints = get_type_hints(kind)
-    sections = [name for name in hints if dataclasses.is_dataclass(hints[name])]
-    parts = [f"{name}: {', '.join(f.name for f in dataclasses.fields(hints[name]))}" for name in sections]
+    either = {name: get_args(hint) or (hint,) for name, hint in hints.items()}  # a section may be left out
+    sections = {name: kind for name, kinds in either.items() for kind in kinds if dataclasses.is_dataclass(kind)}
+    parts = [f"{name}: {', '.join(f.name for f in dataclasses.fields(kind))}" for name, kind in sections.items()]
     return "Sections and fields: " + "; ".join(parts) + "."
 
 
@@ -138,6 +141,9 @@ def _recipe(options: argparse.Namespace, target: str) -> Recipe:
         overrides = {**overrides, "budget": parse_count(options.budget)}
     check_scale_options(options)
     recipe = get_recipe(target, overrides)
+    if overrides and recipe.deviations and options.resume is None:
+        changes = ", ".join(f"{field} {json.dumps(value)}" for field, value in overrides.items())
+        recipe = replace(recipe, deviations=(*recipe.deviations, f"set by the command: {changes}"))
     if recipe.data.name == "folder" and options.resume is None:
         from resfit.run import for_folder
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
+from resfit.fields import leaves
 from resfit.record import Comparison, RunRecord, Summary, compare, summarize
 from resfit.report.words import data_name, device, peeked, processor
 
@@ -142,18 +143,10 @@ def _recipe_group(label: str, tone: int, runs: list[RunRecord]) -> RecipeGroup:
 
 def _labels(runs: Sequence[RunRecord]) -> list[str]:
     """The recipes' names; those that share one also say what sets them apart: "name · train.epochs 8"."""
-    flat = [_flat(run.config) for run in runs]
+    flat = [leaves(run.config) for run in runs]
     labels = []
     for run, fields in zip(runs, flat, strict=True):
         namesakes = [other for other, peer in zip(flat, runs, strict=True) if peer.recipe == run.recipe]
         differing = [key for key in fields if any(other.get(key) != fields[key] for other in namesakes)]
         labels.append(" · ".join([run.recipe, *(f"{key} {fields[key]}" for key in differing[:3])]))
     return [label if labels.count(label) == 1 else f"{label} · {i + 1}" for i, label in enumerate(labels)]
-
-
-def _flat(value: object, prefix: str = "") -> dict[str, object]:
-    if not isinstance(value, Mapping | list | tuple):
-        return {prefix: value}
-    items = value.items() if isinstance(value, Mapping) else enumerate(value)
-    joined = ((f"{prefix}.{key}" if prefix else str(key), item) for key, item in items)
-    return {place: leaf for key, item in joined for place, leaf in _flat(item, key).items()}
