@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -14,6 +15,8 @@ import torch
 
 from resfit.errors import BadInput
 from resfit.processor import processor
+
+_PASSWORD = re.compile(r"(?<=://)[^/@]*(?=@)|(?<=[?&]password=)[^&]*")  # of an address, with the user's name
 
 
 def environment(device: torch.device) -> dict[str, Any]:
@@ -34,10 +37,10 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 
 def command_line() -> str:
-    """The command of this process without the program's folder; `python -m PACKAGE` as it was given."""
+    """The command of this process without the program's folder and passwords; `python -m PACKAGE` as it was given."""
     program = Path(sys.argv[0])
     begin = ["python", "-m", program.parent.name] if program.name == "__main__.py" else [program.name]
-    return shlex.join([*begin, *sys.argv[1:]])
+    return shlex.join([*begin, *(_PASSWORD.sub("***", word) for word in sys.argv[1:])])
 
 
 def without_places(command: str) -> str:

@@ -52,3 +52,10 @@ class RunFailed(ResfitError, RuntimeError):
 
 class Diverged(RunFailed):
     """A loss or a weight is no longer finite."""
+
+
+def told(error: Exception) -> ResfitError:
+    """What of an error another process is told: one of the two kinds that commands end with."""
+    if isinstance(error, BadInput):
+        return BadInput(str(error))
+    return RunFailed(str(error) if isinstance(error, RunFailed) else f"{type(error).__name__}: {error}")

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,11 @@ from resfit.fields import from_plain, to_plain, unwritten
 from resfit.files import write_atomic
 
 EXPORTS = "export.json"
+
+
+def settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe's plain data without what is only said of it: its description and deviations."""
+    return {name: value for name, value in config.items() if name not in ("description", "deviations")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -301,8 +306,7 @@ class RunRecord:
 
         What was only said of the recipe, its description and deviations, is no part of it.
         """
-        settings = {name: value for name, value in self.config.items() if name not in ("description", "deviations")}
-        config = json.dumps(settings, sort_keys=True, default=str)
+        config = json.dumps(settings(self.config), sort_keys=True, default=str)
         return self.recipe, config, self.data.get("digest"), self.init and self.init.sha256
 
     @classmethod

@@ -19,13 +19,14 @@ from torch import Tensor
 import resfit.runner
 from resfit.cli import main
 from resfit.cost import cost
+from resfit.environment import command_line
 from resfit.errors import BadInput, RunFailed
 from resfit.recipe import Recipe
 from resfit.tunerecord import TuneRecord, read_search
 
 pytest.importorskip("optuna")
 
-from resfit.tune.search import Search, _work_in_parallel, run_search
+from resfit.tune.search import Search, _open, _work_in_parallel, run_search
 from resfit.tune.space import Dimension, Space
 
 RATES = Space(name="rates", dimensions={"optim.lr": Dimension(low=0.01, high=1.0, log=True)})
@@ -257,7 +258,7 @@ def test_a_killed_search_goes_on(files: tuple[str, str], tmp_path: Path, workers
 def test_its_processes_spread_over_the_gpus(tiny: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     begun: list[Search] = []
 
-    def start(work: object, each: Search, trials: int, share: int) -> object:
+    def start(work: object, each: Search, trials: int, tells: object, share: int) -> object:
         begun.append(each)
         return SimpleNamespace(join=lambda: None, exitcode=0, is_alive=lambda: False)
 
@@ -267,6 +268,54 @@ def test_its_processes_spread_over_the_gpus(tiny: Recipe, tmp_path: Path, monkey
     assert [each.device for each in begun] == ["cuda:0", "cuda:1", "cuda:0"]
 
 
-def test_a_database_s_password_is_never_told(tiny: Recipe) -> None:
-    place = Search(recipe=tiny, space=RATES, storage="postgresql://me:secret@host/db").place
-    assert place == "host/db"
+def test_a_database_s_password_is_never_told(tiny: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    address = "postgresql://me:secret@host/db"
+    assert Search(recipe=tiny, space=RATES, storage=address).place == "host/db"
+    words = ["--storage", address, "--log", "mlflow=https://you:hidden@there", "--storage=postgresql://h/d?password=p"]
+    monkeypatch.setattr("sys.argv", ["resfit", "tune", "tiny", *words])
+    told = command_line()
+    assert "://***@host/db" in told and "mlflow=https://***@there" in told and "password=***" in told
+    assert not any(secret in told for secret in ("secret", "hidden", "password=p"))
+
+
+@pytest.mark.parametrize("content", [b"one: 1", b"SQLite format 3\0...", b"[]\n"], ids=["yaml", "database", "json"])
+def test_a_file_that_is_no_journal_stays_as_it_is(tiny: Recipe, tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "journal.log").write_bytes(content)
+    with pytest.raises(BadInput, match=r"^not a journal of trials .*: give another --storage"):
+        run_search(search(tiny, tmp_path), 1)
+    assert (tmp_path / "journal.log").read_bytes() == content
+
+
+def test_results_of_another_search_stay(
+    files: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe, space = files
+    words = ["tune", recipe, "--space", space, "--trials", "1", "--epochs", "1", "--fraction", "0.3"]
+    words += ["--out", str(tmp_path)]
+    assert main([*words, "--storage", str(tmp_path / "first.log")]) == 0
+    before = (tmp_path / "tiny-tune" / "tune.json").read_text()
+    capsys.readouterr()
+    assert main([*words, "--storage", str(tmp_path / "second.log"), "--seed", "3"]) == 2
+    assert "another search exists already" in (told := capsys.readouterr().err) and "seed changed" in told
+    assert (tmp_path / "tiny-tune" / "tune.json").read_text() == before
+    assert main([*words, "--storage", str(tmp_path / "first.log"), "--trials", "2"]) == 0
+
+
+def test_a_trial_that_another_machine_began_is_told_of(
+    tiny: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = search(one_epoch(tiny), tmp_path)
+    trial = _open(own).ask()
+    trial.set_user_attr("process", "gone:7")
+    assert run_search(own, 2).trained == 1
+    assert "trial 0: under way in gone:7; if that is gone, ask for one trial more" in capsys.readouterr().err
+
+
+def test_what_all_its_processes_stumble_over_is_told_once(
+    files: tuple[str, str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    recipe, space = files
+    words = ["tune", recipe, "--space", space, "--workers", "2", "--device", "nowhere", "--out", str(tmp_path)]
+    assert main(words) == 2
+    told = capfd.readouterr().err
+    assert told.count("error:") == 1 and "(device nowhere): give auto, cpu or cuda" in told

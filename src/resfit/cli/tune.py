@@ -85,6 +85,7 @@ def _tune(options: argparse.Namespace) -> int:
         offline=options.offline,
         device=options.device if options.ray is None else "auto",
     )
+    search.require_own(folder)
     cluster = None if options.ray is None else on_ray(options, folder)
     try:
         with Interruptible(REPEAT):

@@ -26,9 +26,9 @@ import torch
 
 from resfit.checkpoint import PREVIOUS, STATE, has_state
 from resfit.data import Dataset, Images, load_dataset
-from resfit.errors import BadInput, ResfitError
-from resfit.executors.local import Place, told
-from resfit.files import write_atomic
+from resfit.errors import BadInput, ResfitError, told
+from resfit.executors.local import Place
+from resfit.files import claimed, write_atomic
 from resfit.observer import Observer
 from resfit.recipe import Recipe
 from resfit.record import EpochPoint, RunRecord, read_record
@@ -338,9 +338,13 @@ def _take(run: _Run) -> None:
 
 
 def _bring_home(files: dict[str, bytes], folder: Path) -> RunRecord:
-    """Write a run folder. The record, which says that it is complete, comes last."""
-    for name in sorted(files, key="record.json".__eq__):
-        write_atomic(folder / name, files[name])
+    """Write a run folder. The record, which says that it is complete, comes last; one that is there already stays.
+
+    Raises BadInput where another process is at work in the folder.
+    """
+    with claimed(folder):
+        for name in sorted(files, key="record.json".__eq__) if not (folder / "record.json").exists() else ():
+            write_atomic(folder / name, files[name])
     return read_record(folder)
 
 

@@ -12,7 +12,7 @@ from resfit.errors import BadInput
 from resfit.executors.local import Executor, Place
 from resfit.observer import Observer
 from resfit.recipe import Recipe
-from resfit.record import EpochPoint, RunRecord, read_record
+from resfit.record import EpochPoint, RunRecord, read_record, settings
 from resfit.run import run_folder
 from resfit.studyrecord import FailedRun, JudgedBy
 
@@ -118,9 +118,9 @@ def _check_folder(folder: Path, recipe: Recipe) -> None:
     """Refuse a folder whose run had other settings: its result would stand for something that it is not."""
     if not (folder / "recipe.yaml").exists():
         return
-    then, now = Recipe.from_yaml(folder / "recipe.yaml").to_dict(), recipe.to_dict()
+    then, now = settings(Recipe.from_yaml(folder / "recipe.yaml").to_dict()), settings(recipe.to_dict())
     if recipe.data.name == "folder":  # a run takes its number of classes from the images
         now["spec"]["num_classes"] = then["spec"]["num_classes"]
-    names = {**now, **then}.keys() - {"description", "deviations"}  # a section may stand in one of them alone
+    names = {**now, **then}  # a section may stand in one of them alone
     if changed := sorted(name for name in names if now.get(name) != then.get(name)):
         raise BadInput(f"a run with other settings exists already ({folder}: {', '.join(changed)}): give another --out")

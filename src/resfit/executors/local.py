@@ -17,7 +17,7 @@ from resfit import processes
 from resfit.checkpoint import has_state
 from resfit.data import load_dataset
 from resfit.environment import spread
-from resfit.errors import BadInput, ResfitError, RunFailed
+from resfit.errors import BadInput, RunFailed, told
 from resfit.observer import Observer
 from resfit.pretrained import model_sha256
 from resfit.recipe import DataConfig, Recipe
@@ -182,13 +182,6 @@ def _train(place: Place, recipe: Recipe, seed: int, device: str, tells: Connecti
         raise SystemExit(130) from None
     except Exception as error:
         tells.send(("failed", told(error)))
-
-
-def told(error: Exception) -> ResfitError:
-    """What of an error another process is told: one of the two kinds that commands end with."""
-    if isinstance(error, BadInput):
-        return BadInput(str(error))
-    return RunFailed(str(error) if isinstance(error, RunFailed) else f"{type(error).__name__}: {error}")
 
 
 class _Teller(Observer):

@@ -19,6 +19,8 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import cache
 from importlib.util import find_spec
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,16 +32,16 @@ from resfit.budget import judge
 from resfit.cost import cost
 from resfit.data import has_validation
 from resfit.environment import environment, pick_device, spread
-from resfit.errors import BadInput, RunFailed
+from resfit.errors import BadInput, ResfitError, RunFailed, told
 from resfit.fields import to_plain
 from resfit.files import is_alive
 from resfit.observer import Observer
 from resfit.recipe import Recipe
-from resfit.record import EpochPoint
+from resfit.record import EpochPoint, settings
 from resfit.run import fit
 from resfit.scale import scaled
 from resfit.tune.space import Dimension, Space
-from resfit.tunerecord import Outcome, TrialRecord, TuneRecord
+from resfit.tunerecord import Outcome, TrialRecord, TuneRecord, read_search
 from resfit.version import __version__
 
 try:
@@ -63,6 +65,7 @@ _FEWEST = 4  # complete trials, for anything to be said of the fields' importanc
 _UNTOUCHED = 5  # a trial is not pruned in the first of so many parts of its epochs
 _TABLE_MAKERS = 5  # processes that may make a new database's tables at the same time
 _UNNAMED = timedelta(minutes=1)  # in which the process of a new trial tells its name
+_JOURNAL = b'{"op_code":'  # how each of its lines begins
 _ASKING = threading.Lock()  # threads of one search begin trials in turn, lest they begin too many
 
 
@@ -119,11 +122,19 @@ class Search:
 
     def identity(self) -> dict[str, Any]:
         """What may not change from one call to the next, lest trials be compared that cannot be."""
-        config = {
-            key: value for key, value in self.recipe.to_dict().items() if key not in ("description", "deviations")
-        }
         scale = {"epochs": self.epochs, "fraction": self.fraction}
-        return {"recipe": config, "space": self.space.to_dict(), **scale, "seed": self.seed}
+        return {"recipe": settings(self.recipe.to_dict()), "space": self.space.to_dict(), **scale, "seed": self.seed}
+
+    def require_own(self, folder: Path) -> None:
+        """Raise BadInput where `folder` holds the results of another search, which would be overwritten."""
+        if not (folder / "tune.json").exists():
+            return
+        then = read_search(folder)
+        was = {"recipe": settings(then.config), "space": then.space, "epochs": then.epochs, "fraction": then.fraction}
+        now = to_plain({**self.identity(), "epochs": self.epochs or self.recipe.train.epochs})
+        if changed := [name for name, value in {**was, "seed": then.seed}.items() if now[name] != value]:
+            what = ", ".join(changed)
+            raise BadInput(f"another search exists already ({folder}: {what} changed): give another --out")
 
 
 def say(line: str) -> None:
@@ -149,6 +160,9 @@ def run_search(search: Search, trials: int, *, workers: int = 1, cluster: OnRay 
         _work(search, trials)
     else:
         _work_in_parallel(search, trials, workers)
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        where = trial.user_attrs.get("process", "another process")
+        say(f"trial {trial.number}: under way in {where}; if that is gone, ask for one trial more (--trials)")
     return record(search)
 
 
@@ -219,13 +233,18 @@ def _database(url: str) -> BaseStorage:
 
 
 def _mend(path: Path) -> None:
-    """Drop a last line that a killed process left half written: nothing could be read past it."""
+    """Drop a last line that a killed process left half written: nothing could be read past it.
+
+    Raises BadInput for a file of another kind: nothing may be written to it.
+    """
     if not path.exists():
         return
     lock = JournalFileSymlinkLock(str(path))
     lock.acquire()
     try:
         content = path.read_bytes()
+        if not content.startswith(_JOURNAL[: len(content)]):
+            raise BadInput(f"not a journal of trials ({path}): give another --storage; a database as sqlite:///{path}")
         if content and not content.endswith(b"\n"):
             os.truncate(path, content.rfind(b"\n") + 1)
     finally:
@@ -262,15 +281,31 @@ def _count(study: optuna.Study, under_way: bool = False) -> int:
 
 
 def _work_in_parallel(search: Search, trials: int, workers: int) -> None:
-    searches = [replace(search, device=device) for device in spread(search.device, workers)]
-    children = [processes.start(_worker, each, trials, share=workers) for each in searches]
+    pipes = [Pipe(duplex=False) for _ in range(workers)]
+    children = [
+        processes.start(_worker, replace(search, device=device), trials, tells, share=workers)
+        for device, (_, tells) in zip(spread(search.device, workers), pipes, strict=True)
+    ]
     try:
         for child in children:
             child.join()
     finally:
         processes.interrupt(children)
+    for hears, tells in pipes:
+        tells.close()
+        if error := _last_word(hears):
+            raise error
     if broken := [child.exitcode for child in children if child.exitcode]:
         raise RunFailed(f"a process of the search ended with status {broken[0]}: repeat the command to go on")
+
+
+def _last_word(hears: Connection) -> ResfitError | None:
+    """The error that a process told of before it ended."""
+    try:
+        error: ResfitError = hears.recv()
+    except EOFError:
+        return None
+    return error
 
 
 def _work_on(cluster: OnRay, search: Search, trials: int) -> None:
@@ -287,12 +322,11 @@ def _work_on(cluster: OnRay, search: Search, trials: int) -> None:
             pool.shutdown()
 
 
-def _worker(search: Search, trials: int) -> None:
+def _worker(search: Search, trials: int, tells: Connection) -> None:
     try:
         _work(search, trials)
-    except (BadInput, RunFailed) as error:
-        say(f"error: {error}")
-        raise SystemExit(error.exit_code) from None
+    except ResfitError as error:
+        tells.send(told(error))
     except KeyboardInterrupt:
         raise SystemExit(130) from None
 
