@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import time
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
+from subprocess import PIPE, STDOUT
 
 import pytest
 import yaml
@@ -31,15 +34,18 @@ def command(ready: Connection, words: list[str], told: str) -> None:
     raise SystemExit(main(words))
 
 
-def interrupted(words: list[str], number: signal.Signals, begun: Path, tmp_path: Path) -> tuple[int | None, str]:
-    """Exit status and words of a command that gets a signal once `begun` exists."""
+def interrupted(
+    words: list[str], number: signal.Signals, begun: Path | Callable[[], bool], tmp_path: Path
+) -> tuple[int | None, str]:
+    """Exit status and words of a command that gets a signal once `begun` exists, or says so."""
+    has_begun = begun.exists if isinstance(begun, Path) else begun
     told = tmp_path / "told.txt"
     process, _ = begin(command, words, str(told))
     try:
         until = time.monotonic() + 120
-        while not begun.exists() and process.is_alive() and time.monotonic() < until:
+        while not has_begun() and process.is_alive() and time.monotonic() < until:
             time.sleep(0.05)
-        assert begun.exists(), told.read_text()
+        assert has_begun(), told.read_text()
         time.sleep(0.5)
         os.kill(process.pid or 0, number)
         process.join(60)
@@ -78,11 +84,40 @@ def test_a_search_writes_down_its_trials(number: signal.Signals, workers: str, t
     recipe.write_text(yaml.safe_dump(LONG))
     space.write_text("optim.lr: {low: 1.0e-2, high: 1.0, log: true}\n")
     words = ["tune", str(recipe), "--space", str(space), "--workers", workers, "--out", str(out)]
-    status, told = interrupted(words, number, out / "tiny-tune" / "journal.log", tmp_path)
+    journal = out / "tiny-tune" / "journal.log"
+
+    def under_way() -> bool:
+        """Every worker draws its trial's rate."""
+        return journal.exists() and journal.read_text().count('"param_name":"optim.lr"') == int(workers)
+
+    status, told = interrupted(words, number, under_way, tmp_path)
     assert status == 128 + number, told
     assert told.splitlines()[-1] == f"interrupted ({number.name}): repeat the command to go on"
     search = read_search(out / "tiny-tune" / "tune.json")
-    assert {trial.outcome for trial in search.trials} <= {"failed"}, "none is left as if it went on"
+    assert [trial.outcome for trial in search.trials] == ["failed"] * int(workers), "none is left as if it went on"
+
+
+@pytest.mark.parametrize("wait", [0.0, 0.5, 3.0])
+def test_ctrl_c_ends_runs_in_processes_of_their_own_in_a_line(wait: float, tmp_path: Path) -> None:
+    """A terminal sends it to the whole group, also to a process that still loads torch."""
+    recipe = tmp_path / "tiny.yaml"
+    recipe.write_text(yaml.safe_dump(LONG))
+    words = ["train", str(recipe), "--runs", "2", "--workers", "2", "--out", str(tmp_path / "runs")]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "resfit", *words], stdout=PIPE, stderr=STDOUT, text=True, start_new_session=True
+    )
+    children = Path(f"/proc/{process.pid}/task")
+    until = time.monotonic() + 60
+    while time.monotonic() < until and process.poll() is None:
+        if sum(len((task / "children").read_text().split()) for task in children.iterdir()) > 2:  # with the tracker
+            break
+        time.sleep(0.02)
+    time.sleep(wait)
+    os.killpg(process.pid, signal.SIGINT)
+    told, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, told
+    assert "Traceback" not in told and "failed" not in told, told
+    assert told.splitlines()[-1] == "interrupted (SIGINT): repeat the command to go on"
 
 
 def test_runs_in_processes_of_their_own_save(tmp_path: Path) -> None:

@@ -92,6 +92,19 @@ def test_a_missing_package_is_one_line_before_any_training(name, monkeypatch, tm
     assert not list(tmp_path.iterdir())
 
 
+def test_a_log_that_fails_under_way_ends_alone(tiny, tmp_path, plain_run, capsys):
+    class Failing(logs._Log):
+        name = "failing"
+
+        def write(self, values, step):
+            if step > 1:
+                raise OSError("the server is gone")
+
+    record = train(tiny, out=tmp_path, observer=Observers([Failing()]))
+    assert_same_run((record, tmp_path / "tiny" / "0"), plain_run)
+    assert capsys.readouterr().err == "failing logs no more: the server is gone\n"
+
+
 def test_all_observers_hear_everything_in_order(tiny, tmp_path):
     heard: list[tuple[str, str]] = []
 

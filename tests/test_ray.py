@@ -22,7 +22,7 @@ from resfit.executors.local import InProcess, Place
 from resfit.observer import Observer
 from resfit.recipe import Recipe
 from resfit.record import EpochPoint, RunRecord, read_record
-from resfit.run import run_folder
+from resfit.run import run_folder, train
 from resfit.tunerecord import read_search
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'resfit[ray]'")
@@ -30,7 +30,7 @@ ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'resf
 from ray.cluster_utils import Cluster  # noqa: E402
 
 from resfit.executors import cluster as module  # noqa: E402
-from resfit.executors.cluster import OnRay, Share, _share  # noqa: E402
+from resfit.executors.cluster import OnRay, Share, _bring_home, _share  # noqa: E402
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -286,6 +286,15 @@ def test_a_hopeless_trial_is_ended_where_it_runs(two_nodes: Cluster, tiny: Recip
             time.sleep(0.5)
         assert ray.available_resources().get("CPU") == 2, "its core is free again"
         assert len(cluster.fit(tiny, 0, Observer())) == 3
+
+
+def test_what_comes_home_does_not_replace_a_finished_run(tiny: Recipe, tmp_path: Path) -> None:
+    train(tiny, out=tmp_path)
+    folder = tmp_path / "tiny" / "0"
+    before = (folder / "record.json").read_bytes()
+    _bring_home({"record.json": b"another", "model.safetensors": b"other"}, folder)
+    assert (folder / "record.json").read_bytes() == before
+    assert (folder / "model.safetensors").read_bytes() != b"other"
 
 
 def test_what_a_run_asks_for() -> None:

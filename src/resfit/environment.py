@@ -40,7 +40,12 @@ def command_line() -> str:
     """The command of this process without the program's folder and passwords; `python -m PACKAGE` as it was given."""
     program = Path(sys.argv[0])
     begin = ["python", "-m", program.parent.name] if program.name == "__main__.py" else [program.name]
-    return shlex.join([*begin, *(_PASSWORD.sub("***", word) for word in sys.argv[1:])])
+    return shlex.join([*begin, *map(without_password, sys.argv[1:])])
+
+
+def without_password(words: str) -> str:
+    """The words with *** for who logs in at an address, and for the password."""
+    return _PASSWORD.sub("***", words)
 
 
 def without_places(command: str) -> str:

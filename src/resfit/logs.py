@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from resfit.environment import without_password
 from resfit.errors import BadInput
 from resfit.fields import leaves, nearest, to_plain
 from resfit.observer import Observer
@@ -66,8 +68,42 @@ class Observers(Observer):
             member.message(text)
 
 
-class TensorBoardLogger(Observer):
-    """Scalars of each epoch and of the test set, in the run folder's tensorboard/."""
+class _Log(Observer):
+    """Scalars of each epoch and of the test set. Its trouble, once the run has begun, ends the log and not the run."""
+
+    name: str
+    ended = False
+
+    def epoch_ended(self, point: EpochPoint) -> None:
+        """The epoch's curve."""
+        self._attempt(lambda: self.write(_epoch_values(point), point.epoch))
+
+    def finished(self, record: RunRecord) -> None:
+        """The test set's scores; the log is over."""
+        self._attempt(lambda: self.write(_result_values(record), record.epochs))
+        self._attempt(self.close)
+
+    def write(self, values: Iterable[tuple[str, float]], step: int) -> None:
+        """Log named values."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """End the log."""
+        raise NotImplementedError
+
+    def _attempt(self, work: Callable[[], None]) -> None:
+        try:
+            if not self.ended:
+                work()
+        except Exception as error:  # a server that is gone, a full disk
+            self.ended = True
+            print(f"{self.name} logs no more: {_reason(error)}", file=sys.stderr)
+
+
+class TensorBoardLogger(_Log):
+    """In the run folder's tensorboard/."""
+
+    name = "tensorboard"
 
     def started(self, recipe: Recipe, data: Dataset, folder: Path, note: str) -> None:
         """Open the events file."""
@@ -76,24 +112,24 @@ class TensorBoardLogger(Observer):
         self.writer: Any = SummaryWriter(str(folder / "tensorboard"))
         self.writer.add_text("recipe", f"```yaml\n{recipe.to_yaml()}```")
 
-    def epoch_ended(self, point: EpochPoint) -> None:
-        """The epoch's curve."""
-        for name, value in _epoch_values(point):
-            self.writer.add_scalar(name, value, point.epoch)
+    def write(self, values: Iterable[tuple[str, float]], step: int) -> None:
+        """Log named values."""
+        for name, value in values:
+            self.writer.add_scalar(name, value, step)
         self.writer.flush()
 
-    def finished(self, record: RunRecord) -> None:
-        """The test set's scores."""
-        for name, value in _result_values(record):
-            self.writer.add_scalar(name, value, record.epochs)
+    def close(self) -> None:
+        """Close the events file."""
         self.writer.close()
 
 
-class MLflowLogger(Observer):
-    """Parameters, metrics and the record of a run, at `address` or in the run folder's mlflow.db.
+class MLflowLogger(_Log):
+    """At `address` or in the run folder's mlflow.db, with the recipe's fields as they were when the run began.
 
     The run's id is kept in the run folder, so that a resumed run goes on with its log.
     """
+
+    name = "mlflow"
 
     def __init__(self, address: str = "") -> None:
         self.address = address
@@ -108,11 +144,11 @@ class MLflowLogger(Observer):
         try:
             self.client: Any = MlflowClient(tracking_uri=address)
             self.run_id = self._run(folder, recipe)
-            for name, value in leaves(recipe.to_dict()).items():
-                self.client.log_param(self.run_id, name, str(value)[:_LONGEST_VALUE])
         except Exception as error:  # the client raises many kinds
-            reason = " ".join(str(error).split())[:120]
-            raise BadInput(f"MLflow cannot be reached ({address}: {reason}): give another --log mlflow=URI") from None
+            where = without_password(address)
+            raise BadInput(
+                f"MLflow cannot be reached ({where}: {_reason(error)}): give another --log mlflow=URI"
+            ) from None
 
     def _run(self, folder: Path, recipe: Recipe) -> str:
         kept = folder / "mlflow_run_id.txt"
@@ -121,22 +157,26 @@ class MLflowLogger(Observer):
         experiment = self.client.get_experiment_by_name("resfit")
         experiment_id = experiment.experiment_id if experiment else self.client.create_experiment("resfit")
         run = self.client.create_run(experiment_id, run_name=f"{recipe.name}/{folder.name}")
+        for name, value in leaves(recipe.to_dict()).items():
+            self.client.log_param(run.info.run_id, name, str(value)[:_LONGEST_VALUE])
         kept.write_text(run.info.run_id + "\n")
         return str(run.info.run_id)
 
-    def epoch_ended(self, point: EpochPoint) -> None:
-        """The epoch's curve."""
-        for name, value in _epoch_values(point):
-            self.client.log_metric(self.run_id, name, value, step=point.epoch)
+    def write(self, values: Iterable[tuple[str, float]], step: int) -> None:
+        """Log named values."""
+        for name, value in values:
+            self.client.log_metric(self.run_id, name, value, step=step)
 
-    def finished(self, record: RunRecord) -> None:
-        """The test set's scores; the run is over."""
-        for name, value in _result_values(record):
-            self.client.log_metric(self.run_id, name, value, step=record.epochs)
+    def close(self) -> None:
+        """Say that the run is over."""
         self.client.set_terminated(self.run_id)
 
 
 _LOGGERS = {"tensorboard": TensorBoardLogger, "mlflow": MLflowLogger}
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:120]
 
 
 def _epoch_values(point: EpochPoint) -> Iterator[tuple[str, float]]:

@@ -6,7 +6,9 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from multiprocessing.process import BaseProcess
 from typing import Any
 
@@ -19,8 +21,23 @@ def start(work: Callable[..., None], *arguments: Any, share: int = 1) -> BasePro
     process = multiprocessing.get_context("spawn").Process(
         target=_child, args=(work, arguments, share), daemon=True, name="resfit"
     )
-    process.start()
+    with _interrupts_later():
+        process.start()
     return process
+
+
+@contextmanager
+def _interrupts_later() -> Iterator[None]:
+    """SIGINT waits till the block's end in this thread, and in a child that begins here until it takes it."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    resource_tracker.ensure_running()  # to begin it would let SIGINT through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def interrupt(processes: Iterable[BaseProcess]) -> None:
@@ -50,7 +67,12 @@ def _child(work: Callable[..., None], arguments: tuple[Any, ...], share: int) ->
 
     if share > 1:
         torch.set_num_threads(max(1, cores() // share))
-    work(*arguments)
+    try:
+        if hasattr(signal, "pthread_sigmask"):  # what came while Python and torch were loaded ends it here
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        work(*arguments)
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
 
 
 def _end_with_parent() -> None:

@@ -15,9 +15,10 @@ Outcome = Literal["complete", "pruned", "diverged", "refused", "failed", "runnin
 class TrialRecord:
     """One trial. `values` are what was drawn, by field; `curve` is (epoch, validation accuracy), as a fraction.
 
-    outcome: complete; pruned (given up as hopeless); diverged (its loss was not finite); refused (over the budget, or
-    settings that make no network: nothing was built); failed (its process was killed); running. `accuracy` is that of
-    the weights that the recipe selects, for complete trials. `note` says why a trial came to nothing.
+    outcome: complete; pruned (given up as hopeless); diverged (its loss was not finite, or memory too small for it);
+    refused (over the budget, or settings that make no network: nothing was built); failed (its process was killed);
+    running. `accuracy` is that of the weights that the recipe selects, for complete trials. `note` says why a trial
+    came to nothing.
     """
 
     number: int

@@ -74,7 +74,7 @@ def test_a_verdict_says_plainly_what_was_found() -> None:
         "up is better than the baseline, base.",
         "down is worse than the baseline, base.",
         "near is not told apart from the baseline, base.",
-        "Nothing is said of once: that takes two finished runs of each and of the baseline.",
+        "Nothing is said of once: that takes two finished runs of each and of the baseline that differ.",
     ]
     assert study_page.verdict(make_study(point("base"), point("a")))[0].startswith("Nothing was compared yet")
 

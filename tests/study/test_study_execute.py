@@ -9,7 +9,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import CancelledError
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import yaml
@@ -132,6 +134,74 @@ def test_finished_runs_from_other_weights_are_refused(study: Study, tmp_path: Pa
     executor = InProcess(Place(out=out, init=str(out / "slow" / "0")), "cpu")
     with pytest.raises(BadInput, match=r"a run from other weights exists already \(.*plain/0\)"):
         execute(study, study.recipes(), executor, out, seeds=2)
+
+
+def test_unfinished_runs_from_other_weights_are_refused(
+    study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Broken(Observer):
+        def epoch_ended(self, point: EpochPoint) -> None:
+            raise KeyboardInterrupt
+
+    weights = train(study.recipes()["slow"], out=tmp_path / "given") and str(tmp_path / "given" / "slow" / "0")
+    out = tmp_path / "s"
+    with pytest.raises(KeyboardInterrupt):
+        train(study.recipes()["plain"], out=out, init=weights, observer=Broken())
+    with pytest.raises(BadInput, match=r"a run from other weights exists already \(.*plain/0\)"):
+        run(study, tmp_path)
+    executor = InProcess(Place(out=out, init=weights), "cpu")
+    assert execute(study, study.recipes(), executor, out, seeds=1).finished == 2
+
+
+def test_what_no_run_can_use_is_one_line(study: Study, tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"^no such device here, .* \(device nowhere\)"):
+        make_executor(Place(out=tmp_path), workers=2, device="nowhere")
+    data = {"data.name": "cifar10", "spec.input": {"size": 32, "channels": 3}}
+    executor = InProcess(Place(out=tmp_path / "s", data_dir=tmp_path / "none", offline=True), "cpu")
+    with pytest.raises(BadInput, match="CIFAR10 not found"), pytest.MonkeyPatch.context() as patch:
+        patch.delenv("RESFIT_DATA_DIR", raising=False)
+        execute(study, study.recipes(data), executor, tmp_path / "s", seeds=3)
+    assert not (tmp_path / "s").exists()
+
+
+def test_a_failure_of_any_kind_is_told_by_its_name(study: Study, tmp_path: Path) -> None:
+    class Failing(Observer):
+        def epoch_ended(self, point: EpochPoint) -> None:
+            raise KeyError("x")
+
+    future = InProcess(Place(out=tmp_path), "cpu").submit(study.recipes()["plain"], 0, Failing())
+    assert str(future.exception()) == "KeyError: 'x'"
+
+
+def test_a_process_that_cannot_begin_gives_its_device_back(
+    study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(*given: object, **options: object) -> object:
+        raise OSError("no more processes")
+
+    monkeypatch.setattr("resfit.processes.start", start)
+    log, place = Log(), Place(out=tmp_path / "s")
+    result = execute(study, study.recipes(), Processes(place, ["cpu"]), tmp_path / "s", seeds=2, watcher=log)
+    assert len(result.failed) == 4 and "no more processes" in log.ended["slow, seed 1"]
+
+
+def test_none_begins_when_the_others_are_ended(study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also one that was beginning at that moment is asked to end."""
+    ended: list[object] = []
+
+    def start(*given: object, **options: object) -> object:
+        time.sleep(0.3)
+        given[5].close()  # type: ignore[attr-defined]
+        return Mock(exitcode=130, join=lambda: time.sleep(0.3))
+
+    monkeypatch.setattr("resfit.processes.start", start)
+    monkeypatch.setattr("resfit.processes.interrupt", ended.extend)
+    executor = Processes(Place(out=tmp_path / "s"), ["cpu"])
+    with executor:
+        futures = [executor.submit(study.recipes()["plain"], seed, Observer()) for seed in range(2)]
+        time.sleep(0.1)
+    assert len(ended) == 1
+    assert isinstance(futures[0].exception(), CancelledError) and futures[1].cancelled()
 
 
 def test_finished_runs_on_other_images_are_refused(tmp_path: Path) -> None:

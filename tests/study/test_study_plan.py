@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -15,6 +16,8 @@ from resfit.errors import BadInput
 from resfit.recipe import get_recipe
 from resfit.scale import fitted
 from resfit.study.plan import Study, get_study, study_names
+
+DATA = TINY["data"]
 
 
 @pytest.fixture
@@ -45,7 +48,9 @@ def test_axes_give_their_product_and_points_stand_alone(base: str) -> None:
 
 
 def test_a_point_may_start_from_another_recipe(base: str) -> None:
-    study = Study(name="s", recipe=base, baseline="a", points={"a": {}, "b": {"recipe": "digits", "optim.lr": 0.3}})
+    study = Study(
+        name="s", recipe=base, baseline="a", points={"a": {}, "b": {"recipe": "digits", "data": DATA, "optim.lr": 0.3}}
+    )
     other = study.recipes()["b"]
     assert other.spec == get_recipe("digits").spec and other.optim.lr == 0.3 and other.name == "b"
 
@@ -56,15 +61,23 @@ def test_overrides_hold_for_all_points_ahead_of_their_own(base: str) -> None:
     assert [(r.optim.lr, r.optim.momentum) for r in recipes.values()] == [(0.2, 0.5), (0.5, 0.5)]
 
 
+@pytest.mark.parametrize("other", [{"data.val": 0.3}, {"data.split_seed": 5}, {"data.name": "cifar10"}], ids=str)
+def test_points_on_different_images_are_refused(base: str, other: dict[str, Any]) -> None:
+    study = Study(name="s", recipe=base, baseline="a", points={"a": {}, "b": other})
+    with pytest.raises(BadInput, match=r"^points on different images cannot be compared \(s: data.name, data.val, "):
+        study.recipes()
+
+
 def test_a_point_s_network_may_be_fitted_to_a_budget() -> None:
-    points = {"a": {}, "b": {"fit": "20k", "optim.lr": 0.3}, "c": {"recipe": "cifar10-94", "fit": 500_000}}
+    points = {"a": {}, "b": {"fit": "20k", "optim.lr": 0.3}, "c": {"recipe": "folder", "data": DATA, "fit": 500_000}}
     study = Study(name="s", recipe="digits", baseline="a", points=points)
-    found = study.recipes(epochs=1)
+    found = study.recipes({"data": DATA}, epochs=1)
     assert found["a"].spec == get_recipe("digits").spec
     assert found["b"].spec == fitted(get_recipe("digits"), 20_000).spec
     assert (found["b"].name, found["b"].budget, found["b"].optim.lr) == ("b", 20_000, 0.3)
-    assert found["b"].description == "digits with fit 20k, optim.lr 0.3"
-    assert found["c"].spec == fitted(get_recipe("cifar10-94"), 500_000).spec
+    assert found["b"].description.startswith("digits with ")
+    assert found["b"].description.endswith("fit 20k, optim.lr 0.3")
+    assert found["c"].spec == fitted(get_recipe("folder"), 500_000).spec
     assert all("scaled" in recipe.deviations[-1] for recipe in found.values())
     assert study.settings()["b"] == points["b"]
 
@@ -96,6 +109,11 @@ def test_epochs_and_fraction_scale_every_point_alike(base: str) -> None:
         ({"points": {"a": {}, "x/y": {}}}, r"point x/y: name is 'x/y'"),
         ({"points": {"a": {}}, "axes": {"x": {"a": {}}}}, r"a study has axes or points \(s\): give one"),
         ({"axes": {"x": {"a": {}, "a-b": {}}, "y": {"c": {}, "b-c": {}}}}, r"two points are called a-b-c"),
+        (
+            {"axes": {"x": {"a": {"lr": 1}}, "y": {"c": {"lr": 2}}}},
+            r"two axes set lr \(s, point a-c\)",
+        ),
+        ({"axes": {"x": {"a": {}}, "y": {}}}, r"an axis without values \(s: axes\)"),
         ({"points": {"a": {}}, "runs": 0}, r"runs is 0"),
         ({"points": {"a": {}}, "name": "../s"}, r"name is '../s'"),
     ],

@@ -124,3 +124,11 @@ def test_plain_data_reads_back(tmp_path: Path) -> None:
     dimensions = {"optim.lr": Dimension(low=0.1, high=1.0, log=True), "optim.name": Dimension(choices=("adam", "sgd"))}
     space = Space(name="mine", dimensions=dimensions)
     assert get_space(write(tmp_path, space.to_dict())) == space
+
+
+@pytest.mark.parametrize("pair", [("optim.lr", "optim"), ("spec.stages.0.blocks", "spec.stages.*.blocks")], ids=str)
+def test_a_value_that_would_be_lost_is_refused(pair: tuple[str, str]) -> None:
+    space = dict.fromkeys(pair, Dimension(low=1, high=3))
+    with pytest.raises(BadInput, match=r"would overwrite .* \(lost\): give it first"):
+        Space(name="lost", dimensions=space)
+    Space(name="kept", dimensions=dict(reversed(space.items())))

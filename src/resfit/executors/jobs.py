@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import Future, wait
+from concurrent.futures import CancelledError, Future, wait
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,15 +60,15 @@ def run_jobs(
 ) -> tuple[list[RunRecord], list[FailedRun]]:
     """Run what is not finished of `jobs`; the records of all that are now, in the jobs' order, and what failed.
 
-    `executor` has to put its run folders into `out`. Raises BadInput, ahead of any run, where `out` holds runs of other
-    settings, on other images, or from other weights.
+    `executor` has to put its run folders into `out`. Raises BadInput, ahead of any run, for data that cannot be used,
+    and where `out` holds runs of other settings, on other images, or from other weights.
     """
     watcher = watcher or Watcher()
     for job in jobs:
         _check_folder(run_folder(out, job.recipe, job.seed), job.recipe)
     records = _finished(jobs, out)
-    executor.place.require_own(list(records.values()))
     todo = [job for job in jobs if str(job) not in records]
+    executor.place.check(list(records.values()), [(job.recipe, job.seed) for job in todo])
     watcher.planned(todo, list(records.values()), judged_by(jobs, executor.place))
     failed: list[FailedRun] = []
     if todo:
@@ -90,9 +90,10 @@ def _submitted(
     """The job's run, whose end goes into `records` or `failed`."""
 
     def ended(future: Future[RunRecord]) -> None:
-        if future.cancelled():
+        error = None if future.cancelled() else future.exception()
+        if future.cancelled() or isinstance(error, CancelledError):
             return
-        if error := future.exception():
+        if error:
             failed.append(FailedRun(point=job.recipe.name, seed=job.seed, error=" ".join(str(error).split())))
             watcher.failed(job, failed[-1].error)
         else:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import queue
+import threading
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
@@ -14,9 +16,9 @@ from types import TracebackType
 from typing import Protocol
 
 from resfit import processes
-from resfit.checkpoint import has_state
+from resfit.checkpoint import STATE, has_state, load_state
 from resfit.data import load_dataset
-from resfit.environment import spread
+from resfit.environment import pick_device, spread
 from resfit.errors import BadInput, RunFailed, told
 from resfit.observer import Observer
 from resfit.pretrained import model_sha256
@@ -53,23 +55,40 @@ class Place:
             observer=observer,
         )
 
-    def require_own(self, records: Sequence[RunRecord]) -> None:
-        """Raise BadInput for a finished run that began from other weights, or saw another folder of images."""
+    def check(self, finished: Sequence[RunRecord], todo: Sequence[tuple[Recipe, int]]) -> None:
+        """Raise BadInput for data that cannot be used, and for runs from other weights or another folder of images.
+
+        `finished` are runs that lie in `out`; those of `todo` are to be trained, or to go on.
+        """
         begins = model_sha256(self.init) if self.init else None
-        digests: dict[tuple[DataConfig, InputSpec], str] = {}
-        for record in records:
-            folder = self.out / record.recipe / str(record.seed)
-            if (record.init.sha256 if record.init else None) != begins:
+        began = {self._folder(record): record.init and record.init.sha256 for record in finished}
+        for folder in [run_folder(self.out, recipe, seed) for recipe, seed in todo]:
+            if has_state(folder):
+                with suppress(BadInput):  # a damaged one: its run sets it aside, and says so
+                    init = load_state(folder / STATE)["init"]
+                    began[folder] = init and init["sha256"]
+        for folder, weights in began.items():
+            if weights != begins:
                 raise BadInput(f"a run from other weights exists already ({folder}): give another --out")
+        digests: dict[tuple[DataConfig, InputSpec], str] = {}
+        for recipe, _ in todo:
+            self._digest(recipe, digests)
+        for record in finished:
             recipe = Recipe.from_dict(record.config)
-            if recipe.data.name != "folder":
-                continue
-            data, images = recipe.data, recipe.spec.input
-            if (data, images) not in digests:
-                loaded = load_dataset(data, size=images.size, channels=images.channels, data_dir=self.data_dir)
-                digests[data, images] = loaded.digest
-            if digests[data, images] != record.data["digest"]:
-                raise BadInput(f"a run on other images exists already ({folder}): give another --out")
+            if recipe.data.name == "folder" and self._digest(recipe, digests) != record.data["digest"]:
+                raise BadInput(f"a run on other images exists already ({self._folder(record)}): give another --out")
+
+    def _folder(self, record: RunRecord) -> Path:
+        return self.out / record.recipe / str(record.seed)
+
+    def _digest(self, recipe: Recipe, known: dict[tuple[DataConfig, InputSpec], str]) -> str:
+        """That of the recipe's images, which are loaded where it is not `known`, and downloaded once for all runs."""
+        data, images = recipe.data, recipe.spec.input
+        if (data, images) not in known:
+            known[data, images] = load_dataset(
+                data, size=images.size, channels=images.channels, data_dir=self.data_dir, offline=self.offline
+            ).digest
+        return known[data, images]
 
 
 class Executor(Protocol):
@@ -89,6 +108,7 @@ class Executor(Protocol):
 
 def make_executor(place: Place, *, workers: int | None = None, device: str = "auto") -> Executor:
     """As many processes as `workers` says, spread over the devices: by default one a CUDA device, on the CPU one."""
+    pick_device(device)
     devices = spread(device, workers)
     return InProcess(place, devices[0]) if len(devices) == 1 else Processes(place, devices)
 
@@ -105,7 +125,7 @@ class InProcess:
         try:
             future.set_result(self.place.train(recipe, seed, device=self.device, observer=observer))
         except Exception as error:
-            future.set_exception(error)
+            future.set_exception(told(error))
         return future
 
     def __enter__(self) -> InProcess:
@@ -128,6 +148,8 @@ class Processes:
             self.free.put(device)
         self.threads = ThreadPoolExecutor(len(devices))
         self.running: set[BaseProcess] = set()
+        self.closing = False
+        self.beginning = threading.Lock()  # a process begins and is noted down, or none begins any more
 
     def submit(self, recipe: Recipe, seed: int, observer: Observer) -> Future[RunRecord]:
         """Train as soon as a device is free."""
@@ -135,37 +157,49 @@ class Processes:
 
     def _run(self, recipe: Recipe, seed: int, observer: Observer) -> RunRecord:
         device = self.free.get()
-        told, tells = Pipe(duplex=False)
-        process = processes.start(_train, self.place, recipe, seed, device, tells, share=self.share)
-        self.running.add(process)
-        tells.close()
         try:
-            failure = _relay(told, observer)
+            hears, tells = Pipe(duplex=False)
+            with hears, tells:
+                process = self._begun(recipe, seed, device, tells)
+                tells.close()  # the child's copy alone is open: its end is heard
+                failure = _relay(hears, observer)
             process.join()
-            if failure is not None:
-                raise failure
-            if process.exitcode:
-                raise RunFailed(f"the run's process ended with status {process.exitcode}: repeat the command to go on")
-            return read_record(run_folder(self.place.out, recipe, seed))
-        finally:
             self.running.discard(process)
+        finally:
             self.free.put(device)
+        if failure is not None:
+            raise failure
+        if process.exitcode and self.closing:
+            raise CancelledError
+        if process.exitcode:
+            raise RunFailed(f"the run's process ended with status {process.exitcode}: repeat the command to go on")
+        return read_record(run_folder(self.place.out, recipe, seed))
+
+    def _begun(self, recipe: Recipe, seed: int, device: str, tells: Connection) -> BaseProcess:
+        with self.beginning:
+            if self.closing:
+                raise CancelledError
+            process = processes.start(_train, self.place, recipe, seed, device, tells, share=self.share)
+            self.running.add(process)
+        return process
 
     def __enter__(self) -> Processes:
         return self
 
     def __exit__(self, *error: object) -> None:
+        with self.beginning:
+            self.closing = True
         self.threads.shutdown(wait=False, cancel_futures=True)
         processes.interrupt(list(self.running))
         self.threads.shutdown()
 
 
-def _relay(told: Connection, observer: Observer) -> Exception | None:
+def _relay(hears: Connection, observer: Observer) -> Exception | None:
     """Pass on what the child tells until it ends; the exception that it ended with."""
     failure: Exception | None = None
     while True:
         try:
-            what, value = told.recv()
+            what, value = hears.recv()
         except EOFError:
             return failure
         if what == "failed":
@@ -178,8 +212,6 @@ def _train(place: Place, recipe: Recipe, seed: int, device: str, tells: Connecti
     """A child's work."""
     try:
         place.train(recipe, seed, device=device, observer=_Teller(tells))
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None
     except Exception as error:
         tells.send(("failed", told(error)))
 

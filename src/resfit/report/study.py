@@ -140,7 +140,8 @@ def verdict(study: StudyRecord) -> list[str]:
     ]
     if undecided := [name for name, against in compared if against.differs is None]:
         said.append(
-            f"Nothing is said of {_listed(undecided)}: that takes two finished runs of each and of the baseline."
+            f"Nothing is said of {_listed(undecided)}: that takes two finished runs of each and of the baseline that "
+            "differ."
         )
     return said or [f"Nothing was compared yet: that takes finished runs of {study.baseline} and of another point."]
 

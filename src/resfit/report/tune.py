@@ -66,6 +66,12 @@ def importance(search: TuneRecord) -> Bars | None:
     return Bars(title="Share of the accuracy's variance, %", bars=bars, percent=True, from_zero=True)
 
 
+def shown_curves(search: TuneRecord) -> list[TrialRecord]:
+    """The trials whose curves are drawn: the last ones of more than one epoch, and the best."""
+    several = [trial for trial in search.trials if len(trial.curve) > 1]
+    return [trial for trial in several[:-_MOST_CURVES] if trial.number == search.best] + several[-_MOST_CURVES:]
+
+
 def curves(search: TuneRecord) -> LineChart | None:
     """Validation accuracy over the epochs, a line a trial, where trials have more than one epoch."""
     series = tuple(
@@ -74,7 +80,6 @@ def curves(search: TuneRecord) -> LineChart | None:
             tone=0 if trial.outcome == "complete" else 7,
             points=tuple((float(epoch), accuracy) for epoch, accuracy in trial.curve),
         )
-        for trial in search.trials[-_MOST_CURVES:]
-        if len(trial.curve) > 1
+        for trial in shown_curves(search)
     )
     return LineChart(title="Validation accuracy, %", series=series, percent=True, faint=True) if series else None

@@ -53,12 +53,17 @@ class Study:
         if self.points:
             return {_text(name): dict(_mapping(f"points.{name}", value)) for name, value in self.points.items()}
         axes = [list(_mapping(f"axes.{name}", values).items()) for name, values in self.axes.items()]
+        if not all(axes):
+            raise BadInput(f"an axis without values ({self.name}: axes): give names with overrides")
         found: dict[str, dict[str, Any]] = {}
         for choice in product(*axes):
             parts = [_mapping(f"axes.{_text(name)}", overrides) for name, overrides in choice]
             point = "-".join(_text(name) for name, _ in choice)
             if point in found:
                 raise BadInput(f"two points are called {point} ({self.name}): name the values of the axes otherwise")
+            paths = [path for part in parts for path in part]
+            if twice := [path for path in paths if paths.count(path) > 1]:
+                raise BadInput(f"two axes set {twice[0]} ({self.name}, point {point}): leave it to one of them")
             found[point] = {path: value for part in parts for path, value in part.items()}
         return found
 
@@ -85,6 +90,9 @@ class Study:
                 require_fit(made[name].spec, made[name].budget)
             except BadInput as error:
                 raise BadInput(f"{self.name}, point {name}: {error}") from None
+        if len({(recipe.data.name, recipe.data.val, recipe.data.split_seed) for recipe in made.values()}) > 1:
+            fields = "data.name, data.val, data.split_seed"
+            raise BadInput(f"points on different images cannot be compared ({self.name}: {fields}): give all the same")
         return made
 
     def _recipe(self, name: str, setting: dict[str, Any], counted: Callable[[Recipe], Recipe]) -> Recipe:

@@ -327,8 +327,6 @@ def _worker(search: Search, trials: int, tells: Connection) -> None:
         _work(search, trials)
     except ResfitError as error:
         tells.send(told(error))
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None
 
 
 def _work(search: Search, trials: int, train: Fit | None = None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -66,6 +67,11 @@ class Space:
 
     name: str
     dimensions: Mapping[str, Dimension]
+
+    def __post_init__(self) -> None:
+        for before, after in itertools.combinations(self.dimensions, 2):
+            if _is_within(before, after):
+                raise BadInput(f"{after} would overwrite {before} ({self.name}): give it first, or one of them")
 
     def apply(self, recipe: Recipe, drawn: Mapping[str, Any]) -> Recipe:
         """`recipe` with what was drawn; raises BadInput where the values don't go together."""
