@@ -15,7 +15,7 @@ from PIL import Image
 from tiny_recipe import TINY
 
 import resfit
-from resfit.card import render_card, runs_like, write_card
+from resfit.card import render_card, write_card
 from resfit.cli import main
 from resfit.errors import BadInput
 from resfit.recipe import Recipe
@@ -80,7 +80,7 @@ def test_one_run_is_said_to_be_one(run: Path) -> None:
     assert "chosen on the test set" in str(header(render_card(peeking, [peeking]))["model-index"])
 
 
-def test_runs_of_other_recipes_and_data_are_left_out(run: Path) -> None:
+def test_runs_of_other_recipes_data_and_weights_are_left_out(run: Path) -> None:
     def beside(name: str, record: RunRecord) -> None:
         (run.parent / name).mkdir()
         (run.parent / name / "record.json").write_text(json.dumps(record.to_dict()))
@@ -89,7 +89,14 @@ def test_runs_of_other_recipes_and_data_are_left_out(run: Path) -> None:
     beside("7", replace(record, seed=7))
     beside("8", replace(record, seed=8, config={**record.config, "budget": 1}))
     beside("9", replace(record, seed=9, data={**record.data, "digest": "other"}))
-    assert [one.seed for one in runs_like(record, run)] == [0, 1, 7]
+    init = GivenModel(path="/home/me/runs/digits/0/", sha256="a" * 64, params=9, taken="all weights")
+    beside("10", replace(record, seed=10, init=init))
+    (run.parent / "notes").mkdir()
+    (run.parent / "notes" / "record.json").write_text("of another program")
+    assert "seeds 0, 1, 7 the" in write_card(run).read_text()
+    shutil.copy(run / "model.safetensors", run.parent / "10")
+    card = write_card(run.parent / "10").read_text()
+    assert "n = 1" in card and "digits/0: all weights" in card and "/home/me" not in card
 
 
 def test_class_names_cannot_break_a_table(run: Path) -> None:

@@ -193,12 +193,13 @@ def test_a_report_replaces_no_file_but_a_report(
 ) -> None:
     printed(capsys, "train", str(recipe_file), "--epochs", "1", "--out", str(tmp_path / "runs"))
     page, mine = tmp_path / "page.html", tmp_path / "mine.html"
-    mine.write_text("my own")
     for again in ([], [str(tmp_path / "runs" / "tiny" / "0")]):
         text = printed(capsys, "report", str(tmp_path / "runs"), *again, "--out", str(page))
         assert text.endswith("page.html: 1 run\n")
-    assert "no report of resfit's exists already" in fails(capsys, "report", str(tmp_path / "runs"), "--out", str(mine))
-    assert mine.read_text() == "my own"
+    for other in ("mine", '<meta name="generator" content="resfit">'):  # a study's page
+        mine.write_text(other)
+        told = fails(capsys, "report", str(tmp_path / "runs"), "--out", str(mine))
+        assert "no report of resfit's exists already" in told and mine.read_text() == other
 
 
 def test_a_renamed_run_is_not_resumed_as_another(

@@ -66,7 +66,7 @@ def test_a_file_is_read_at_the_networks_size(run: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [b"", b"no picture", b"\x89PNG\r\n\x1a\n cut off"])
 def test_a_broken_file_has_its_line(run: Path, tmp_path: Path, content: bytes) -> None:
     (tmp_path / "broken.png").write_bytes(content)
-    with pytest.raises(BadInput, match=r"cannot be read as an image \(broken\.png\)"):
+    with pytest.raises(BadInput, match=r"cannot be read as an image \(broken\.png, .+\)"):
         demo.read_image(load(run), tmp_path / "broken.png")
 
 
@@ -103,7 +103,12 @@ def test_a_class_without_a_test_image_is_left_out(two_classes: Path, tmp_path: P
 
 
 @pytest.mark.parametrize(
-    ("words", "line"), [(["nowhere"], "no model (nowhere"), (["nowhere", "--port", "0"], "port is 0 (--port)")]
+    ("words", "line"),
+    [
+        (["nowhere"], "no model (nowhere"),
+        (["nowhere", "--port", "0"], "port is 0 (--port)"),
+        (["nowhere", "--host", "192.0.2.1"], "cannot serve there (192.0.2.1:any, cannot assign requested address)"),
+    ],
 )
 def test_each_mistake_has_its_line(capsys: pytest.CaptureFixture[str], words: list[str], line: str) -> None:
     assert main(["demo", *words]) == 2

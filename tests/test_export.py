@@ -229,6 +229,17 @@ def test_nothing_is_overwritten_and_the_list_grows(run: Path, monkeypatch: pytes
     assert [one.file for one in read_exports(run)] == ["model.fp32.safetensors", "second.safetensors"]
 
 
+def test_exports_of_another_network_are_not_the_runs(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(export_module.check, "_SECONDS", 0.0)
+    net = load(run)
+    torch.nn.init.zeros_(net.head.weight)
+    resfit.save(net, run / "other.safetensors")
+    for model in ("other", "model"):
+        export(run / f"{model}.safetensors", format="safetensors-fp32", out=run / f"{model}.fp32.safetensors")
+    assert [one.file for one in read_exports(run)] == ["other.fp32.safetensors", "model.fp32.safetensors"]
+    assert [one.file for one in read_record(run).exports] == ["model.fp32.safetensors"]
+
+
 def test_an_export_that_disagrees_is_an_error_and_not_kept(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

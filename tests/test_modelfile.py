@@ -162,6 +162,15 @@ def test_a_file_of_another_program_is_refused(tmp_path, metadata, problem):
     complaint(path)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(tmp_path, value):
+    net = build(SPEC)
+    with torch.no_grad():
+        net.head.weight[0, 0] = value
+    save_model(tmp_path / "model.safetensors", net, SPEC, INFO)
+    assert "a weight is not finite" in complaint(tmp_path / "model.safetensors")
+
+
 def test_weights_of_another_network_are_refused(tmp_path):
     other = NetSpec.from_dict({**SPEC.to_dict(), "num_classes": 4})
     save_model(tmp_path / "model.safetensors", build(other), SPEC, INFO)

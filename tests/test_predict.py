@@ -5,7 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import struct
+import subprocess
+import sys
 import zlib
 from pathlib import Path
 
@@ -122,6 +125,17 @@ def test_kinds_of_images_and_channels(tmp_path: Path) -> None:
         assert (len(found.images), found.unreadable) == (5, ())
 
 
+def test_a_name_that_is_no_text_loses_no_answer(tmp_path: Path) -> None:
+    (good,) = pictures(tmp_path, "good.png")
+    os.link(good, os.fsencode(tmp_path) + b"/\xff.png")
+    names, net = [os.fsencode(tmp_path) + b"/\xff.png", good], str(model(tmp_path))
+    strict = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}
+    for form in ([], ["--csv"], ["--json"]):
+        command = [sys.executable, "-m", "resfit", "predict", net, *names, *form]
+        done = subprocess.run(command, env=strict, capture_output=True, check=False)
+        assert done.returncode == 0 and b"udcff.png" in done.stdout, done.stderr
+
+
 def test_what_cannot_be_read_is_listed_and_the_rest_answered(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -139,7 +153,7 @@ def test_what_cannot_be_read_is_listed_and_the_rest_answered(
     assert [image["image"] for image in answer["unreadable"]] == bad
     lines = printed.err.splitlines()
     assert [line.split(": ")[:2] for line in lines] == [["unreadable", path] for path in bad]
-    for line, reason in zip(lines[1:], ("a folder without", "not an image", "no such file", "bomb"), strict=True):
+    for line, reason in zip(lines[1:], ("a folder without", "not an image", "no such file", "more than"), strict=True):
         assert reason in line
 
 

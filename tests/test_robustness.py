@@ -79,6 +79,14 @@ def test_corruptions_are_scored_kept_and_shown(folder: Path, capsys: pytest.Capt
     assert not (folder / "robustness.json").exists()  # no record: no finished run to keep it with
 
 
+def test_nothing_is_kept_of_another_network_or_other_data(folder: Path) -> None:
+    (folder / "experiment.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
+    (folder / "recipe.yaml").write_text((folder / "recipe.yaml").read_text())
+    score_corruptions(folder / "experiment.safetensors")
+    score_corruptions(folder, data="folder")
+    assert not (folder / "robustness.json").exists()
+
+
 def test_the_page_shows_what_was_kept(folder: Path) -> None:
     kinds = [{"kind": "impulse_noise", "group": "noise", "accuracy": [0.9, 0.7, 0.5, 0.3, 0.1]}]
     kept = {"set": "resfit-corruptions-1", "seed": 0, "images": 12, "clean": 0.95, "mean": 0.5, "kinds": kinds}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import yaml
 
 from resfit.errors import BadInput
 from resfit.files import sha256, write_atomic
-from resfit.record import RunRecord, read_record, summarize
+from resfit.record import RunRecord, read_record, runs_alike, summarize
 from resfit.report import words
 from resfit.report.figures import wilson
 
@@ -31,20 +32,20 @@ def write_card(run: str | Path, licence: str = "unknown") -> Path:
     model = folder / "model.safetensors"
     if not model.is_file():
         raise BadInput(f"no model.safetensors ({folder}): give the folder of a finished run")
-    return write_atomic(card, render_card(record, runs_like(record, folder), sha256(model), licence))
+    return write_atomic(card, render_card(_published(record), _runs_beside(record, folder), sha256(model), licence))
 
 
-def runs_like(record: RunRecord, folder: Path) -> list[RunRecord]:
-    """The finished runs beside `folder` that differ from its run in seed and machine alone, by seed; it is among them.
-
-    A folder that lies by itself has none beside it.
-    """
-    found = {record.seed: record}
-    for beside in sorted(folder.resolve().parent.glob("*/record.json")):
-        other = read_record(beside)
-        if (other.recipe, other.config, other.data) == (record.recipe, record.config, record.data):
-            found.setdefault(other.seed, other)
+def _runs_beside(record: RunRecord, folder: Path) -> list[RunRecord]:
+    """The finished runs that differ from the one in `folder` in seed and machine alone, by seed; it is among them."""
+    found = {run.seed: run for run in runs_alike(folder.resolve().parent, record)} | {record.seed: record}
     return [found[seed] for seed in sorted(found)]
+
+
+def _published(record: RunRecord) -> RunRecord:
+    """The record without the places of this machine in it."""
+    short = [replace(given, path="/".join(Path(given.path).parts[-2:])) for given in record.teachers]
+    init = record.init and replace(record.init, path="/".join(Path(record.init.path).parts[-2:]))
+    return replace(record, init=init, teachers=tuple(short))
 
 
 def render_card(record: RunRecord, runs: list[RunRecord], sha256: str = "", licence: str = "unknown") -> str:

@@ -6,9 +6,9 @@ The page is gradio's, without its telemetry, share links and network fonts: noth
 from __future__ import annotations
 
 import os
+import socket
 import tempfile
 import threading
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from resfit.data.decode import decode
+from resfit.data.decode import decode_one
 from resfit.data.normalize import normalizer
 from resfit.drawings import drawings
 from resfit.errors import BadInput
@@ -71,27 +71,24 @@ def answer(net: Network, pixels: Tensor) -> Answer:
 
 def read_image(net: Network, file: str | Path) -> Tensor:
     """The pixels of an image file as the network takes them, uint8 [C, H, W]; raises BadInput where it is damaged."""
-    from PIL.Image import DecompressionBombWarning
-
-    spec = net.spec.input
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", DecompressionBombWarning)
-            return torch.from_numpy(decode(Path(file), size=spec.size, channels=spec.channels).copy())
-    except Exception:  # decoders of damaged files may raise anything
-        raise BadInput(f"cannot be read as an image ({Path(file).name}): give a PNG, JPEG, WebP, BMP or GIF") from None
+    found = decode_one(Path(file), size=net.spec.input.size, channels=net.spec.input.channels)
+    if isinstance(found, str):
+        raise BadInput(f"cannot be read as an image ({Path(file).name}, {found}): give a PNG, JPEG, WebP, BMP or GIF")
+    return torch.from_numpy(found.copy())
 
 
 def sample_images(net: Network, target: str | Path, data_dir: Path | None = None) -> Samples:
     """A few images of the network's own classes, one a class, without a download.
 
     They are test images of its data. Where that is not found, digits serve a network of digits, and drawings one that
-    knows what they show; others get none.
+    knows what they show; others get none. Raises BadInput where the data is not in `data_dir`.
     """
     for data in (None, "digits"):
         try:
             found = data_of(net, target, data_dir=data_dir, offline=True, data=data)
         except BadInput:
+            if data is None and data_dir is not None:
+                raise
             continue
         present = found.test.labels.unique()[:_SAMPLES].tolist()
         firsts = [int((found.test.labels == label).nonzero()[0]) for label in present]
@@ -113,6 +110,7 @@ def serve(
 
     Raises BadInput where the model or the port cannot be used, or gradio is missing.
     """
+    _require_address(host, port)
     net = load(target)
     if net.spec.input.channels not in (1, 3):
         raise BadInput(f"the network takes {net.spec.input.channels} channels ({target}): pictures have 1 or 3")
@@ -131,13 +129,25 @@ def serve(
                 footer_links=[],
                 theme=gradio.themes.Default(font=_FONTS, font_mono=_MONO_FONTS),
             )
-        except OSError:
+        except OSError:  # taken in the meantime
             raise BadInput(f"no free port ({host}:{port or 'any'}): give another with --port") from None
         ready(address)
         try:
             threading.Event().wait()
         except KeyboardInterrupt:
             page.close(verbose=False)
+
+
+def _require_address(host: str, port: int | None) -> None:
+    """Raise BadInput where nothing can be served: the page's server would try for minutes."""
+    try:
+        family, kind, *_, address = socket.getaddrinfo(host, port or 0, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except (OSError, OverflowError) as error:
+        where = f"{host}:{port or 'any'}, {str(getattr(error, 'strerror', None) or error).lower()}"
+        raise BadInput(f"cannot serve there ({where}): give another --host or --port") from None
 
 
 def _gradio(uploads: str) -> Any:

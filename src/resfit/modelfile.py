@@ -75,6 +75,13 @@ def model_file(path: str | Path) -> Path:
     return Path(path) / "model.safetensors" if Path(path).is_dir() else Path(path)
 
 
+def record_beside(path: str | Path) -> Path | None:
+    """The record.json of the run whose own network lies at `path`; None for any other model file."""
+    file = model_file(path)
+    beside = file.with_name("record.json")
+    return beside if file.name == "model.safetensors" and beside.exists() else None
+
+
 def load(path: str | Path) -> Network:
     """The network of a model.safetensors, or of the run folder that holds one, in evaluation mode.
 
@@ -88,6 +95,8 @@ def load(path: str | Path) -> Network:
         spec = NetSpec.from_dict(json.loads(metadata["resfit.spec"]))
         if cost(spec).params > sum(tensor.numel() for tensor in tensors.values()):
             raise ValueError("it holds fewer weights than its spec has parameters")
+        if not all(tensor.isfinite().all() for tensor in tensors.values()):
+            raise ValueError("a weight is not finite")
         with torch.random.fork_rng(devices=[]):  # the weights that it begins with are replaced
             net = build(spec)
         net.load_state_dict(tensors)

@@ -9,10 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import UnidentifiedImageError
 from PIL.Image import Image
 
-from resfit.data.decode import decode_each
+from resfit.data.decode import decode_each, reason
 from resfit.data.folder import is_image, visible_files
 from resfit.data.normalize import normalizer
 from resfit.environment import pick_device
@@ -84,7 +83,7 @@ def predict(
     left = iter(names)
     for block in decode_each(sources, size=net.spec.input.size, channels=net.spec.input.channels):
         named = [(next(left), found) for _, found in block]
-        unreadable += [Unreadable(image=name, reason=_reason(e)) for name, e in named if isinstance(e, Exception)]
+        unreadable += [Unreadable(image=name, reason=reason(e)) for name, e in named if isinstance(e, Exception)]
         read = [(name, pixels) for name, pixels in named if not isinstance(pixels, Exception)]
         if read:
             best = _top_classes(net, np.stack([pixels for _, pixels in read]), top)
@@ -136,14 +135,3 @@ def _natural(path: Path) -> list[tuple[list[str | int], str]]:
     return [
         ([int(x) if x.isdecimal() else x.casefold() for x in re.split(r"(\d+)", part)], part) for part in path.parts
     ]
-
-
-def _reason(error: Exception) -> str:
-    match error:
-        case UnidentifiedImageError():
-            return "not an image of a known format"
-        case IsADirectoryError():
-            return "a folder without images"
-        case OSError(strerror=str(reason)):
-            return reason.lower()
-    return (str(error).splitlines() or [""])[0] or type(error).__name__

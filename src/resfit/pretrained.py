@@ -13,7 +13,7 @@ from resfit.data import Dataset
 from resfit.distill import Renormalized
 from resfit.errors import BadInput
 from resfit.files import sha256
-from resfit.modelfile import load, model_file
+from resfit.modelfile import load, model_file, record_beside
 from resfit.net import Network
 from resfit.recipe import DataConfig, Recipe, takes_side
 from resfit.record import GivenModel, RunRecord, read_record
@@ -94,9 +94,8 @@ def model_sha256(target: str | Path) -> str:
 def _load(target: str | Path) -> tuple[Network, RunRecord | None, GivenModel]:
     """A trained network, the record of its run folder, and what a record says of both."""
     net = load(target)
-    file = model_file(target)
-    beside = file.with_name("record.json")
-    record = read_record(beside) if file.name == "model.safetensors" and beside.exists() else None
+    beside = record_beside(target)
+    record = read_record(beside) if beside else None
     return (
         net,
         record,

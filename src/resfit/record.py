@@ -13,7 +13,7 @@ from typing import Any
 
 from resfit.errors import BadInput, unreadable
 from resfit.fields import from_plain, to_plain, unwritten
-from resfit.files import write_atomic
+from resfit.files import sha256, write_atomic
 
 EXPORTS = "export.json"
 
@@ -208,7 +208,8 @@ class CallTimes:
 class ExportRecord:
     """An export in numbers. "Before" is the network that it came from; accuracies are fractions of the test images.
 
-    `smallest_equal` and `largest_allowed` (of logits, None: not judged) are what the agreement was held to.
+    `smallest_equal` and `largest_allowed` (of logits, None: not judged) are what the agreement was held to;
+    `model_sha256` is that of the network's file.
     """
 
     resfit: str
@@ -227,6 +228,7 @@ class ExportRecord:
     accuracy_after: float
     latency: tuple[CallTimes, ...]
     env: dict[str, Any]
+    model_sha256: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -336,8 +338,15 @@ def read_record(path: str | Path) -> RunRecord:
         record = RunRecord.from_dict(plain)
     except BadInput as error:
         raise BadInput(f"damaged record ({file}): {error}") from None
-    exports = read_exports(file.parent) if file.name == "record.json" else ()
+    exports = _own_exports(file.parent) if file.name == "record.json" else ()
     return replace(record, exports=exports) if exports else record
+
+
+def _own_exports(folder: Path) -> tuple[ExportRecord, ...]:
+    """Those in a run folder that came from its own model."""
+    exports, model = read_exports(folder), folder / "model.safetensors"
+    own = sha256(model) if exports and model.exists() else None
+    return tuple(export for export in exports if export.model_sha256 in (None, own) or own is None)
 
 
 def _read_json(file: Path) -> Any:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -18,9 +19,9 @@ from resfit.errors import BadInput
 from resfit.fast import fast_process
 from resfit.fields import to_plain
 from resfit.files import write_atomic
-from resfit.modelfile import load
+from resfit.modelfile import load, record_beside
 from resfit.record import CorruptionScore, HumanAgreement, Robustness
-from resfit.trained import data_of, run_folder_of, scorer
+from resfit.trained import data_of, scorer
 
 _LEAST_HUMAN_ACCURACY = 0.5  # below it, the labels are taken to be of other images, or in another order
 
@@ -38,10 +39,12 @@ def score_corruptions(
 ) -> Robustness:
     """Accuracy on every kind and severity of `resfit.corruptions`, on the test images of a network's own data.
 
-    Writes robustness.json into a run folder; raises BadInput where it exists already. `data` names the data set of
-    a model file outside its run folder. `progress` takes a line a kind.
+    Writes robustness.json beside the record of the network's run; raises BadInput where it exists already. `data` names
+    another data set, as for a model file outside its run folder; nothing is written then. `progress` takes a line each
+    kind.
     """
-    refuse_second(target, "robustness")
+    if data is None:
+        refuse_second(target, "robustness")
     net = load(target)
     test = data_of(net, target, data_dir=data_dir, offline=offline, data=data).test
     logits = scorer(net, target, pick_device(device))
@@ -63,7 +66,7 @@ def score_corruptions(
         mean=float(np.mean([kind.accuracy for kind in kinds])),
         kinds=tuple(kinds),
     )
-    _write_beside(target, "robustness", result)
+    _write_beside(target, "robustness", result, data)
     return result
 
 
@@ -79,16 +82,17 @@ def score_humans(
 ) -> HumanAgreement:
     """Hold a network's probabilities against people's labels of its test images (Peterson et al. 2019, CIFAR-10H).
 
-    `labels`: an .npy file of counts or shares, [test images, classes], in the data set's order. Writes human.json into
-    a run folder; raises BadInput where it exists already, or where the file is not of these images.
+    `labels`: an .npy file of counts or shares, [test images, classes], in the data set's order. Writes human.json as
+    `score_corruptions` does its result; raises BadInput where the file is not of these images.
     """
-    refuse_second(target, "human")
+    if data is None:
+        refuse_second(target, "human")
     net = load(target)
     loaded = data_of(net, target, data_dir=data_dir, offline=offline, data=data)
     people = _read_people(Path(labels), loaded)
     logits, _ = scorer(net, target, pick_device(device))(loaded.test.images)
     result = agreement(logits, people, loaded.test.labels)
-    _write_beside(target, "human", result)
+    _write_beside(target, "human", result, data)
     return result
 
 
@@ -118,7 +122,7 @@ def _read_people(file: Path, data: Dataset) -> Tensor:
         values = np.asarray(counts, dtype=np.float64)
     except FileNotFoundError:
         raise BadInput(f"no such file ({file}): give an .npy file of label counts") from None
-    except (OSError, ValueError, TypeError, EOFError):
+    except (OSError, ValueError, TypeError, EOFError, BadZipFile):
         raise BadInput(f"not an array of label counts ({file}): give an .npy file of numbers") from None
     wanted = (len(data.test), len(data.classes))
     if values.shape != wanted:
@@ -137,14 +141,13 @@ def _read_people(file: Path, data: Dataset) -> Tensor:
 
 
 def refuse_second(target: str | Path, name: str) -> None:
-    """Raise BadInput where NAME.json lies in the target's run folder already."""
-    file = run_folder_of(target) / f"{name}.json"
-    if file.exists():
+    """Raise BadInput where NAME.json lies beside the record of the target's run already."""
+    beside = record_beside(target)
+    if beside and (file := beside.with_name(f"{name}.json")).exists():
         raise BadInput(f"measured already ({file}): see it with resfit report, or move it away")
 
 
-def _write_beside(target: str | Path, name: str, result: Any) -> None:
-    """Keep the result beside the record; a model file without a record has no run folder to keep it in."""
-    folder = run_folder_of(target)
-    if (folder / "record.json").exists():
-        write_atomic(folder / f"{name}.json", json.dumps(to_plain(result), indent=1))
+def _write_beside(target: str | Path, name: str, result: Any, data: str | None) -> None:
+    """Keep the result beside the record, where it is one of the run's own network on its own data."""
+    if data is None and (beside := record_beside(target)):
+        write_atomic(beside.with_name(f"{name}.json"), json.dumps(to_plain(result), indent=1))

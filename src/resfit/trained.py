@@ -84,8 +84,9 @@ def data_of(
         raise BadInput(
             f"the model knows other classes than {loaded.name} has ({target}): give the data of its training"
         )
-    file = run_folder_of(target) / "record.json"
-    if data is None and loaded.test_drawn and file.exists() and read_record(file).data["digest"] != loaded.digest:
+    record = run_folder_of(target) / "record.json"
+    seen = read_record(record).data if loaded.test_drawn and record.exists() else None
+    if seen and seen["name"] == loaded.name and seen["digest"] != loaded.digest:
         raise BadInput(
             f"the images are not those of the training, which may have seen some of what would be tested ({target}): "
             "put images to test on into test/ and others into train/"

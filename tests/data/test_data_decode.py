@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from resfit.data.decode import decode, decode_all
+from resfit.data.decode import decode, decode_all, decode_one, pixels_of
 from resfit.errors import BadInput
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
@@ -54,6 +54,33 @@ def test_pixels_in_floating_point_are_refused_rather_than_read_as_black(tmp_path
     path = save(Image.new("F", (9, 9), 0.9), tmp_path / "a.tif")
     with pytest.raises(ValueError, match="floating point"):
         decode(path, size=8, channels=3)
+
+
+def test_pixels_of_32_bits_are_refused_but_for_png_where_they_are_of_16(tmp_path: Path) -> None:
+    image = Image.fromarray(np.full((9, 9), 200, np.int32))
+    with pytest.raises(ValueError, match="32 bits"):
+        decode(save(image, tmp_path / "a.tif"), size=8, channels=3)
+    with pytest.raises(ValueError, match="32 bits"):
+        pixels_of(image, size=8, channels=3)
+    sixteen = save(Image.fromarray(np.full((9, 9), 200 * 257, np.uint16)), tmp_path / "a.png")
+    assert_colour(colours(sixteen), (200, 200, 200))
+
+
+def test_a_clear_grey_of_16_bits_is_laid_on_white(tmp_path: Path) -> None:
+    values = np.full((8, 8), 5000, np.uint16)
+    values[:, 4:] = 100 * 257
+    path = tmp_path / "a.png"
+    save(Image.fromarray(values), path, transparency=5000)
+    pixels = decode(path, size=8, channels=1)[0]
+    assert (pixels[:, :4] == 255).all() and (pixels[:, 4:] == 100).all()
+
+
+def test_damaged_exif_data_is_no_ones_concern(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = save(Image.new("RGB", (20, 20), RED), tmp_path / "a.jpg", exif=b"Exif\0\0MM\0*\0\0\0\x08\0\x09\x01")
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        assert not isinstance(decode_one(path, size=8, channels=3), str)
+    assert not heard
 
 
 def test_grey_and_colour_become_what_is_asked_for(tmp_path: Path) -> None:
@@ -141,12 +168,12 @@ def whole_jpeg() -> bytes:
     return buffer.getvalue()
 
 
-DAMAGED: dict[str, Callable[[], bytes]] = {
-    "truncated.jpg": lambda: whole_jpeg()[:1500],
-    "empty.png": bytes,
-    "text.png": lambda: b"<html>not found</html>",
-    "bomb.png": bomb,
-    "small_bomb.png": small_bomb,
+DAMAGED: dict[str, tuple[Callable[[], bytes], str]] = {
+    "truncated.jpg": (lambda: whole_jpeg()[:1500], "image file is truncated"),
+    "empty.png": (bytes, "not an image of a known format"),
+    "text.png": (lambda: b"<html>not found</html>", "not an image of a known format"),
+    "bomb.png": (bomb, "more than 89,478,485 pixels, scale it down"),
+    "small_bomb.png": (small_bomb, "more than 89,478,485 pixels, scale it down"),
 }
 
 
@@ -155,12 +182,14 @@ def test_a_damaged_image_is_named_and_good_ones_are_not(tmp_path: Path, name: st
     good = save(Image.new("RGB", (8, 8), RED), tmp_path / "good.png")
     damaged = tmp_path / "class" / name
     damaged.parent.mkdir()
-    damaged.write_bytes(DAMAGED[name]())
+    content, why = DAMAGED[name]
+    damaged.write_bytes(content())
     assert sum(map(len, decode_all([good, good], root=tmp_path, size=8, channels=3))) == 2
     with pytest.raises(BadInput) as error, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a warning alone would pass unheard
         list(decode_all([good, damaged, good], root=tmp_path, size=8, channels=3))
-    assert str(error.value) == f"1 unreadable of 3 images (class/{name}): repair or remove them"
+    assert str(error.value).startswith(f"1 unreadable of 3 images (class/{name}, {why}")
+    assert str(error.value).endswith("): repair or remove them")
 
 
 def test_every_damaged_image_is_counted_over_all_blocks(tmp_path: Path) -> None:
@@ -171,8 +200,8 @@ def test_every_damaged_image_is_counted_over_all_blocks(tmp_path: Path) -> None:
     files = [*damaged[:6], *[good] * 300, *damaged[6:]]
     with pytest.raises(BadInput) as error:
         list(decode_all(files, root=tmp_path, size=4, channels=1))
-    names = ", ".join(f"{i:02}.png" for i in range(10))
-    assert str(error.value) == f"12 unreadable of 312 images ({names} and 2 more): repair or remove them"
+    names = "; ".join(f"{i:02}.png, not an image of a known format" for i in range(10))
+    assert str(error.value) == f"12 unreadable of 312 images ({names}; and 2 more): repair or remove them"
 
 
 def test_blocks_come_in_the_order_of_the_files(tmp_path: Path) -> None:

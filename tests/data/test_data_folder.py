@@ -92,7 +92,7 @@ def test_without_val_the_training_part_is_split(parted: Path) -> None:
     assert len(load(parted, val=0).train) == 24
 
 
-@pytest.mark.parametrize("alias", ["valid", "validation", "Val"])
+@pytest.mark.parametrize("alias", ["valid", "validation", "Val", "dev"])
 def test_other_names_of_val_are_taken_and_told(parted: Path, alias: str) -> None:
     (parted / "val").rename(parted / alias)
     data = load(parted, val=0)
@@ -101,8 +101,54 @@ def test_other_names_of_val_are_taken_and_told(parted: Path, alias: str) -> None
 
 def test_two_validation_folders_are_refused(parted: Path) -> None:
     shutil.copytree(parted / "val", parted / "valid")
-    with pytest.raises(BadInput, match=r"val/ and valid/ \(.*\): keep one validation folder"):
+    with pytest.raises(BadInput, match=r"val/ and valid/ \(.*\): keep one of them"):
         load(parted)
+
+
+def test_two_folders_of_one_name_are_refused(parted: Path) -> None:
+    """Where the file system tells Train from train."""
+    shutil.copytree(parted / "train", parted / "Train")
+    with pytest.raises(BadInput, match=r"Train/ and train/ \(.*\): keep one of them"):
+        load(parted)
+
+
+def test_training_and_testing_are_splits(parted: Path) -> None:
+    whole = load(parted)
+    for name in ("train", "test"):
+        (parted / name).rename(parted / f"{name.capitalize()}ing")
+    found = load(parted)
+    assert found.classes == whole.classes and len(found.test) == len(whole.test)
+    assert found.notes[:2] == ("Training/ is read as train/", "Testing/ is read as test/")
+
+
+def test_a_folder_beside_the_splits_is_told_of(parted: Path) -> None:
+    shutil.copytree(parted / "train", parted / "unlabeled")
+    assert "unlabeled/ beside train/, val/, test/ is not used" in load(parted).notes
+
+
+def test_classes_that_look_like_splits_are_told_of(parted: Path) -> None:
+    shutil.rmtree(parted / "val")
+    for old, new in (("train", "first"), ("test", "second")):
+        (parted / old).rename(parted / new)
+    found = load(parted)
+    told = "first/, second/ are taken for classes, and each holds ant/, bee/, cat/: splits are called train/, val/ and "
+    assert found.classes == ("first", "second") and found.notes == (f"{told}test/",)
+
+
+def test_a_class_whose_name_is_no_text_is_refused(flat: Path) -> None:
+    """As of an archive from a machine of another encoding."""
+    (flat / "ant").rename(flat / os.fsdecode(b"\xe9"))
+    with pytest.raises(BadInput, match=r"^a class's name is no text \(.*'.udce9'\): give the folder another name$"):
+        load(flat)
+
+
+def test_a_test_set_is_known_by_its_files(parted: Path, tmp_path: Path) -> None:
+    first = load(parted)
+    copied = shutil.copytree(parted, tmp_path / "copied")
+    (copied / "train" / "ant" / "000.png").unlink()
+    assert load(copied).test_digest == first.test_digest != "" and load(copied).digest != first.digest
+    (copied / "test" / "ant" / "000.png").unlink()
+    assert load(copied).test_digest != first.test_digest
 
 
 @pytest.mark.parametrize("missing", ["train", "test"])
@@ -153,7 +199,7 @@ def test_links_round_in_a_circle_end(flat: Path) -> None:
 
 def test_links_that_lead_nowhere_are_named(flat: Path, own_places: Path) -> None:
     (flat / "ant" / "lost.png").symlink_to(flat / "gone.png")
-    with pytest.raises(BadInput, match=r"1 unreadable of 41 images \(ant/lost.png\)"):
+    with pytest.raises(BadInput, match=r"1 unreadable of 41 images \(ant/lost.png, no such file or directory\)"):
         load(flat)
 
 
@@ -256,8 +302,8 @@ def test_unreadable_images_of_all_splits_are_listed_together(parted: Path, own_p
         (parted / name).write_bytes((parted / name).read_bytes()[:60])
     with pytest.raises(BadInput) as error:
         load(parted)
-    named = "train/ant/000.png, val/bee/001.png, test/cat/002.png"
-    assert str(error.value) == f"3 unreadable of 45 images ({named}): repair or remove them"
+    assert str(error.value).startswith("3 unreadable of 45 images (train/ant/000.png, ")
+    assert "; val/bee/001.png, " in str(error.value) and "; test/cat/002.png, " in str(error.value)
     assert not any(own_places.rglob("*.npy")) and not any(own_places.rglob("*.part"))
 
 

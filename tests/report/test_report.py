@@ -481,6 +481,10 @@ def test_another_split_of_the_same_data_is_the_same_data_set() -> None:
 def test_two_folders_of_images_are_told_apart() -> None:
     one, two = ({**record().data, "name": "folder", "n_train": n} for n in (300, 400))
     assert [part.name for part in group([record(data=one), record(data=two)])] == ["Folder (1)", "Folder (2)"]
+    alike = [record(data={**one, "test_digest": digest}) for digest in ("a", "b")]
+    assert [part.name for part in group(alike)] == ["Folder (1)", "Folder (2)"]
+    less = {**one, "test_digest": "a", "n_train": 1}
+    assert [part.name for part in group([record(data=less), alike[0]])] == ["Folder"]
 
 
 def test_pairs_need_two_runs_each_and_put_the_better_first() -> None:
@@ -563,6 +567,7 @@ def test_numbers_read_well() -> None:
     assert words.points(0.00523) == "+0.52" and words.points(-0.0001) == f"{words.MINUS}0.01"
     assert words.points(-1e-9) == "0.00" and words.confidence(0.99999) == ">\xa099.99\xa0%"
     assert words.scaled(123_400_000) == "123.4\xa0M" and words.scaled(2_000_000) == "2\xa0M"
+    assert [words.scaled(tick, digits=None) for tick in (1000, 1250, 3610)] == ["1\xa0k", "1.25\xa0k", "3.61\xa0k"]
     assert words.p_value(0.0004) == "<\xa00.001" and words.p_value(0.0312) == "0.031"
     assert words.rate(2345.6) == "2,346"
     assert words.percent(None) == words.rate(math.inf) == words.duration(math.nan) == words.count(None) == words.DASH

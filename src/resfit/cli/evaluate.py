@@ -25,7 +25,7 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--tta", action="store_true", help="score with the recipe's test-time augmentation as well, or flips and shifts"
     )
-    parser.add_argument("--data", metavar="NAME", help="the data set, for a model outside its run folder")
+    parser.add_argument("--data", metavar="NAME", help="another data set, as for a model outside its run folder")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda ... (auto)")
     parser.add_argument(
         "--corruptions", action="store_true", help="score 15 kinds of damaged images as well; kept in the run folder"
@@ -68,7 +68,7 @@ def _more(options: argparse.Namespace, where: dict[str, Any]) -> dict[str, Any]:
     from resfit.robustness import refuse_second, score_corruptions, score_humans
 
     asked = {"robustness": options.corruptions, "human": options.human is not None}
-    for name in (name for name, wanted in asked.items() if wanted):
+    for name in (name for name, wanted in asked.items() if wanted and options.data is None):
         refuse_second(options.target, name)
     more: dict[str, Any] = {}
     if options.human is not None:

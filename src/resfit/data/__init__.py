@@ -29,9 +29,10 @@ class Dataset:
     """A data set in memory, split; `val` may be empty.
 
     `mean` and `std` are per channel of `train` alone, on the 0..1 scale. `digest` (SHA-256, hex) is the same for two
-    runs that saw the same data in the same splits. `duplicates` counts, for "train/val", "train/test" and "val/test",
-    the images of the second that also stand in the first. `notes` are one-line remarks for the user. `test_drawn`: the
-    test images were taken from all, and not set apart by who made the set.
+    runs that saw the same data in the same splits, `test_digest` of an image folder where the test images are the same,
+    at whatever size. `duplicates` counts, for "train/val", "train/test" and "val/test", the images of the second that
+    also stand in the first. `notes` are one-line remarks for the user. `test_drawn`: the test images were taken from
+    all, and not set apart by who made the set.
     """
 
     name: str
@@ -45,12 +46,14 @@ class Dataset:
     duplicates: dict[str, int]
     notes: tuple[str, ...] = ()
     test_drawn: bool = False
+    test_digest: str = ""
 
     def facts(self) -> dict[str, Any]:
         """What a record says of it."""
         return {
             "name": self.name,
             "digest": self.digest,
+            "test_digest": self.test_digest,
             "n_train": len(self.train),
             "n_val": len(self.val),
             "n_test": len(self.test),
@@ -145,6 +148,7 @@ def _described(name: str, source: Source, parts: dict[str, Images]) -> Dataset:
         mean=mean,
         std=std,
         digest=digest(parts, hashes),
+        test_digest=source.test_digest,
         duplicates=duplicates,
         test_drawn=source.test_drawn,
         notes=source.notes + tuple(_remark(pair, count) for pair, count in duplicates.items() if count),

@@ -1,8 +1,8 @@
 """Image files to pixels.
 
 An image is turned as its EXIF data says; its short side is scaled to the wanted size and the middle is cut out. 16-bit
-images are scaled to 8 bits; those in floating point are refused, as nothing says what white is in them. Transparency is
-laid on white, as most transparent drawings are made for a light page.
+images are scaled to 8 bits; those of 32 bits or in floating point are refused, as nothing says what white is in them.
+Transparency is laid on white, as most transparent drawings are made for a light page.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -44,7 +45,8 @@ def pixels_of(image: Image, *, size: int, channels: int) -> np.ndarray:
     """The pixels of an image that Pillow opened, uint8 [channels, size, size]."""
     from PIL import Image, ImageOps
 
-    image = _opaque(_eight_bit(ImageOps.exif_transpose(image))).convert("L" if channels == 1 else "RGB")
+    eight = _eight_bit(ImageOps.exif_transpose(image), image.format == "PNG")
+    image = _opaque(eight).convert("L" if channels == 1 else "RGB")
     square = ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
     return np.asarray(square).reshape(size, size, channels).transpose(2, 0, 1)
 
@@ -55,16 +57,17 @@ def decode_all(files: Sequence[Path], *, root: Path, size: int, channels: int) -
     Every file is tried before BadInput is raised, which counts the unreadable ones and names the first by their place
     under `root`.
     """
-    unreadable: list[Path] = []
+    unreadable: list[tuple[Path, Exception]] = []
     for block in decode_each(files, size=size, channels=channels):
         pixels = [found for _, found in block if not isinstance(found, Exception)]
-        unreadable += [path for path, found in block if isinstance(found, Exception)]
+        unreadable += [(path, found) for path, found in block if isinstance(found, Exception)]
         if not unreadable:
             yield np.stack(pixels)
     if unreadable:
-        names = ", ".join(path.relative_to(root).as_posix() for path in unreadable[:_NAMED])
-        more = f" and {len(unreadable) - _NAMED} more" if len(unreadable) > _NAMED else ""
-        raise BadInput(f"{len(unreadable)} unreadable of {len(files)} images ({names}{more}): repair or remove them")
+        named = (f"{path.relative_to(root).as_posix()}, {reason(error)}" for path, error in unreadable[:_NAMED])
+        more = f"; and {len(unreadable) - _NAMED} more" if len(unreadable) > _NAMED else ""
+        told = f"{len(unreadable)} unreadable of {len(files)} images ({'; '.join(named)}{more})"
+        raise BadInput(f"{told}: repair or remove them")
 
 
 def decode_each(sources: Sequence[S], *, size: int, channels: int) -> Iterator[list[tuple[S, np.ndarray | Exception]]]:
@@ -72,15 +75,46 @@ def decode_each(sources: Sequence[S], *, size: int, channels: int) -> Iterator[l
 
     A bomb, an image too large to be safe, is wrong as well.
     """
-    from PIL import Image
-
     attempt = partial(_attempt, size=size, channels=channels)
-    with bar("decoding", len(sources)) as advance, ThreadPoolExecutor() as pool, warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
+    with bar("decoding", len(sources)) as advance, ThreadPoolExecutor() as pool, _strictly():
         for start in range(0, len(sources), _BLOCK):
             block = sources[start : start + _BLOCK]
             yield list(zip(block, pool.map(attempt, block), strict=True))
             advance(len(block))
+
+
+def decode_one(file: Path, *, size: int, channels: int) -> np.ndarray | str:
+    """The pixels of an image file, uint8 [channels, size, size], or what is wrong with it."""
+    with _strictly():
+        found = _attempt(file, size=size, channels=channels)
+    return reason(found) if isinstance(found, Exception) else found
+
+
+def reason(error: Exception) -> str:
+    """What is wrong with an image, of what its decoder raised."""
+    from PIL import Image, UnidentifiedImageError
+
+    match error:
+        case UnidentifiedImageError():
+            return "not an image of a known format"
+        case IsADirectoryError():
+            return "a folder without images"
+        case Image.DecompressionBombError() | Image.DecompressionBombWarning():
+            return f"more than {Image.MAX_IMAGE_PIXELS:,} pixels, scale it down"
+        case OSError(strerror=str(why)):
+            return why.lower()
+    return (str(error).splitlines() or [""])[0] or type(error).__name__
+
+
+@contextmanager
+def _strictly() -> Iterator[None]:
+    """A bomb is an error in the block, and damaged EXIF data is no one's concern."""
+    from PIL import Image
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        yield
 
 
 def _attempt(source: Path | Image, *, size: int, channels: int) -> np.ndarray | Exception:
@@ -92,14 +126,20 @@ def _attempt(source: Path | Image, *, size: int, channels: int) -> np.ndarray | 
         return error
 
 
-def _eight_bit(image: Image) -> Image:
+def _eight_bit(image: Image, is_png: bool) -> Image:
     from PIL import Image
 
     if image.mode == "F":
         raise ValueError("pixels in floating point, whose white is not known")
+    if image.mode == "I" and not is_png:
+        raise ValueError("pixels of 32 bits, whose white is not known")
     if not image.mode.startswith("I"):
         return image
-    return Image.fromarray((np.asarray(image) / 257).round().clip(0, 255).astype(np.uint8))
+    values = np.asarray(image)
+    eight = Image.fromarray((values / 257).round().clip(0, 255).astype(np.uint8))
+    if (clear := image.info.get("transparency")) is not None:
+        eight.putalpha(Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8)))
+    return eight
 
 
 def _opaque(image: Image) -> Image:

@@ -33,7 +33,9 @@ from resfit.files import cache_dir
 from resfit.memory import free_bytes
 from resfit.recipe import DataConfig
 
-_SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+_ORDER = ("train", "val", "test")
+_SPLITS = {name: name for name in _ORDER} | {"training": "train", "testing": "test"}
+_SPLITS |= dict.fromkeys(("valid", "validation", "dev"), "val")
 _TEST_PART = 0.2
 
 Classes = Mapping[str, Sequence[Path]]  # the image files of each class
@@ -61,7 +63,8 @@ def load_folder(config: DataConfig, places: Places, *, size: int, channels: int)
         sets[name] = Images(images=images, labels=_labels(splits[name]))
     if taken is not None:
         sets["train"], sets["val"] = _divided(sets["train"], taken)
-    return Source(classes=tuple(names), **sets, notes=tuple(notes), test_drawn="all" in parts)
+    tested = _digest([path for path, _ in splits["test"]], root)
+    return Source(classes=tuple(names), **sets, notes=tuple(notes), test_drawn="all" in parts, test_digest=tested)
 
 
 def folder_classes(places: Places) -> tuple[str, ...]:
@@ -93,21 +96,31 @@ def _root(places: Places) -> Path:
 
 def _layout(root: Path) -> tuple[dict[str, Path], list[str]]:
     """The folders of the splits, or the one folder "all", and notes on how their names were read."""
-    inside = {folder.name.lower(): folder for folder in _folders(root)}
-    is_split = {"train", "test"} <= set(inside) or (inside and set(inside) <= set(_SPLITS))
-    if not is_split:
-        return {"all": root}, []
-    splits: dict[str, Path] = {}
-    for name, split in _SPLITS.items():
-        if name in inside and split in splits:
-            raise BadInput(f"{splits[split].name}/ and {inside[name].name}/ ({root}): keep one validation folder")
-        if name in inside:
-            splits[split] = inside[name]
-    missing = [split for split in ("train", "test") if split not in splits]
-    if missing:
-        beside = ", ".join(f"{folder.name}/" for folder in splits.values())
+    inside = _folders(root)
+    named = {split: [folder for folder in inside if _SPLITS.get(folder.name.lower()) == split] for split in _ORDER}
+    found = {split: folders for split, folders in named.items() if folders}
+    others = [folder.name for folder in inside if folder.name.lower() not in _SPLITS]
+    if not ({"train", "test"} <= set(found) or (found and not others)):
+        return {"all": root}, _like_splits(inside)
+    for folders in found.values():
+        if len(folders) > 1:
+            raise BadInput(f"{folders[0].name}/ and {folders[1].name}/ ({root}): keep one of them")
+    splits = {split: folder for split, (folder,) in found.items()}
+    beside = ", ".join(f"{folder.name}/" for folder in splits.values())
+    if missing := [split for split in ("train", "test") if split not in splits]:
         raise BadInput(f"no {missing[0]}/ beside {beside} ({root}): add it, or give one folder of class folders")
-    return splits, [f"{f.name}/ is read as {split}/" for split, f in splits.items() if f.name != split]
+    notes = [f"{folder.name}/ is read as {split}/" for split, folder in splits.items() if folder.name != split]
+    return splits, notes + [f"{name}/ beside {beside} is not used" for name in others]
+
+
+def _like_splits(folders: Sequence[Path]) -> list[str]:
+    """A note on classes that hold the same folders and no image: they may be meant as splits."""
+    if any(is_image(path) for folder in folders for path in folder.iterdir()):
+        return []
+    shared = set.intersection(*({inner.name for inner in _folders(folder)} for folder in folders)) if folders else set()
+    names, inner = (", ".join(f"{name}/" for name in each) for each in ((f.name for f in folders), sorted(shared)))
+    told = f"{names} are taken for classes, and each holds {inner}: splits are called train/, val/ and test/"
+    return [told] if len(shared) > 1 else []
 
 
 def _visible(path: Path) -> bool:
@@ -140,6 +153,8 @@ def _classes(folder: Path) -> Classes:
 
 def _check(parts: Mapping[str, Classes], folders: Mapping[str, Path]) -> None:
     first, names = next(iter(folders.values())), set(next(iter(parts.values())))
+    if unreadable := [name for classes in parts.values() for name in classes if not _is_text(name)]:
+        raise BadInput(f"a class's name is no text ({first}, {unreadable[0]!a}): give the folder another name")
     for split, classes in parts.items():
         if not any(classes.values()):
             raise BadInput(f"no images in class folders ({folders[split]}): give each class a folder with its images")
@@ -154,6 +169,11 @@ def _check(parts: Mapping[str, Classes], folders: Mapping[str, Path]) -> None:
             )
     if len(names) < 2:
         raise BadInput(f"one class only: {', '.join(names)} ({first}): give at least two class folders")
+
+
+def _is_text(name: str) -> bool:
+    """Whether a file system's name can be written; one of other bytes than UTF-8 cannot."""
+    return name.encode(errors="replace").decode() == name
 
 
 def _ignored(folders: Mapping[str, Path], parts: Mapping[str, Classes]) -> list[str]:
@@ -193,6 +213,12 @@ def _take_test(samples: Samples) -> tuple[Samples, Samples]:
         seen[label] += 1
         (test if seen[label] <= wanted[label] else train).append((path, label))
     return train, test
+
+
+def _digest(files: Sequence[Path], root: Path) -> str:
+    """SHA-256 (hex) over the files' places under `root`, which name their classes, and sizes."""
+    places = (os.fsencode(f"{path.relative_to(root).as_posix()} {path.stat().st_size}\n") for path in files)
+    return hashlib.sha256(b"".join(places)).hexdigest()
 
 
 def _labels(samples: Samples) -> Tensor:

@@ -35,7 +35,8 @@ class Images:
 class Source:
     """What a source delivers. `val` is None where the validation images are still to be taken from `train`.
 
-    `test_drawn`: the test images were taken from all, and not set apart by who made the set.
+    `test_drawn`: the test images were taken from all, and not set apart by who made the set. `test_digest` is the same
+    where files to test on are, for sets that have no other name.
     """
 
     classes: tuple[str, ...]
@@ -44,6 +45,7 @@ class Source:
     val: Images | None = None
     notes: tuple[str, ...] = ()
     test_drawn: bool = False
+    test_digest: str = ""
 
 
 def resized(part: Images, size: int) -> Images:

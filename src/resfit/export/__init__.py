@@ -19,7 +19,7 @@ from resfit.export.check import agreement, agreements, latency, logits_of, one_t
 from resfit.export.deploy import InputKind, fold_norms
 from resfit.export.formats import FORMATS, Format, Job, network_answer
 from resfit.fields import to_plain
-from resfit.files import write_atomic
+from resfit.files import sha256, write_atomic
 from resfit.modelfile import load, model_file
 from resfit.net import Network
 from resfit.record import EXPORTS, Agreement, ExportRecord, read_exports
@@ -94,6 +94,7 @@ def export(
             accuracy_after=_accuracy(logits[:tested], labels),
             latency=tuple(times),
             env=environment(torch.device("cpu")),
+            model_sha256=sha256(model),
         )
         _require_free(file)
         draft.rename(file)

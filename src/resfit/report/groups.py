@@ -99,9 +99,13 @@ def group(records: Sequence[RunRecord]) -> list[DataGroup]:
 
 
 def _data_key(run: RunRecord) -> tuple[object, ...]:
-    """What data set this is. The digest is no part of it: it changes with the split into train and val."""
+    """What data set this is: runs that were tested on the same images, whatever they were trained on of it.
+
+    Records of older versions say of a folder's images no more than how many there are.
+    """
     supports = tuple((score.name, score.support) for score in run.test.per_class)
-    return data_name(run), supports, sum(run.data.get(part) or 0 for part in ("n_train", "n_val"))
+    count = sum(run.data.get(part) or 0 for part in ("n_train", "n_val"))
+    return data_name(run), supports, run.data["name"] == "folder" and (run.data.get("test_digest") or count)
 
 
 def _by(records: Iterable[RunRecord], key: Callable[[RunRecord], tuple[object, ...]]) -> dict[object, list[RunRecord]]:

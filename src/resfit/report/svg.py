@@ -302,7 +302,7 @@ def _frame(x: Axis, y: Axis, label: str, *, percent_y: bool) -> Iterator[Markup]
     yield from _grid(y, x.start, x.end, percent_y=percent_y)
     yield _line(x.start, y.start, x.end, y.start, "axis")
     for tick in x.ticks:
-        yield _text(x(tick), y.start + 14, scaled(tick) if tick >= 1000 else f"{tick:g}", "middle")
+        yield _text(x(tick), y.start + 14, scaled(tick, digits=None) if tick >= 1000 else f"{tick:g}", "middle")
     yield _text((x.start + x.end) / 2, y.start + 29, label, "middle")
 
 

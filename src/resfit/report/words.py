@@ -60,13 +60,14 @@ def number(value: float | None, digits: int = 3) -> str:
     return f"{value:.{digits}f}".replace("-", MINUS) if value is not None and math.isfinite(value) else DASH
 
 
-def scaled(value: float | None) -> str:
-    """A large count with a unit prefix: 123400000 as "123.4 M"."""
+def scaled(value: float | None, digits: int | None = 1) -> str:
+    """A large count with a unit prefix: 123400000 as "123.4 M"; with as many digits as it has where None are given."""
     if value is None or not math.isfinite(value):
         return DASH
     for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if value >= size:
-            return f"{value / size:.1f}".removesuffix(".0") + _GAP + unit
+            short = f"{value / size:g}" if digits is None else f"{value / size:.{digits}f}".removesuffix(".0")
+            return short + _GAP + unit
     return f"{value:g}"
 
 
@@ -153,7 +154,8 @@ def _split(record: RunRecord) -> Iterator[str]:
     if train and val:
         yield f"Trained on {train:,} images; {val:,} others were set aside for validation."
     elif train:
-        yield f"Trained on all {train:,} training images, with no validation split."
+        whole = (record.config.get("data") or {}).get("fraction", 1) == 1
+        yield f"Trained on {'all ' if whole else ''}{train:,} training images, with no validation split."
     if test:
         yield f"Tested on {test:,} images."
 
