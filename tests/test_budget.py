@@ -94,7 +94,7 @@ def test_what_is_no_count_is_refused(text):
         parse_count(text)
 
 
-@pytest.mark.parametrize("budget", [0, -5, "5M", 5e6, None, True])
+@pytest.mark.parametrize("budget", [0, -5, "5M", 5e6, None, True, 10**12])
 def test_what_is_no_budget_is_refused_in_python_too(budget):
     recipe = get_recipe("digits")
     for asked in (lambda: judge(SEED, budget), lambda: fitted(recipe, budget), lambda: design(budget)):

@@ -162,7 +162,7 @@ def test_a_path_that_leads_nowhere_is_refused(dotted):
 
 
 def test_an_item_that_a_list_lacks_is_named():
-    with pytest.raises(BadInput, match=r"no item 9 in a list of 2 \(9\.blocks\): give 0 to 1"):
+    with pytest.raises(BadInput, match=r"no item 9 in a list of 2 \(stages\.9\.blocks\): give 0 to 1"):
         override({"stages": [{"blocks": 1}, {"blocks": 2}]}, "stages.9.blocks", 1)
     with pytest.raises(BadInput, match=r"no item 2 in a list of 2"):
         override({"stages": [{"blocks": 1}, {"blocks": 2}]}, "stages.2", {"blocks": 3})

@@ -148,6 +148,15 @@ def test_what_fills_a_budget_is_found_among_networks_that_are_none(spec, budget)
     assert FULL * budget <= cost(filled(spec, budget)).params <= budget
 
 
+def test_a_fractional_expansion_hides_no_network():
+    """Odd widths make none of its networks, and a multiple of 4 times 1.5 does."""
+    stages = [{"blocks": 4, "channels": 96}, {"blocks": 4, "channels": 128}, {"blocks": 4, "channels": 64, "inner": 16}]
+    plain = {"block": "act-first", "expansion": 1.5, "shortcut": {"kind": "shift"}, "stem": {"channels": 16}}
+    spec = NetSpec.from_dict({**plain, "stages": [*stages, {"blocks": 1, "channels": 8}]})
+    found = filled(spec, 233_243)
+    assert found is not None and cost(found).params <= 233_243
+
+
 def test_groups_bind_only_where_they_must():
     stages = [{"blocks": 2, "channels": width, "inner": 2 * width} for width in (64, 128, 256)]
     found = filled(NetSpec.from_dict({"stages": stages, "block": "bottleneck", "groups": 32}), 100_000)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import replace
 
 import pytest
 
 from resfit.budget import judge
-from resfit.errors import BadInput
-from resfit.recipe import Recipe, get_recipe, recipe_names
+from resfit.errors import BadField, BadInput
+from resfit.recipe import OptimConfig, Recipe, ScheduleConfig, TrainConfig, get_recipe, recipe_names
+from resfit.spec import PoolSpec, StageSpec
 
 SPEC = {"stages": [{"blocks": 1, "channels": 8}]}
 
@@ -68,6 +70,48 @@ def test_overrides_change_what_they_name_and_nothing_else():
     assert recipe.replace({"train.epochs": 200, "spec.stages.0.blocks": 2}) == get_recipe("seed001d")
 
 
+@pytest.mark.parametrize(
+    ("overrides", "line"),
+    [
+        ({"spec.num_classes": 100}, r"^100 classes, but cifar10 has 10 \(spec.num_classes\): give 10$"),
+        ({"spec.input.channels": 1}, r"^cifar10 has no 1-channel images \(spec.input.channels\): give 3$"),
+        ({"augment.crop_mode": "reflect", "augment.crop": 32}, r"^augment.crop is 32 \(augment.crop\): give less than"),
+    ],
+    ids=str,
+)
+def test_what_a_run_could_only_stumble_over_is_refused(overrides, line):
+    with pytest.raises(BadInput, match=line):
+        get_recipe("seed001d", overrides)
+    get_recipe("seed001d", {"augment.crop_mode": "reflect", "augment.crop": 31})
+
+
+@pytest.mark.parametrize(
+    ("make", "line"),
+    [
+        (lambda: OptimConfig(name="SGD"), r"^'SGD' is not allowed \(name\): .*sgd"),
+        (lambda: replace(OptimConfig(), nesterov=1), r"^1 is not allowed \(nesterov\): give true or false"),
+        (lambda: TrainConfig(epochs=1.5), r"^1.5 is not allowed \(epochs\): give a whole number"),
+        (lambda: ScheduleConfig(warmup="soon"), r"^'soon' is not allowed \(warmup\): give a number"),
+        (lambda: PoolSpec(kind="mean"), r"^'mean' is not allowed \(kind\)"),
+        (lambda: PoolSpec(size="whole"), r"^'whole' is not allowed \(size\): choose from global"),
+        (lambda: replace(get_recipe("digits").spec, branches=3), r"^3 is not allowed \(branches\)"),
+        (lambda: StageSpec(blocks=1, channels=8, block="bottlenek"), r"^'bottlenek' .*: did you mean bottleneck\?"),
+    ],
+)
+def test_what_is_made_in_python_is_checked_as_a_file_is(make, line):
+    with pytest.raises(BadField, match=line):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("teacher", "line"), [(3, r"\(distill.teacher\)"), (["a", 3], r"3 is not text .*teacher\[1\]")]
+)
+def test_a_teacher_is_text_or_a_list_of_it(teacher, line):
+    with pytest.raises(BadInput, match=line) as caught:
+        get_recipe("seed001d", {"distill.teacher": teacher})
+    assert "class" not in str(caught.value)
+
+
 def test_a_misspelt_override_is_answered_with_the_nearest():
     with pytest.raises(BadInput, match=r"\(train\.epoch\): did you mean epochs\?"):
         get_recipe("seed001d", {"train.epoch": 3})
@@ -87,8 +131,8 @@ def test_a_misspelt_override_is_answered_with_the_nearest():
         ("augment", {"rotate": 181}, "rotate", "from 0 to 180"),
         ("augment", {"translate": 1.1}, "translate", "from 0 to 1"),
         ("augment", {"contrast": -0.1}, "contrast", "from 0 to 1"),
-        ("augment", {"crop": -1}, "crop", "0 or a number above it"),
-        ("augment", {"mixup": float("nan")}, "mixup", "0 or a number above it"),
+        ("augment", {"crop": -1}, "crop", "a number from 0 to below 1000"),
+        ("augment", {"mixup": float("nan")}, "mixup", "a number from 0 to below 1000"),
         ("augment", {"ricap": 0.3, "mixup": 0.2}, "ricap", "leave mixup and cutmix out"),
         ("init", {"filters": "zeros"}, "filters", "he"),
         ("optim", {"lr": 0}, "lr", "a number above 0"),

@@ -56,6 +56,11 @@ def test_all_that_is_counted_in_epochs_goes_along() -> None:
     assert short.spec == long.spec and short.optim == long.optim and short.augment == long.augment
 
 
+def test_a_short_period_stays_one_that_is_allowed(tiny: Recipe) -> None:
+    recipe = tiny.replace({"train.epochs": 200, "schedule": {"name": "restarts", "period": 1}})
+    assert scaled(recipe, 1 / 200).schedule.period == 0.01
+
+
 def test_nothing_is_rounded_away() -> None:
     long = Recipe.from_dict({**TINY, "train": {"epochs": 200, "patience": 50}, "schedule": {"name": "cosine"}})
     short = scaled(long, 1 / 1000)

@@ -56,6 +56,12 @@ def test_a_recipe_file_brings_its_budget(tmp_path):
     assert (target.name, target.spec, target.budget) == ("mine", RECIPE.spec, 500_000)
 
 
+def test_a_recipe_without_a_network_is_said_to_be_one(tmp_path):
+    (tmp_path / "r.yaml").write_text("name: r\ntrain: {epochs: 3}\n")
+    with pytest.raises(BadInput, match=r"missing field \(spec\): give it a value"):
+        find_target(str(tmp_path / "r.yaml"))
+
+
 @pytest.mark.parametrize("name", ["net.yaml", "net.yml", "net"])
 def test_a_spec_file_is_held_against_the_usual_budget(tmp_path, name):
     (tmp_path / name).write_text(RECIPE.spec.to_yaml())

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, get_swa_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from resfit.distributed import total
 from resfit.recipe import AverageConfig
@@ -22,10 +22,7 @@ class WeightAverage(AveragedModel):
     """
 
     def __init__(self, net: nn.Module, config: AverageConfig) -> None:
-        if config.name == "ema":
-            super().__init__(net, multi_avg_fn=get_ema_multi_avg_fn(config.decay), use_buffers=True)
-        else:
-            super().__init__(net, multi_avg_fn=get_swa_multi_avg_fn())
+        super().__init__(net)
         self.config, self._estimated_at = config, 0
 
     @property

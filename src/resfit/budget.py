@@ -12,6 +12,8 @@ from resfit.fields import differences
 from resfit.fitting import filled
 from resfit.spec import NetSpec
 
+_MOST = 10_000_000_000  # parameters: the widths of a larger network have no end
+
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
@@ -43,8 +45,10 @@ def checked_budget(budget: int) -> int:
         count = 0 if isinstance(budget, bool) else operator.index(budget)
     except TypeError:
         count = 0
-    if count < 1:
-        raise BadInput(f"budget is {budget!r} (budget): give a number of trainable parameters, such as 5_000_000")
+    if not 1 <= count <= _MOST:
+        raise BadInput(
+            f"budget is {budget!r} (budget): give a number of trainable parameters, such as 5_000_000, up to {_MOST:,}"
+        )
     return count
 
 

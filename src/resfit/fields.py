@@ -9,6 +9,7 @@ import types
 from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
+from types import NoneType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
@@ -62,6 +63,8 @@ def read_json(kind: type[T], path: str | Path, name: str, what: str) -> T:
     """
     file = Path(path)
     file = file / name if file.is_dir() else file
+    if file.suffix != ".json" and file.is_file():
+        raise BadInput(f"not a {what} ({file}): give a folder that holds a {name}")
     try:
         return from_plain(kind, json.loads(file.read_text(encoding="utf-8")))
     except FileNotFoundError:
@@ -131,20 +134,22 @@ def write_yaml(value: object) -> str:
 
 def override(data: Mapping[str, Any], dotted: str, value: object) -> dict[str, Any]:
     """A copy of `data` with the field at `dotted` ("train.epochs", "spec.stages.0.blocks") replaced."""
-    head, _, rest = dotted.partition(".")
-    return {**data, head: _overridden(data.get(head), rest, value) if rest else value}
+    replaced: dict[str, Any] = _overridden(data, dotted.split("."), value, dotted)
+    return replaced
 
 
-def _overridden(inner: object, dotted: str, value: object) -> object:
-    head, _, rest = dotted.partition(".")
+def _overridden(inner: object, path: list[str], value: object, dotted: str) -> Any:
+    """`inner` with the value at `path` within it replaced; `dotted` is the place that the user named."""
+    if not path:
+        return value
+    head, *rest = path
     if isinstance(inner, list) and head.isdecimal() and int(head) < len(inner):
-        items = list(inner)
-        items[int(head)] = _overridden(items[int(head)], rest, value) if rest else value
-        return items
+        return [_overridden(item, rest, value, dotted) if n == int(head) else item for n, item in enumerate(inner)]
     if isinstance(inner, list) and (rest or head.isdecimal()):
         allowed = f"0 to {len(inner) - 1}" if inner else "the whole list"
         raise BadInput(f"no item {head} in a list of {len(inner)} ({dotted}): give {allowed}")
-    return override(inner if isinstance(inner, Mapping) else {}, dotted, value)
+    known = inner if isinstance(inner, Mapping) else {}
+    return {**known, head: _overridden(known.get(head), rest, value, dotted)}
 
 
 def differences(old: object, new: object, where: str = "") -> list[tuple[str, Any, Any]]:
@@ -157,6 +162,35 @@ def differences(old: object, new: object, where: str = "") -> list[tuple[str, An
     else:
         return [] if old == new else [(where, old, new)]
     return [difference for path, a, b in inner for difference in differences(a, b, path)]
+
+
+class Config:
+    """A dataclass whose plain fields have to be of their declared kinds, also where it is made in Python.
+
+    Raises BadField for another value. Data from a file is converted first (`from_plain`).
+    """
+
+    def __post_init__(self) -> None:
+        own: Any = type(self)
+        for name, kinds, choices in _plain_fields(own):
+            value = getattr(self, name)
+            if type(value) not in kinds and value not in choices:
+                words = " or ".join(_SCALARS[kind] for kind in kinds if kind in _SCALARS)
+                advice = nearest(str(value), map(str, choices)) if choices else f"give {words}"
+                raise BadField(f"{_short(value)} is not allowed", name, advice)
+
+
+@cache
+def _plain_fields(kind: type) -> list[tuple[str, frozenset[type], tuple[Any, ...]]]:
+    """The names of a dataclass's plain fields, with the types that their values may have, and further values."""
+    found = []
+    for name, hint in _hints(kind).items():
+        either = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+        choices = tuple(value for each in either if get_origin(each) is Literal for value in get_args(each))
+        kinds = {each for each in either if isinstance(each, type)} | ({int} if float in either else set())
+        if all(each in _SCALARS or each is NoneType or get_origin(each) is Literal for each in either):
+            found.append((name, frozenset(kinds), choices))
+    return found
 
 
 def leaves(value: object, where: str = "") -> dict[str, Any]:
@@ -226,6 +260,8 @@ def _convert_union(args: tuple[Any, ...], data: object, where: str) -> Any:
         return _convert_scalar(int, data, where)
     if len(choices) == 1:
         return _convert(choices[0], data, where)
+    if isinstance(data, list | tuple) and (lists := [choice for choice in choices if get_origin(choice) is tuple]):
+        return _convert(lists[0], data, where)
     for choice in choices:
         try:
             return _convert(choice, data, where)
@@ -235,6 +271,8 @@ def _convert_union(args: tuple[Any, ...], data: object, where: str) -> Any:
 
 
 def _in_words(choice: Any) -> str:
+    if get_origin(choice) is tuple:
+        return "a list"
     return " or ".join(map(str, get_args(choice))) or _SCALARS.get(choice, "a mapping")
 
 

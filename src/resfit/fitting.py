@@ -89,8 +89,9 @@ class _Estimate:
 
     def _valid(self, scale: float) -> Widths | None:
         """The widths at `scale`, or at one nearby where these make no network."""
-        for nudge in (1.0, 1.03, 0.97, 1.1, 0.9, 1.3, 0.75, 1.7):
-            widths = _at(self.own, nudge * scale, self.spec.groups)
+        nudges = (1.0, 1.03, 0.97, 1.1, 0.9, 1.3, 0.75, 1.7)
+        for multiple, nudge in product(dict.fromkeys((self.spec.groups, 4, 8)), nudges):
+            widths = _at(self.own, nudge * scale, multiple)
             if self._price(widths) is not None:
                 return widths
         return None

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from resfit.errors import BadField, BadInput
-from resfit.fields import from_plain, override, read_yaml, to_plain, unwritten, write_yaml
+from resfit.fields import Config, from_plain, override, read_yaml, to_plain, unwritten, write_yaml
 from resfit.shipped import find_yaml, shipped_names
 from resfit.spec import NetSpec
 
@@ -31,8 +31,14 @@ def _check(field: str, value: object, good: object, allowed: str) -> None:
         raise BadField(f"{field} is {value!r}", field, f"give {allowed}")
 
 
+SHORTEST_PERIOD = 0.01  # of a schedule, in epochs
+
+# Classes and channels of the data sets that have a name; the digits are grey or in three channels alike.
+_KNOWN = {"digits": (10, None), "cifar10": (10, 3), "cifar100": (100, 3), "svhn": (10, 3)}
+
+
 @dataclass(frozen=True, kw_only=True)
-class DataConfig:
+class DataConfig(Config):
     """The images. `val` is a count, or a fraction below 1, of the training images; 0 trains on all of them.
 
     `fraction` of the images that are left to train on is kept, stratified: less work, for trying things out.
@@ -44,6 +50,7 @@ class DataConfig:
     fraction: float = 1.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _check("fraction", self.fraction, 0 < self.fraction <= 1, "a fraction above 0, at most 1")
         _check(
             "val", self.val, self.val >= 0 and (self.val < 1 or float(self.val).is_integer()), "a count or a fraction"
@@ -51,7 +58,7 @@ class DataConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AugmentConfig:
+class AugmentConfig(Config):
     """What is drawn anew for each training image, in this order; zeros and `none` switch an operation off.
 
     policy, crop (pixels of padding), flip, rotate (degrees), translate (fraction of the side), brightness, contrast,
@@ -75,12 +82,13 @@ class AugmentConfig:
     ricap: float = unwritten(0.0)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _check("rotate", self.rotate, 0 <= self.rotate <= 180, "degrees from 0 to 180")
         _check("translate", self.translate, 0 <= self.translate <= 1, "a fraction from 0 to 1")
         for name in ("brightness", "contrast", "saturation"):
             _check(name, getattr(self, name), 0 <= getattr(self, name) <= 1, "a number from 0 to 1")
         for name in ("crop", "cutout", "blur", "mixup", "cutmix", "ricap"):
-            _check(name, getattr(self, name), 0 <= getattr(self, name) < 1000, "0 or a number above it")
+            _check(name, getattr(self, name), 0 <= getattr(self, name) < 1000, "a number from 0 to below 1000")
         alone = not (self.ricap and (self.mixup or self.cutmix))
         _check("ricap", self.ricap, alone, "0, or leave mixup and cutmix out")
 
@@ -91,7 +99,7 @@ class AugmentConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class InitConfig:
+class InitConfig(Config):
     """How weights begin. he: He et al. 2015, fan out. identity: filters pass their input on (dirac).
 
     `zero_last_norm` begins each residual at zero (Goyal et al. 2017): the gain of its last norm, or in preact blocks
@@ -103,7 +111,7 @@ class InitConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SamConfig:
+class SamConfig(Config):
     """Sharpness-aware minimization, at about twice the time a step.
 
     The step's gradient is taken at weights that are `rho` away, where the loss is highest: in the weights' own space
@@ -115,11 +123,12 @@ class SamConfig:
     adaptive: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _check("rho", self.rho, 0 < self.rho < float("inf"), "a number above 0")
 
 
 @dataclass(frozen=True, kw_only=True)
-class OptimConfig:
+class OptimConfig(Config):
     """The optimizer and its peak rates.
 
     `bias_lr` (norms, biases) and `head_lr` (the classifier's weight) replace `lr` for their group. A group with its own
@@ -143,6 +152,7 @@ class OptimConfig:
     sam: SamConfig | None = unwritten(None)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("lr", "bias_lr", "head_lr", "eps"):
             value = getattr(self, name)
             _check(name, value, value is None or 0 < value < float("inf"), "a number above 0")
@@ -154,7 +164,7 @@ class OptimConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScheduleConfig:
+class ScheduleConfig(Config):
     """The learning rate over time, as a factor of its peak; times are in epochs.
 
     constant; step (x `gamma` every `period`); multistep (x `gamma` at each milestone); cosine (to `final` at the end,
@@ -173,10 +183,16 @@ class ScheduleConfig:
     gamma: float = 0.1
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _check("warmup", self.warmup, 0 <= self.warmup < float("inf"), "0 or a number of epochs")
         for name in ("start", "final"):
             _check(name, getattr(self, name), 0 <= getattr(self, name) <= 1, "a fraction of the peak")
-        _check("period", self.period, self.period is None or 0.01 <= self.period < float("inf"), "a number of epochs")
+        _check(
+            "period",
+            self.period,
+            self.period is None or SHORTEST_PERIOD <= self.period < float("inf"),
+            "a number of epochs, 0.01 or more",
+        )
         _check("period", self.period, self.name not in ("step", "restarts") or self.period, "a number of epochs")
         _check("growth", self.growth, 1 <= self.growth <= 100, "a number from 1 to 100")
         _check("gamma", self.gamma, 0 < self.gamma <= 1, "a number above 0, at most 1")
@@ -186,7 +202,7 @@ class ScheduleConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AverageConfig:
+class AverageConfig(Config):
     """Averaged weights that replace the last ones at evaluation.
 
     ema: an exponential moving average with `decay` per step. swa: the mean of the weights at each epoch's end, or after
@@ -201,12 +217,13 @@ class AverageConfig:
     every: Literal["epoch", "step"] = unwritten("epoch")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _check("decay", self.decay, 0 <= self.decay < 1, "a number from 0 to below 1")
         _check("start", self.start, 0 <= self.start < 1, "a fraction from 0 to below 1")
 
 
 @dataclass(frozen=True, kw_only=True)
-class DistillConfig:
+class DistillConfig(Config):
     """What is learned from trained networks: run folders or model.safetensors of the same classes and training data.
 
     The loss is (1 - `weight`) x the labels' + `weight` x T² KL from the teachers' mean probabilities, both softened by
@@ -218,6 +235,7 @@ class DistillConfig:
     temperature: float = 4.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _check("teacher", self.teacher, self.teachers and all(self.teachers), "a run folder or a model.safetensors")
         _check("weight", self.weight, 0 < self.weight <= 1, "a number above 0, at most 1")
         _check("temperature", self.temperature, 0 < self.temperature < 1000, "a number above 0")
@@ -229,7 +247,7 @@ class DistillConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig:
+class TrainConfig(Config):
     """The loop.
 
     `accumulate` batches share an optimizer step; `clip` bounds the gradient's norm; `resize` lists (from this fraction
@@ -264,6 +282,7 @@ class TrainConfig:
     rollback_factor: float = 0.5
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("epochs", "batch_size", "accumulate"):
             _check(name, getattr(self, name), getattr(self, name) >= 1, "a whole number from 1 on")
         _check("label_smoothing", self.label_smoothing, 0 <= self.label_smoothing < 1, "a number from 0 to below 1")
@@ -283,7 +302,7 @@ class TrainConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateConfig:
+class EvaluateConfig(Config):
     """How the result is chosen and scored.
 
     selection: which weights are scored; best-test looks at the test set every epoch, and the record says that it did.
@@ -298,13 +317,14 @@ class EvaluateConfig:
     batch_size: int = 500
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("every", "batch_size"):
             _check(name, getattr(self, name), getattr(self, name) >= 1, "a whole number from 1 on")
         _check("tta_share", self.tta_share, 0 < self.tta_share <= 1, "a number above 0, at most 1")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
+class Recipe(Config):
     """One complete description of a training: with a seed it determines a run.
 
     `deviations` says in words where it departs from the published setting that it is named after.
@@ -326,6 +346,7 @@ class Recipe:
     deviations: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         safe = self.name.isprintable() and self.name[:1] not in ("", ".") and not set(self.name) & set('/\\:*?"<>|')
         _check("name", self.name, safe, "a name that can be a folder's")
         _check("budget", self.budget, self.budget >= 1, "a number of trainable parameters")
@@ -335,6 +356,14 @@ class Recipe:
         needs_val = self.data.name != "folder" and self.field_needing_val  # a folder may bring its own
         if needs_val and not self.data.val:
             raise BadField("there are no validation images to look at", needs_val, "give data.val")
+        name, wanted, given = self.data.name, self.spec.num_classes, self.spec.input.channels
+        classes, channels = _KNOWN.get(name, (None, None))
+        if classes not in (None, wanted):
+            raise BadField(f"{wanted} classes, but {name} has {classes}", "spec.num_classes", f"give {classes}")
+        if channels not in (None, given):
+            raise BadField(f"{name} has no {given}-channel images", "spec.input.channels", f"give {channels}")
+        pads = self.augment.crop_mode == "reflect" and self.augment.crop >= self.spec.input.size
+        _check("augment.crop", self.augment.crop, not pads, "less than the image's side, which is reflected")
         smallest = self.spec.sizes()[1][-1]
         for _, side in self.train.resize:
             small = _for_side(self.spec, side)

@@ -328,6 +328,8 @@ def read_record(path: str | Path) -> RunRecord:
     file = file / "record.json" if file.is_dir() else file
     if not file.exists():
         raise BadInput(f"no finished run ({file}): give a run folder that holds a record.json")
+    if file.suffix != ".json":
+        raise BadInput(f"not a finished run ({file}): give a run folder that holds a record.json")
     plain = _read_json(file)
     if isinstance(plain, dict) and plain.pop("digest", None) not in (None, _digest(plain)):
         raise BadInput(f"damaged record ({file}): its checksum is wrong")

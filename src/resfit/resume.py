@@ -65,7 +65,10 @@ def begun_run(folder: Path, recipe: Recipe, *, override: bool, tell: Callable[[s
     if fixed := [field for field, _, _ in changed if field.startswith(_FIXED)]:
         raise BadInput(f"a run cannot change {fixed[0]} under way ({words}): start a new run for it")
     if changed and not override:
-        raise BadInput(f"the recipe changed since the run began ({words}): change it back, or accept with --override")
+        raise BadInput(
+            f"the recipe changed since the run began ({words}): change it back, or accept it with resfit train "
+            f"--resume {folder} --override"
+        )
     return Begun(state=state, recipe=recipe, changes=words)
 
 

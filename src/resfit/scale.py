@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from resfit.budget import require_filled, short_count
 from resfit.errors import BadInput
-from resfit.recipe import Recipe
+from resfit.recipe import SHORTEST_PERIOD, Recipe
 
 
 def scaled(recipe: Recipe, factor: float = 1.0, fraction: float = 1.0) -> Recipe:
@@ -27,7 +27,7 @@ def scaled(recipe: Recipe, factor: float = 1.0, fraction: float = 1.0) -> Recipe
         "train.freeze_stem_after": _times(recipe.train.freeze_stem_after, factor),
         "evaluate.every": max(1, round(factor * recipe.evaluate.every)),
         "schedule.warmup": factor * recipe.schedule.warmup,
-        "schedule.period": _times(recipe.schedule.period, factor),
+        "schedule.period": recipe.schedule.period and max(SHORTEST_PERIOD, factor * recipe.schedule.period),
         "schedule.milestones": [factor * milestone for milestone in recipe.schedule.milestones],
         "data.fraction": fraction * recipe.data.fraction,
         "deviations": [*recipe.deviations, _in_words(recipe, epochs, fraction)],

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from resfit.errors import BadField
-from resfit.fields import from_plain, read_yaml, to_plain, unwritten, write_yaml
+from resfit.fields import Config, from_plain, read_yaml, to_plain, unwritten, write_yaml
 
 BlockKind = Literal[
     "basic",
@@ -72,19 +72,20 @@ def _check_kernel(name: str, value: int) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class InputSpec:
+class InputSpec(Config):
     """The images: `channels` planes of `size` x `size` pixels."""
 
     channels: int = 3
     size: int = 32
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _check_range("channels", self.channels, 1, 64)
         _check_range("size", self.size, 4, 1024)
 
 
 @dataclass(frozen=True, kw_only=True)
-class StemSpec:
+class StemSpec(Config):
     """The layer ahead of the stages.
 
     conv: convolution, norm, activation (the convolution alone ahead of preact blocks). whiten: convolution with frozen
@@ -99,6 +100,7 @@ class StemSpec:
     pad: bool = unwritten(False)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _check_range("channels", self.channels, 1, 65_536)
         _check_range("stride", self.stride, 1, 4)
         if self.kind == "conv":
@@ -114,7 +116,7 @@ class StemSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShortcutSpec:
+class ShortcutSpec(Config):
     """How a block that changes shape brings its input to its output.
 
     conv: a convolution of `kernel` (K_i), and a norm in all but preact blocks. shift: two 1 x 1 convolutions, half of
@@ -128,6 +130,7 @@ class ShortcutSpec:
     kernel: int = 1
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _check_kernel("kernel", self.kernel)
         if self.kind == "shift" and self.kernel != 1:
             raise BadField(f"kernel is {self.kernel}", "kernel", "give 1, or another kind than shift")
@@ -139,7 +142,7 @@ class ShortcutSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
-class StageSpec:
+class StageSpec(Config):
     """`blocks` (B_i) residual blocks of `channels` (C_i, before expansion) with convolutions of `kernel` (F_i).
 
     The first block carries the stride: 1 in the first stage and 2 in the others unless said. `block`, `shortcut` and
@@ -156,6 +159,7 @@ class StageSpec:
     inner: int | None = unwritten(None)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _check_range("blocks", self.blocks, 1, 1000)
         _check_range("channels", self.channels, 1, 65_536)
         _check_kernel("kernel", self.kernel)
@@ -166,18 +170,19 @@ class StageSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SESpec:
+class SESpec(Config):
     """Squeeze-and-excitation on a block's residual (Hu et al. 2018): hidden width channels // reduction, at least 1."""
 
     reduction: int = 16
     bias: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _check_range("reduction", self.reduction, 1, 65_536)
 
 
 @dataclass(frozen=True, kw_only=True)
-class ECASpec:
+class ECASpec(Config):
     """Efficient channel attention on a block's residual (Wang et al. 2020): a convolution over neighbouring channels.
 
     Without `kernel` each block takes the paper's for its channels C: (log2(C) + 1) / 2, up to the next odd number.
@@ -186,6 +191,7 @@ class ECASpec:
     kernel: int | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.kernel is not None:
             _check_kernel("kernel", self.kernel)
 
@@ -196,7 +202,7 @@ class ECASpec:
 
 
 @dataclass(frozen=True, kw_only=True)
-class WidenSpec:
+class WidenSpec(Config):
     """Channels that are gained evenly over all blocks (Han et al. 2017, PyramidNet's alpha).
 
     Block k of n has its stage's channels and k / n of `channels` more, in whole multiples of `multiple`, rounded down.
@@ -206,6 +212,7 @@ class WidenSpec:
     multiple: int = 1
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _check_range("channels", self.channels, 1, 65_536)
         _check_range("multiple", self.multiple, 1, 1024)
 
@@ -215,7 +222,7 @@ class WidenSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DropoutSpec:
+class DropoutSpec(Config):
     """Rates. block: whole channels, after each norm on a block's residual. head: features, ahead of the classifier.
 
     path: a block's whole residual, image by image (stochastic depth, Huang et al. 2016); what is kept is scaled up, so
@@ -230,6 +237,7 @@ class DropoutSpec:
     shakedrop: float = unwritten(0.0)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("block", "head", "path", "shakedrop"):
             rate = getattr(self, name)
             if not 0.0 <= rate < 1.0:
@@ -239,7 +247,7 @@ class DropoutSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
-class NormSpec:
+class NormSpec(Config):
     """Batch normalization: `gain` trains a scale a channel; `momentum` is the weight of the newest batch."""
 
     gain: bool = True
@@ -247,6 +255,7 @@ class NormSpec:
     eps: float = 1e-5
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0.0 < self.momentum <= 1.0:
             raise BadField(f"momentum is {self.momentum}", "momentum", "give a number above 0, at most 1")
         if not 0.0 < self.eps < 1.0:
@@ -254,25 +263,27 @@ class NormSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PoolSpec:
+class PoolSpec(Config):
     """The pool ahead of the classifier: the whole map, or windows of `size` pixels (P) that tile it."""
 
     kind: Literal["avg", "max"] = "avg"
     size: int | Literal["global"] = "global"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.size != "global":
             _check_range("size", self.size, 1, 1024)
 
 
 @dataclass(frozen=True, kw_only=True)
-class HeadSpec:
+class HeadSpec(Config):
     """The linear classifier; its logits are multiplied by `scale`."""
 
     bias: bool = True
     scale: float = 1.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0.0 < self.scale < float("inf"):
             raise BadField(f"scale is {self.scale}", "scale", "give a number above 0")
 
@@ -393,7 +404,7 @@ class BlockPlan:
 
 
 @dataclass(frozen=True, kw_only=True)
-class NetSpec:
+class NetSpec(Config):
     """A residual network: stem, N stages of blocks, pool, linear classifier.
 
     A block puts out `expansion` times its channels: 4 for bottlenecks and 1 for the others unless said. `groups`
@@ -425,6 +436,7 @@ class NetSpec:
     num_classes: int = 10
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         object.__setattr__(self, "stages", tuple(self.stages))
         _check_range("num_classes", self.num_classes, 2, 100_000)
         if not 1 <= len(self.stages) <= 16:
@@ -553,15 +565,14 @@ class NetSpec:
     def _check_shortcuts(self) -> None:
         for i, _, block in self.plan():
             kind, c_in, c_out = block.shortcut.kind, block.in_channels, block.out_channels
+            place = f"stages[{i}].shortcut"
             if block.shortcut.free and c_in > c_out:
                 problem = f"a {kind} shortcut cannot go from {c_in} to {c_out} channels"
-            elif kind == "shift" and c_out < 2:
-                problem = "a shift shortcut cannot halve one channel"
-            elif kind == "late" and (block.kind != "basic" or block.branches > 1):
-                problem = "a late shortcut is for basic blocks of one branch"
-            else:
-                continue
-            raise BadField(problem, f"stages[{i}].shortcut", "widen the stage, or use kind conv")
+                raise BadField(problem, place, "widen the stage, or use kind conv")
+            if kind == "shift" and c_out < 2:
+                raise BadField("a shift shortcut cannot halve one channel", place, "widen the stage, or use kind conv")
+            if kind == "late" and (block.kind != "basic" or block.branches > 1):
+                raise BadField("a late shortcut is for basic blocks of one branch", place, "use kind conv")
 
     def _check_sizes(self) -> None:
         stem, after = self.sizes()

@@ -51,7 +51,7 @@ def _of_recipe(recipe: Recipe) -> Target:
 
 def _of_yaml(path: Path) -> Target:
     data = read_yaml(path)
-    if isinstance(data, dict) and "spec" in data:
+    if isinstance(data, dict) and {"spec", "data", "optim", "train"} & set(data):
         return _of_recipe(Recipe.from_yaml(path))
     try:
         return Target(name=path.stem, spec=NetSpec.from_dict(data))

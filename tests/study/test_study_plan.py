@@ -61,7 +61,7 @@ def test_overrides_hold_for_all_points_ahead_of_their_own(base: str) -> None:
     assert [(r.optim.lr, r.optim.momentum) for r in recipes.values()] == [(0.2, 0.5), (0.5, 0.5)]
 
 
-@pytest.mark.parametrize("other", [{"data.val": 0.3}, {"data.split_seed": 5}, {"data.name": "cifar10"}], ids=str)
+@pytest.mark.parametrize("other", [{"data.val": 0.3}, {"data.split_seed": 5}, {"data.name": "folder"}], ids=str)
 def test_points_on_different_images_are_refused(base: str, other: dict[str, Any]) -> None:
     study = Study(name="s", recipe=base, baseline="a", points={"a": {}, "b": other})
     with pytest.raises(BadInput, match=r"^points on different images cannot be compared \(s: data.name, data.val, "):

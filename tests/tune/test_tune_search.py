@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -143,8 +144,7 @@ def test_a_folders_classes_are_counted_ahead_of_the_trials(
     words = ["tune", str(file), "--space", str(space), "--trials", "1", "--data-dir", str(two_classes)]
     assert main([*words, "--out", str(tmp_path / "runs")]) == 0, capsys.readouterr().err
     found = read_search(tmp_path / "runs" / "tiny-tune" / "tune.json")
-    two = tiny.replace({"spec.num_classes": 2})
-    assert [trial.params for trial in found.trials] == [cost(two.spec).params]
+    assert [trial.params for trial in found.trials] == [cost(replace(tiny.spec, num_classes=2)).params]
     assert Recipe.from_dict(found.config).spec.num_classes == 2
 
 

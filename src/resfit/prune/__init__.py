@@ -71,7 +71,7 @@ def prune(
     own = Recipe.from_yaml(Path(run) / "recipe.yaml")
     tuning = _tuning(parent, own, recipe, overrides or {}, budget)
     if teach and tuning.distill is None:
-        tuning = replace(tuning, distill=DistillConfig(teacher=str(run), weight=_TEACHERS_WEIGHT))
+        tuning = replace(tuning, distill=DistillConfig(teacher=str(Path(run).resolve()), weight=_TEACHERS_WEIGHT))
     folder = run_folder(out, tuning, parent.seed)
     before = folder / "pruned.safetensors"
     if folder.exists() and any(folder.iterdir()) and not (before.exists() and _lacks_comparison(folder)):
