@@ -161,7 +161,10 @@ def make_parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="resfit",
         description="Fit residual networks to a parameter budget and train them.",
-        epilog="Begin with: resfit train digits. Any command takes --debug, which shows the traceback of an error.",
+        epilog="Begin with: resfit train digits. Any command takes --debug, which shows the traceback of an error. The "
+        "environment may say where data lies (RESFIT_DATA_DIR) and caches (XDG_CACHE_HOME), that no socket is opened "
+        "(RESFIT_OFFLINE=1), which C++ compiler makes the kernels for CPUs (CXX), and that none are used "
+        "(RESFIT_KERNELS=0).",
     )
     parser.add_argument("--version", action="store_true", help="print the version and exit")
     parser.set_defaults(run=_no_command, command=None, takes_fields=False)
