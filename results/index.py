@@ -34,7 +34,7 @@ RECIPES, STANDING, BUDGETS = "<!-- results -->", "<!-- standing -->", "<!-- budg
 def add(paths: list[str]) -> None:
     """Copy records to results/<recipe>/<seed>.json; those that peeked at the test set lie apart."""
     for record in find_records(paths):
-        name = f"{record.recipe}-peeked" if record.protocol["peeking"] else record.recipe
+        name = f"{record.recipe}-peeked" if record.peeked else record.recipe
         target = HERE / name / f"{record.seed}.json"
         target.parent.mkdir(exist_ok=True)
         env = {**record.env, "command": without_places(record.env["command"])}
@@ -87,7 +87,7 @@ def table(groups: dict[str, list[RunRecord]]) -> str:
             first.data["name"],
             f"{first.params:,}",
             str(len(records)),
-            percent([r.test.accuracy for r in records]) + (" (peeked)" if first.protocol["peeking"] else ""),
+            percent([r.test.accuracy for r in records]) + (" (peeked)" if first.peeked else ""),
             percent([r.test.accuracy_tta for r in records if r.test.accuracy_tta is not None]),
             "; ".join(f"{summarize([r.seconds_to_result for r in runs]).mean:,.0f}" for runs in places.values()),
             "; ".join(f"{summarize([r.images_per_second for r in runs]).mean:,.0f}" for runs in places.values()),
@@ -114,7 +114,7 @@ def shipped(groups: dict[str, list[RunRecord]]) -> dict[str, object]:
     """What `resfit recipes` says of each recipe; runs that peeked at the test set don't count."""
     results = {}
     for name, records in groups.items():
-        if records[0].protocol["peeking"]:
+        if records[0].peeked:
             continue
         s = summarize([record.accuracy for record in records])
         tta = records[0].test.accuracy_tta is not None

@@ -72,7 +72,7 @@ def row(system: dict[str, Any], records: Sequence[RunRecord]) -> list[str]:
     mine = [record for record in records if record.recipe == system["recipe"] and record.data["name"] == "cifar10"]
     recipe = get_recipe(system["recipe"])
     own = chosen(record for record in mine if record.protocol["selection"] == system["selection"])
-    ours = chosen(record for record in mine if not record.protocol["peeking"])
+    ours = chosen(record for record in mine if not record.peeked)
     runs = own if own == ours else own + ours
     return [
         system["system"],

@@ -57,7 +57,7 @@ def standing(groups: Mapping[str, Sequence[RunRecord]], reports: Path, anchors: 
 
 def counts(record: RunRecord) -> bool:
     """Whether a run of CIFAR-10 within the budget did not look at the test set."""
-    return record.data["name"] == "cifar10" and record.params <= BUDGET and not record.protocol["peeking"]
+    return record.data["name"] == "cifar10" and record.params <= BUDGET and not record.peeked
 
 
 def ours(name: str, records: Sequence[RunRecord]) -> Row:

@@ -92,7 +92,7 @@ def _header(record: RunRecord) -> dict[str, Any]:
 
 
 def _metrics(record: RunRecord) -> list[dict[str, Any]]:
-    test, peeked = record.test, " (chosen on the test set)" if words.peeked(record) else ""
+    test, peeked = record.test, " (chosen on the test set)" if record.peeked else ""
     found = [{"type": "accuracy", "name": f"Test accuracy{peeked}", "value": test.accuracy}]
     if test.accuracy_tta is not None:
         found.append(

@@ -154,4 +154,4 @@ def _same_validation(record: RunRecord, data: Mapping[str, Any], config: DataCon
 
 
 def _peeked(record: RunRecord) -> str:
-    return "chosen on the test set, which this run has seen with it" if record.protocol.get("peeking") else ""
+    return "chosen on the test set, which this run has seen with it" if record.peeked else ""

@@ -303,6 +303,11 @@ class RunRecord:
         return self.test.accuracy if self.test.accuracy_tta is None else self.test.accuracy_tta
 
     @property
+    def peeked(self) -> bool:
+        """Whether the scored weights were chosen on the test set, so that its accuracy reads too high."""
+        return bool(self.protocol.get("peeking")) or self.protocol.get("selection") == "best-test"
+
+    @property
     def identity(self) -> tuple[object, ...]:
         """Runs that agree in this are runs of one recipe on the same images: seed and machine set them apart.
 

@@ -14,7 +14,7 @@ from resfit.errors import BadInput
 from resfit.fields import differences
 from resfit.recipe import Recipe
 
-STATE_FORMAT = 6
+STATE_FORMAT = 5
 
 # What the saved tensors and the best weights so far belong to: no run can change it under way.
 _FIXED = (

@@ -125,7 +125,7 @@ def summarize_point(point: PointRecord, runs: Sequence[RunRecord], judged_by: Ju
         accuracy=summarize([judged_accuracy(run, judged_by) for run in runs]),
         test=summarize([run.test.accuracy for run in runs]),
         seconds=summarize([run.seconds_to_result for run in runs]).mean,
-        peeked=any(run.protocol.get("peeking") for run in runs),
+        peeked=any(run.peeked for run in runs),
     )
 
 

@@ -137,7 +137,7 @@ class Trainer:
         self.net.train()
         self._freeze()
         now = self.under_way = self.under_way or self._begin_epoch()
-        groups, done = self._step_groups(now.order[now.seen :]), self._steps_done()
+        groups, done = self._step_groups(self._left(now.order, now.seen)), self._steps_done()
         steps = done + len(groups)
         for n, group in enumerate(groups, start=done):
             progress = self._progress(n / steps)
@@ -155,7 +155,7 @@ class Trainer:
         self._check_loss()
         self._set_rates((steps - 1) / steps)  # for the result, where it went on after the last step
         if self.easy is not None:
-            self.easy.turns[now.order] += 1
+            self.easy.turns[now.order[: now.seen]] += 1
         self.epoch, self.under_way = self.epoch + 1, None
         return EpochResult(
             epoch=self.epoch,
@@ -168,7 +168,7 @@ class Trainer:
 
     def _begin_epoch(self) -> EpochUnderWay:
         began, zero = time.perf_counter(), torch.zeros((), device=self.device)
-        order = self._in_whole_batches(self._trained_on(self._shuffled(self.generator)))
+        order = self._trained_on(self._shuffled(self.generator))
         return EpochUnderWay(order=order, loss_sum=zero, hits=zero.clone(), began=began)
 
     def _steps_done(self) -> int:
@@ -302,11 +302,11 @@ class Trainer:
         skipping = self.epoch > 0 and self._progress(0.0) < self.recipe.train.skip_easy_until
         return self.easy.leave_out(order) if self.easy is not None and skipping else order
 
-    def _in_whole_batches(self, order: Tensor) -> Tensor:
-        """`order` without what `drop_last` leaves out: a partial batch, unless it is all there is."""
-        config = self.recipe.train
-        partial = len(order) % config.batch_size
-        return order[: len(order) - partial] if config.drop_last and partial < len(order) else order
+    def _left(self, order: Tensor, seen: int = 0) -> Tensor:
+        """`order` from `seen` on, without what `drop_last` leaves out: a partial batch, unless it is all there is."""
+        config, left = self.recipe.train, order[seen:]
+        partial = len(left) % config.batch_size
+        return left[: len(left) - partial] if config.drop_last and partial < len(order) else left
 
     def _batches(self, order: Tensor) -> list[Tensor]:
         """`order` in batches. A last image alone joins the batch before it: a norm needs two."""
@@ -333,7 +333,7 @@ class Trainer:
         Of several processes each has its share of every batch.
         """
         generator = torch.Generator().manual_seed(self.seed)
-        for index in self._batches(self._in_whole_batches(self._shuffled(generator))):
+        for index in self._batches(self._left(self._shuffled(generator))):
             yield self.batch(index, generator, progress=1.0)[0][distributed.share(len(index))]
 
     def batch(self, index: Tensor, generator: torch.Generator, *, progress: float) -> tuple[Tensor, Tensor]:

@@ -26,7 +26,7 @@ def _compare(options: argparse.Namespace) -> int:
     from resfit.fields import to_plain
     from resfit.record import compare, find_records, group_runs, summarize
     from resfit.report.groups import group, unique
-    from resfit.report.words import peeked, plus_minus
+    from resfit.report.words import plus_minus
 
     records = unique(find_records(options.runs))
     if len(data := group(records)) > 1:
@@ -45,7 +45,7 @@ def _compare(options: argparse.Namespace) -> int:
     rows = []
     for name, found in values.items():
         s = summarize(found)
-        mark = " (peeked)" if any(map(peeked, groups[name])) else ""
+        mark = " (peeked)" if any(run.peeked for run in groups[name]) else ""
         rows.append([name + mark, s.n, f"{plus_minus(s.mean, s.std)} %", _difference_text(differences.get(name))])
     print_table(["runs", "n", f"test {what}", f"difference from {first} (95 % interval)"], rows, right=(1,))
     return 0

@@ -218,7 +218,7 @@ def _print_result(record: RunRecord, folder: Path) -> None:
         ["images/s in training", f"{record.images_per_second:,.0f}"],
         ["run folder", str(folder)],
     ]
-    if record.protocol["peeking"]:
+    if record.peeked:
         rows.insert(1, ["protocol", "peeked at the test set to choose the epoch"])
     print_table(["result", f"{record.recipe}, seed {record.seed}"], rows)
 

@@ -8,7 +8,7 @@ from itertools import combinations
 
 from resfit.fields import leaves
 from resfit.record import Comparison, RunRecord, Summary, compare, summarize
-from resfit.report.words import data_name, device, peeked, processor
+from resfit.report.words import data_name, device, processor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +140,7 @@ def _recipe_group(label: str, tone: int, runs: list[RunRecord]) -> RecipeGroup:
         accuracy_tta=summarize(averaged) if len(averaged) == len(runs) else None,
         seconds=summarize([run.seconds_to_result for run in runs]) if one_machine else None,
         rate=summarize([run.images_per_second for run in runs]) if one_machine else None,
-        peeked=any(map(peeked, runs)),
+        peeked=any(run.peeked for run in runs),
         repeated=tuple(sorted({seed for seed in seeds if seeds.count(seed) > 1})),
     )
 

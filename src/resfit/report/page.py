@@ -30,7 +30,6 @@ _FILTERS = (
     words.data_name,
     words.processor,
     words.device,
-    words.peeked,
     words.peeking,
     words.protocol,
     words.recipe_text,

@@ -128,11 +128,6 @@ def thread_count(threads: int) -> str:
     return "1 thread" if threads == 1 else f"{threads} threads"
 
 
-def peeked(record: RunRecord) -> bool:
-    """Whether the test set had a part in choosing the weights that it then scored."""
-    return bool(record.protocol.get("peeking")) or record.protocol.get("selection") == "best-test"
-
-
 def peeking(record: RunRecord) -> str:
     """What peeking means for the reader."""
     scored = record.protocol.get("test_scored")
@@ -172,7 +167,7 @@ def _selection(record: RunRecord) -> str:
     best, averaged = record.protocol.get("best_epoch"), _average(record) not in (None, "none")
     weights = "averaged weights" if averaged else "weights"
     of = f"epoch {best}, the epoch" if best else "the epoch"
-    if peeked(record):
+    if record.peeked:
         return f"Scored the {weights} of {of} with the best test accuracy."
     if record.protocol.get("selection") == "best-val":
         return f"Scored the {weights} of {of} with the best validation accuracy."
