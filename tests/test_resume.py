@@ -320,6 +320,12 @@ def test_a_changed_recipe_is_shown_and_refused_and_with_override_taken(everythin
     assert record.curve[0].lr < 0.02  # cosine from the new peak, from the step of the change on
 
 
+def test_what_is_only_said_of_a_recipe_may_change(everything: Recipe, tmp_path: Path) -> None:
+    stopped(everything, tmp_path)
+    said = everything.replace({"description": "the same", "deviations": ["set by the command: optim.lr 0.1"]})
+    assert train(said, out=tmp_path, resume=True).protocol["deviations"] == ["set by the command: optim.lr 0.1"]
+
+
 def test_other_kernels_are_named_and_refused_and_with_override_taken(
     everything: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,7 +16,10 @@ import torch
 from resfit.errors import BadInput
 from resfit.processor import processor
 
-_PASSWORD = re.compile(r"(?<=://)[^/@]*(?=@)|(?<=[?&]password=)[^&]*")  # of an address, with the user's name
+# Who logs in at an address, and the password, which may hold any character but a blank.
+_PASSWORD = re.compile(
+    r"(?<=://)[^\s/?#@]*:[^\s?#]*(?=@)|(?<=://)[^\s/?#@]+(?=@)|(?i:(?<=[?&]password=)|(?<=[?&]passwd=))[^&\s]*"
+)
 
 
 def environment(device: torch.device) -> dict[str, Any]:

@@ -176,7 +176,7 @@ _LOGGERS = {"tensorboard": TensorBoardLogger, "mlflow": MLflowLogger}
 
 
 def _reason(error: Exception) -> str:
-    return " ".join(str(error).split())[:120]
+    return without_password(" ".join(str(error).split()))[:120]
 
 
 def _epoch_values(point: EpochPoint) -> Iterator[tuple[str, float]]:

@@ -28,16 +28,25 @@ def start(work: Callable[..., None], *arguments: Any, share: int = 1) -> BasePro
 
 @contextmanager
 def _interrupts_later() -> Iterator[None]:
-    """SIGINT waits till the block's end in this thread, and in a child that begins here until it takes it."""
+    """SIGINT waits till the block's end, and in a child that begins here until it lets it in.
+
+    Of a process's threads any may get it; Python's handler, which is the main thread's, waits as well.
+    """
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
     resource_tracker.ensure_running()  # to begin it would let SIGINT through again
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    before, heard = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT}), list[int]()
+    in_main = threading.current_thread() is threading.main_thread()
+    handler = signal.signal(signal.SIGINT, lambda number, frame: heard.append(number)) if in_main else None
     try:
         yield
     finally:
+        if in_main:
+            signal.signal(signal.SIGINT, handler)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if heard:
+            signal.raise_signal(signal.SIGINT)
 
 
 def interrupt(processes: Iterable[BaseProcess]) -> None:

@@ -13,6 +13,7 @@ from resfit.distributed import from_leader
 from resfit.errors import BadInput
 from resfit.fields import differences
 from resfit.recipe import Recipe
+from resfit.record import settings
 
 STATE_FORMAT = 5
 
@@ -60,7 +61,7 @@ def begun_run(folder: Path, recipe: Recipe, *, override: bool, tell: Callable[[s
     began = Recipe.from_dict(state["recipe"])
     if began.data.name == "folder":  # the run took its number of classes from the images
         recipe = replace(recipe, spec=replace(recipe.spec, num_classes=began.spec.num_classes))
-    changed = differences(began.to_dict(), recipe.to_dict())
+    changed = differences(settings(began.to_dict()), settings(recipe.to_dict()))
     words = "; ".join(f"{field}: {json.dumps(old)} -> {json.dumps(new)}" for field, old, new in changed)
     if fixed := [field for field, _, _ in changed if field.startswith(_FIXED)]:
         raise BadInput(f"a run cannot change {fixed[0]} under way ({words}): start a new run for it")

@@ -153,7 +153,9 @@ class Trainer:
                 self._check_loss()
             self.on_step(self.epoch + 1, (n + 1) / steps)
         self._check_loss()
-        self._set_rates((steps - 1) / steps)  # for the result, where it went on after the last step
+        if not groups:  # it went on after the last step, whose rate is told
+            last = len(self._step_groups(self._left(now.order)))
+            self._set_rates((last - 1) / last)
         if self.easy is not None:
             self.easy.turns[now.order[: now.seen]] += 1
         self.epoch, self.under_way = self.epoch + 1, None

@@ -85,8 +85,9 @@ def data_of(
             f"the model knows other classes than {loaded.name} has ({target}): give the data of its training"
         )
     record = run_folder_of(target) / "record.json"
-    seen = read_record(record).data if loaded.test_drawn and record.exists() else None
-    if seen and seen["name"] == loaded.name and seen["digest"] != loaded.digest:
+    seen = read_record(record).data if loaded.test_drawn and record.exists() else {}
+    of = "digest" if data is None else "test_digest"  # a set that is named has splits of its own
+    if seen.get("name") == loaded.name and seen.get(of) not in (None, "", getattr(loaded, of)):
         raise BadInput(
             f"the images are not those of the training, which may have seen some of what would be tested ({target}): "
             "put images to test on into test/ and others into train/"

@@ -92,7 +92,7 @@ def test_without_val_the_training_part_is_split(parted: Path) -> None:
     assert len(load(parted, val=0).train) == 24
 
 
-@pytest.mark.parametrize("alias", ["valid", "validation", "Val", "dev"])
+@pytest.mark.parametrize("alias", ["valid", "validation", "Val"])
 def test_other_names_of_val_are_taken_and_told(parted: Path, alias: str) -> None:
     (parted / "val").rename(parted / alias)
     data = load(parted, val=0)
@@ -121,9 +121,10 @@ def test_training_and_testing_are_splits(parted: Path) -> None:
     assert found.notes[:2] == ("Training/ is read as train/", "Testing/ is read as test/")
 
 
-def test_a_folder_beside_the_splits_is_told_of(parted: Path) -> None:
-    shutil.copytree(parted / "train", parted / "unlabeled")
-    assert "unlabeled/ beside train/, val/, test/ is not used" in load(parted).notes
+@pytest.mark.parametrize("name", ["unlabeled", "dev", "training"])
+def test_a_folder_beside_the_splits_is_told_of(parted: Path, name: str) -> None:
+    shutil.copytree(parted / "test", parted / name)
+    assert f"{name}/ beside train/, val/, test/ is not used" in load(parted).notes
 
 
 def test_classes_that_look_like_splits_are_told_of(parted: Path) -> None:

@@ -485,6 +485,7 @@ def test_two_folders_of_images_are_told_apart() -> None:
     assert [part.name for part in group(alike)] == ["Folder (1)", "Folder (2)"]
     less = {**one, "test_digest": "a", "n_train": 1}
     assert [part.name for part in group([record(data=less), alike[0]])] == ["Folder"]
+    assert [part.name for part in group([record(data=one), alike[0]])] == ["Folder"]  # one of an older version
 
 
 def test_pairs_need_two_runs_each_and_put_the_better_first() -> None:

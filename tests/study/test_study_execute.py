@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import CancelledError
@@ -20,7 +21,7 @@ from tiny_recipe import TINY
 
 from resfit.cli import main
 from resfit.errors import BadInput
-from resfit.executors.jobs import Job, Watcher
+from resfit.executors.jobs import Job, Watcher, judged_by
 from resfit.executors.local import InProcess, Place, Processes, make_executor
 from resfit.observer import Observer
 from resfit.recipe import Recipe
@@ -188,8 +189,10 @@ def test_a_process_that_cannot_begin_gives_its_device_back(
 def test_none_begins_when_the_others_are_ended(study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also one that was beginning at that moment is asked to end."""
     ended: list[object] = []
+    beginning = threading.Event()
 
     def start(*given: object, **options: object) -> object:
+        beginning.set()
         time.sleep(0.3)
         given[5].close()  # type: ignore[attr-defined]
         return Mock(exitcode=130, join=lambda: time.sleep(0.3))
@@ -199,7 +202,7 @@ def test_none_begins_when_the_others_are_ended(study: Study, tmp_path: Path, mon
     executor = Processes(Place(out=tmp_path / "s"), ["cpu"])
     with executor:
         futures = [executor.submit(study.recipes()["plain"], seed, Observer()) for seed in range(2)]
-        time.sleep(0.1)
+        assert beginning.wait(60)
     assert len(ended) == 1
     assert isinstance(futures[0].exception(), CancelledError) and futures[1].cancelled()
 
@@ -267,6 +270,16 @@ def test_runs_with_and_without_teachers_are_not_taken_for_each_other(study: Stud
         (folder / "recipe.yaml").write_text(then["plain"].to_yaml())
         with pytest.raises(BadInput, match=r"a run with other settings exists already .*: distill\)"):
             run(study, tmp_path, recipes=now)
+
+
+@pytest.mark.parametrize("other", [{"data.val": 100}, {"data.split_seed": 5}], ids=str)
+def test_points_that_validate_on_different_images_are_judged_on_test(
+    study: Study, tmp_path: Path, other: dict[str, object]
+) -> None:
+    place, plain = Place(out=tmp_path), study.recipes()["plain"]
+    jobs = [Job(recipe=plain, seed=0), Job(recipe=plain.replace({"name": "other", **other}), seed=0)]
+    assert judged_by(jobs[:1], place) == "validation"
+    assert judged_by(jobs, place) == "test"
 
 
 def test_without_a_validation_split_the_page_says_that_the_test_set_judged(study: Study, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from torch import Tensor
 import resfit.runner
 from resfit.cli import main
 from resfit.cost import cost
-from resfit.environment import command_line
+from resfit.environment import command_line, without_password
 from resfit.errors import BadInput, RunFailed
 from resfit.recipe import Recipe
 from resfit.tunerecord import TuneRecord, read_search
@@ -276,6 +276,24 @@ def test_a_database_s_password_is_never_told(tiny: Recipe, monkeypatch: pytest.M
     told = command_line()
     assert "://***@host/db" in told and "mlflow=https://***@there" in told and "password=***" in told
     assert not any(secret in told for secret in ("secret", "hidden", "password=p"))
+    assert "secret" not in Search(recipe=tiny, space=RATES, storage="postgresql://h/db?user=me&password=secret").place
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("postgresql://u:p/w@h/db", "postgresql://***@h/db"),
+        ("postgresql://u:p@ss@h/db", "postgresql://***@h/db"),
+        ("postgresql://h/db?a=1&PASSWORD=p&b=2", "postgresql://h/db?a=1&PASSWORD=***&b=2"),
+        ("http://token@h/", "http://***@h/"),
+        ("see http://a, mail me@b.c", "see http://a, mail me@b.c"),
+        ("see http://a:80/x, mail me@b.c", "see http://a:80/x, mail me@b.c"),
+        ("postgresql://h/db?password=p is refused", "postgresql://h/db?password=*** is refused"),
+        ("a@b://c and C:/runs", "a@b://c and C:/runs"),
+    ],
+)
+def test_what_of_an_address_is_not_told(words: str, told: str) -> None:
+    assert without_password(words) == told
 
 
 @pytest.mark.parametrize("content", [b"one: 1", b"SQLite format 3\0...", b"[]\n"], ids=["yaml", "database", "json"])

@@ -27,7 +27,12 @@ def _report(options: argparse.Namespace) -> int:
     from resfit.report.groups import unique
 
     records = unique(find_records(options.runs))  # as many as the page has
-    if options.out.is_file() and b'content="resfit report"' not in options.out.read_bytes():
+    if options.out.is_file() and not _is_report(options.out.read_bytes()):
         raise BadInput(f"a file that is no report of resfit's exists already ({options.out}): give another --out")
     print(f"{write_report(records, options.out)}: {len(records)} run{'s' if len(records) > 1 else ''}")
     return 0
+
+
+def _is_report(page: bytes) -> bool:
+    """Whether a file is such a page; those of earlier versions do not say what made them but at their foot."""
+    return b'content="resfit report"' in page or (b'name="generator"' not in page and b"Made by resfit" in page)

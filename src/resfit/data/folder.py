@@ -34,8 +34,8 @@ from resfit.memory import free_bytes
 from resfit.recipe import DataConfig
 
 _ORDER = ("train", "val", "test")
-_SPLITS = {name: name for name in _ORDER} | {"training": "train", "testing": "test"}
-_SPLITS |= dict.fromkeys(("valid", "validation", "dev"), "val")
+_SPLITS = {name: name for name in _ORDER} | {"valid": "val", "validation": "val"}
+_ALIASES = {"training": "train", "testing": "test"}  # where there is no other
 _TEST_PART = 0.2
 
 Classes = Mapping[str, Sequence[Path]]  # the image files of each class
@@ -97,9 +97,12 @@ def _root(places: Places) -> Path:
 def _layout(root: Path) -> tuple[dict[str, Path], list[str]]:
     """The folders of the splits, or the one folder "all", and notes on how their names were read."""
     inside = _folders(root)
-    named = {split: [folder for folder in inside if _SPLITS.get(folder.name.lower()) == split] for split in _ORDER}
-    found = {split: folders for split, folders in named.items() if folders}
-    others = [folder.name for folder in inside if folder.name.lower() not in _SPLITS]
+    found: dict[str, list[Path]] = {}
+    for split in _ORDER:
+        named, alias = ([f for f in inside if names.get(f.name.lower()) == split] for names in (_SPLITS, _ALIASES))
+        found |= {split: named or alias} if named or alias else {}
+    taken = [folder for folders in found.values() for folder in folders]
+    others = [folder.name for folder in inside if folder not in taken]
     if not ({"train", "test"} <= set(found) or (found and not others)):
         return {"all": root}, _like_splits(inside)
     for folders in found.values():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import CancelledError, Future, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from resfit.data import has_validation
@@ -79,9 +79,12 @@ def run_jobs(
 
 
 def judged_by(jobs: Sequence[Job], place: Place) -> JudgedBy:
-    """On what all of the jobs can be compared."""
+    """On what all of the jobs can be compared: on validation images where all have the same."""
     sets = {job.recipe.data for job in jobs}
-    return "validation" if all(has_validation(data, place.data_dir) for data in sets) else "test"
+    brought = all(has_validation(replace(data, val=0), place.data_dir) for data in sets)  # by the image folder
+    drawn = len({(data.val, data.split_seed) for data in sets}) == 1
+    alike = (brought or drawn) and all(has_validation(data, place.data_dir) for data in sets)
+    return "validation" if alike else "test"
 
 
 def _submitted(

@@ -84,6 +84,9 @@ class Place:
     def _digest(self, recipe: Recipe, known: dict[tuple[DataConfig, InputSpec], str]) -> str:
         """That of the recipe's images, which are loaded where it is not `known`, and downloaded once for all runs."""
         data, images = recipe.data, recipe.spec.input
+        if data.name != "folder":  # splits and sizes of a set that has a name are there with it
+            data = DataConfig(name=data.name, val=0)
+            images = InputSpec(channels=images.channels)
         if (data, images) not in known:
             known[data, images] = load_dataset(
                 data, size=images.size, channels=images.channels, data_dir=self.data_dir, offline=self.offline
@@ -169,7 +172,7 @@ class Processes:
             self.free.put(device)
         if failure is not None:
             raise failure
-        if process.exitcode and self.closing:
+        if process.exitcode != 0 and self.closing:
             raise CancelledError
         if process.exitcode:
             raise RunFailed(f"the run's process ended with status {process.exitcode}: repeat the command to go on")

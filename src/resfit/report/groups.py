@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import combinations
 
 from resfit.fields import leaves
@@ -90,7 +91,9 @@ def unique(records: Iterable[RunRecord]) -> list[RunRecord]:
 
 def group(records: Sequence[RunRecord]) -> list[DataGroup]:
     """Records by data set and recipe. Different folders of images are told apart; splits of one data set are not."""
-    by_data = _by(records, _data_key)
+    folders = [run for run in records if run.data["name"] == "folder"]
+    by_files = all(run.data.get("test_digest") for run in folders)  # records of older versions have counts alone
+    by_data = _by(records, partial(_data_key, by_files=by_files))
     names = [data_name(runs[0]) for runs in by_data.values()]
     return [
         _data_group(f"{name} ({i + 1})" if names.count(name) > 1 else name, runs)
@@ -98,14 +101,15 @@ def group(records: Sequence[RunRecord]) -> list[DataGroup]:
     ]
 
 
-def _data_key(run: RunRecord) -> tuple[object, ...]:
+def _data_key(run: RunRecord, by_files: bool) -> tuple[object, ...]:
     """What data set this is: runs that were tested on the same images, whatever they were trained on of it.
 
-    Records of older versions say of a folder's images no more than how many there are.
+    Folders of images are known `by_files` to test on, or by how many images they have to train on.
     """
     supports = tuple((score.name, score.support) for score in run.test.per_class)
     count = sum(run.data.get(part) or 0 for part in ("n_train", "n_val"))
-    return data_name(run), supports, run.data["name"] == "folder" and (run.data.get("test_digest") or count)
+    own = (run.data.get("test_digest") if by_files else count) if run.data["name"] == "folder" else None
+    return data_name(run), supports, own
 
 
 def _by(records: Iterable[RunRecord], key: Callable[[RunRecord], tuple[object, ...]]) -> dict[object, list[RunRecord]]:

@@ -90,9 +90,8 @@ class Study:
                 require_fit(made[name].spec, made[name].budget)
             except BadInput as error:
                 raise BadInput(f"{self.name}, point {name}: {error}") from None
-        if len({(recipe.data.name, recipe.data.val, recipe.data.split_seed) for recipe in made.values()}) > 1:
-            fields = "data.name, data.val, data.split_seed"
-            raise BadInput(f"points on different images cannot be compared ({self.name}: {fields}): give all the same")
+        if len({recipe.data.name for recipe in made.values()}) > 1:
+            raise BadInput(f"points on different images cannot be compared ({self.name}: data.name): give all the same")
         return made
 
     def _recipe(self, name: str, setting: dict[str, Any], counted: Callable[[Recipe], Recipe]) -> Recipe:

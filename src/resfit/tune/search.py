@@ -21,6 +21,7 @@ from functools import cache
 from importlib.util import find_spec
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +32,7 @@ from resfit import processes
 from resfit.budget import judge
 from resfit.cost import cost
 from resfit.data import has_validation
-from resfit.environment import environment, pick_device, spread
+from resfit.environment import environment, pick_device, spread, without_password
 from resfit.errors import BadInput, ResfitError, RunFailed, told
 from resfit.fields import to_plain
 from resfit.files import is_alive
@@ -96,7 +97,7 @@ class Search:
     @property
     def place(self) -> str:
         """Where the trials are kept, in words that hold no password."""
-        return self.storage.rpartition("@")[2]
+        return without_password(self.storage.rpartition("@")[2])
 
     def trial_recipe(self, drawn: dict[str, Any]) -> Recipe:
         """The recipe that a trial trains; raises BadInput where the values don't go together."""
@@ -202,7 +203,7 @@ def _open(search: Search) -> optuna.Study:
     except BadInput:
         raise
     except Exception as error:  # of whichever database it is
-        reason = f"{type(error).__name__}: {str(error).strip()}"
+        reason = without_password(f"{type(error).__name__}: {str(error).strip()}")
         raise BadInput(f"no trials can be kept there ({search.place}): {reason}") from None
     epochs = search.epochs or search.recipe.train.epochs
     study.pruner = optuna.pruners.MedianPruner(n_startup_trials=_STARTUP, n_warmup_steps=epochs // _UNTOUCHED)
@@ -282,11 +283,11 @@ def _count(study: optuna.Study, under_way: bool = False) -> int:
 
 def _work_in_parallel(search: Search, trials: int, workers: int) -> None:
     pipes = [Pipe(duplex=False) for _ in range(workers)]
-    children = [
-        processes.start(_worker, replace(search, device=device), trials, tells, share=workers)
-        for device, (_, tells) in zip(spread(search.device, workers), pipes, strict=True)
-    ]
+    children: list[BaseProcess] = []
     try:
+        for device, (_, tells) in zip(spread(search.device, workers), pipes, strict=True):
+            own = replace(search, device=device)
+            children.append(processes.start(_worker, own, trials, tells, share=workers))
         for child in children:
             child.join()
     finally:
@@ -303,7 +304,7 @@ def _last_word(hears: Connection) -> ResfitError | None:
     """The error that a process told of before it ended."""
     try:
         error: ResfitError = hears.recv()
-    except EOFError:
+    except (EOFError, OSError):  # it was killed, in the middle of a word perhaps
         return None
     return error
 
