@@ -211,7 +211,7 @@ def use(page: Any, address: str, folder: Path) -> tuple[str, str]:
     page.wait_for_selector("#seen img", state="detached")
 
     drop(page, folder / "broken.png")
-    page.wait_for_selector("#message:has-text('Cannot be read as an image (broken.png)')")
+    page.wait_for_selector("#message:has-text('Cannot be read as an image (broken.png, ')")
     assert not page.query_selector_all("#seen img")
     page.screenshot(path=folder / "4-broken.png")
     return of_sample, of_picture

@@ -526,12 +526,14 @@ def test_compiled_training_is_the_same_training(tiny: Recipe) -> None:
 
 
 @pytest.mark.slow
-def test_nothing_is_compiled_after_the_warm_up(tiny: Recipe) -> None:
-    """Neither for another size of images, nor for a stem or a stage that is no longer trained."""
+@pytest.mark.parametrize("drop_last", [True, False])
+def test_nothing_is_compiled_after_the_warm_up(tiny: Recipe, drop_last: bool) -> None:
+    """Neither for another size of images or batch, nor for a stem or a stage that is no longer trained."""
     torch.compiler.reset()
     stem = {"spec.stem": {"kind": "whiten", "kernel": 2, "channels": 8}, "train.freeze_stem_after": 1}
     changes = {"train.resize": [[0.0, 4], [0.5, 8]], "train.freeze": [[0.7, 1]], "train.epochs": 4}
-    run = trainer(tiny.replace({**stem, **changes, "train.compile": True, "train.drop_last": True}))
+    batches = {"train.batch_size": 100, "train.drop_last": drop_last}
+    run = trainer(tiny.replace({**stem, **changes, **batches, "train.compile": True}))
     run.warm_up()
     compiled = torch._dynamo.utils.counters["stats"]["unique_graphs"]
     assert compiled >= 4

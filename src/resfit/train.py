@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
+from itertools import product
 from typing import Any
 
 import torch
@@ -273,12 +274,13 @@ class Trainer:
         if not self.recipe.train.compile:
             return 0.0
         started, saved = time.perf_counter(), copy.deepcopy(self.state_dict())
-        index = torch.arange(min(self.recipe.train.batch_size, len(self.images)), device=self.device)
+        batches = self._batches(self._left(torch.arange(len(self.images), device=self.device)))
+        of_each_size = {len(batch): batch for batch in batches}.values()
         self.net.train()
-        for epoch, progress in self._turning_points():
+        for (epoch, progress), batch in product(self._turning_points(), of_each_size):
             self.epoch = epoch
             self._freeze()
-            self._gradients([index], progress)
+            self._gradients([batch], progress)
         self.net.zero_grad(set_to_none=True)
         self.load_state_dict({**saved, "pieces": self.pieces})
         return time.perf_counter() - started
