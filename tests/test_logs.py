@@ -100,6 +100,9 @@ def test_a_log_that_fails_under_way_ends_alone(tiny, tmp_path, plain_run, capsys
             if step > 1:
                 raise OSError("the server is gone")
 
+        def close(self):
+            raise AssertionError("it ended already")
+
     record = train(tiny, out=tmp_path, observer=Observers([Failing()]))
     assert_same_run((record, tmp_path / "tiny" / "0"), plain_run)
     assert capsys.readouterr().err == "failing logs no more: the server is gone\n"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -68,7 +69,7 @@ class Observers(Observer):
             member.message(text)
 
 
-class _Log(Observer):
+class _Log(Observer, ABC):
     """Scalars of each epoch and of the test set. Its trouble, once the run has begun, ends the log and not the run."""
 
     name: str
@@ -83,13 +84,13 @@ class _Log(Observer):
         self._attempt(lambda: self.write(_result_values(record), record.epochs))
         self._attempt(self.close)
 
+    @abstractmethod
     def write(self, values: Iterable[tuple[str, float]], step: int) -> None:
         """Log named values."""
-        raise NotImplementedError
 
+    @abstractmethod
     def close(self) -> None:
         """End the log."""
-        raise NotImplementedError
 
     def _attempt(self, work: Callable[[], None]) -> None:
         try:

@@ -43,7 +43,7 @@ def _interrupts_later() -> Iterator[None]:
         yield
     finally:
         if in_main:
-            signal.signal(signal.SIGINT, handler)
+            signal.signal(signal.SIGINT, handler or signal.SIG_DFL)  # None: not one of Python's
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         if heard:
             signal.raise_signal(signal.SIGINT)

@@ -43,8 +43,7 @@ def score_corruptions(
     another data set, as for a model file outside its run folder; nothing is written then. `progress` takes a line each
     kind.
     """
-    if data is None:
-        refuse_second(target, "robustness")
+    refuse_second(target, "robustness", data)
     net = load(target)
     test = data_of(net, target, data_dir=data_dir, offline=offline, data=data).test
     logits = scorer(net, target, pick_device(device))
@@ -66,7 +65,7 @@ def score_corruptions(
         mean=float(np.mean([kind.accuracy for kind in kinds])),
         kinds=tuple(kinds),
     )
-    _write_beside(target, "robustness", result, data)
+    _keep(result, target, "robustness", data)
     return result
 
 
@@ -85,14 +84,13 @@ def score_humans(
     `labels`: an .npy file of counts or shares, [test images, classes], in the data set's order. Writes human.json as
     `score_corruptions` does its result; raises BadInput where the file is not of these images.
     """
-    if data is None:
-        refuse_second(target, "human")
+    refuse_second(target, "human", data)
     net = load(target)
     loaded = data_of(net, target, data_dir=data_dir, offline=offline, data=data)
     people = _read_people(Path(labels), loaded)
     logits, _ = scorer(net, target, pick_device(device))(loaded.test.images)
     result = agreement(logits, people, loaded.test.labels)
-    _write_beside(target, "human", result, data)
+    _keep(result, target, "human", data)
     return result
 
 
@@ -140,14 +138,18 @@ def _read_people(file: Path, data: Dataset) -> Tensor:
     return people
 
 
-def refuse_second(target: str | Path, name: str) -> None:
-    """Raise BadInput where NAME.json lies beside the record of the target's run already."""
-    beside = record_beside(target)
-    if beside and (file := beside.with_name(f"{name}.json")).exists():
+def refuse_second(target: str | Path, name: str, data: str | None) -> None:
+    """Raise BadInput where NAME.json, in which the result would be kept, is there already."""
+    if (file := _place(target, name, data)) and file.exists():
         raise BadInput(f"measured already ({file}): see it with resfit report, or move it away")
 
 
-def _write_beside(target: str | Path, name: str, result: Any, data: str | None) -> None:
-    """Keep the result beside the record, where it is one of the run's own network on its own data."""
-    if data is None and (beside := record_beside(target)):
-        write_atomic(beside.with_name(f"{name}.json"), json.dumps(to_plain(result), indent=1))
+def _keep(result: Any, target: str | Path, name: str, data: str | None) -> None:
+    if file := _place(target, name, data):
+        write_atomic(file, json.dumps(to_plain(result), indent=1))
+
+
+def _place(target: str | Path, name: str, data: str | None) -> Path | None:
+    """NAME.json beside the record, for a result of the run's own network on its own data; None for any other."""
+    beside = record_beside(target) if data is None else None
+    return beside and beside.with_name(f"{name}.json")

@@ -68,8 +68,8 @@ def _more(options: argparse.Namespace, where: dict[str, Any]) -> dict[str, Any]:
     from resfit.robustness import refuse_second, score_corruptions, score_humans
 
     asked = {"robustness": options.corruptions, "human": options.human is not None}
-    for name in (name for name, wanted in asked.items() if wanted and options.data is None):
-        refuse_second(options.target, name)
+    for name in (name for name, wanted in asked.items() if wanted):
+        refuse_second(options.target, name, options.data)
     more: dict[str, Any] = {}
     if options.human is not None:
         more["human"] = score_humans(options.target, options.human, **where)
