@@ -140,10 +140,10 @@ def commands(groups: dict[str, list[RunRecord]]) -> str:
 
 def budgets(study: StudyRecord) -> str:
     """What each budget bought, a row a point of the study."""
-    lines = ["| budget | parameters | test accuracy | n | seconds a run |", "|---|---|---|---|---|"]
+    lines = ["| budget | parameters | test accuracy | n |", "|---|---|---|---|"]
     for point in study.points:
-        if point.test and point.seconds:
-            cells = (point.name, f"{point.params:,}", percent(point.test.values), point.test.n, f"{point.seconds:,.0f}")
+        if point.test:
+            cells = (point.name, f"{point.params:,}", percent(point.test.values), point.test.n)
             lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines)
 
@@ -157,7 +157,8 @@ def other_records(folder: Path = HERE) -> str:
         kind, _, of = file.stem.partition("-")
         about = plain.get("description") if isinstance(plain, dict) else None
         page = f", [page]({file.stem}.html)" if file.with_suffix(".html").exists() else ""
-        lines.append(f"- [{kind}{f' of {of}' if of else ''}]({file.name}){page}{f': {about}' if about else ''}")
+        size = f" ({plain['params']:,} parameters)" if kind == "prune" else ""
+        lines.append(f"- [{kind}{f' of {of}' if of else ''}]({file.name}){page}{f': {about}{size}' if about else ''}")
     return "\n".join(lines)
 
 

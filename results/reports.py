@@ -36,8 +36,9 @@ Made by `python results/index.py` from `reports.json` (what the reports say, eac
 committed records. Accuracies are without test-time augmentation; means ± deviation over n runs. The report's protocol
 takes its best epoch: "peeked" marks those that were chosen on the test set itself, so that the figure is too high. By
 resfit's the test set is scored once, with weights that were chosen without it. In a cell with two lines the first
-follows the report's protocol and the last resfit's. A run's command names all that a shortened one
-changes, or is the one that resumed it.
+follows the report's protocol and the last resfit's. A run's command names all that was changed: `--data.val 0` trains
+on all 50,000 images, the others on 45,000; the milestones of 003 were set by hand (in proportion they would be 4 and
+8); a run that was resumed has the command that resumed it.
 """
 
 

@@ -102,7 +102,7 @@ def test_what_a_command_changes_of_a_published_setting_is_a_deviation(recipe_fil
     out = ["--out", str(tmp_path / "runs")]
     assert main(["train", str(recipe_file), *out, "--train.epochs", "1", "--optim.lr", "0.05"]) == 0
     said = read_record(tmp_path / "runs" / "tiny" / "0").protocol["deviations"]
-    assert said == ["other rates", "set by the command: train.epochs 1, optim.lr 0.05"]
+    assert said == ["other rates", "set by the command, whatever is said above: train.epochs 1, optim.lr 0.05"]
 
 
 def test_train_evaluate_report_compare(capsys: pytest.CaptureFixture[str], recipe_file: Path, tmp_path: Path) -> None:

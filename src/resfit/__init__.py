@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from resfit.recipe import Recipe, get_recipe, recipe_names
     from resfit.record import RunRecord, compare, read_record, summarize
     from resfit.run import train
-    from resfit.scale import fitted
+    from resfit.scale import fitted, scaled
     from resfit.solver import Design, design
     from resfit.spec import NetSpec
     from resfit.trained import evaluate
@@ -58,6 +58,7 @@ __all__ = [
     "read_record",
     "recipe_names",
     "save",
+    "scaled",
     "summarize",
     "train",
     "transform",
@@ -76,7 +77,7 @@ _HOMES = {
     "recipe": ["Recipe", "get_recipe", "recipe_names"],
     "record": ["RunRecord", "compare", "read_record", "summarize"],
     "run": ["train"],
-    "scale": ["fitted"],
+    "scale": ["fitted", "scaled"],
     "solver": ["Design", "design"],
     "spec": ["NetSpec"],
     "trained": ["evaluate"],

@@ -8,7 +8,7 @@ import sys
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from resfit.cli.words import add_data_options, print_table
+from resfit.cli.words import DATA_SET, add_data_options, print_table
 
 if TYPE_CHECKING:
     from resfit.record import HumanAgreement, Metrics, Robustness
@@ -25,7 +25,7 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--tta", action="store_true", help="score with the recipe's test-time augmentation as well, or flips and shifts"
     )
-    parser.add_argument("--data", metavar="NAME", help="another data set, as for a model outside its run folder")
+    parser.add_argument("--data", metavar="NAME", help=DATA_SET)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda ... (auto)")
     parser.add_argument(
         "--corruptions", action="store_true", help="score 15 kinds of damaged images as well; kept in the run folder"

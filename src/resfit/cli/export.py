@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from resfit.cli.words import add_data_options, print_table
+from resfit.cli.words import DATA_SET, add_data_options, print_table
 
 if TYPE_CHECKING:
     from resfit.record import ExportRecord
@@ -39,7 +39,7 @@ def add(commands: Any) -> None:
         default="uint8",
         help="what the graph takes: uint8 from 0 to 255 (this), or float from 0 to 1; it normalizes them itself",
     )
-    parser.add_argument("--data", metavar="NAME", help="the data set, for a model outside its run folder")
+    parser.add_argument("--data", metavar="NAME", help=DATA_SET)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     add_data_options(parser)
     parser.set_defaults(run=_export)

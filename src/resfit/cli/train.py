@@ -143,7 +143,8 @@ def _recipe(options: argparse.Namespace, target: str) -> Recipe:
     recipe = get_recipe(target, overrides)
     if overrides and recipe.deviations and options.resume is None:
         changes = ", ".join(f"{field} {json.dumps(value)}" for field, value in overrides.items())
-        recipe = replace(recipe, deviations=(*recipe.deviations, f"set by the command: {changes}"))
+        said = f"set by the command, whatever is said above: {changes}"
+        recipe = replace(recipe, deviations=(*recipe.deviations, said))
     if recipe.data.name == "folder" and options.resume is None:
         from resfit.run import for_folder
 

@@ -11,6 +11,7 @@ from resfit.errors import BadInput
 TARGET = "a recipe's name, a recipe or spec YAML file, a run folder, or a model.safetensors"
 RECIPE = "a recipe's name or a recipe YAML file"
 TWO_BUDGETS = "a network that is fitted to a budget keeps to it (--fit): leave --budget out"
+DATA_SET = "digits, cifar10, cifar100, svhn or folder: what to score a model on that has no recipe.yaml beside it"
 REPEAT = "repeat the command to go on"
 
 
@@ -20,7 +21,7 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
         "--data-dir",
         type=Path,
         metavar="D",
-        help="where the data lies, or is downloaded to (~/.cache/resfit; RESFIT_DATA_DIR is looked through first)",
+        help="where the data lies or is downloaded to (else RESFIT_DATA_DIR is searched, then ~/.cache/resfit)",
     )
     parser.add_argument("--offline", action="store_true", help="never open a socket (or RESFIT_OFFLINE=1)")
 

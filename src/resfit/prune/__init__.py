@@ -135,7 +135,7 @@ def _tuning(parent: RunRecord, own: Recipe, recipe: str | None, overrides: Mappi
     return replace(
         base.replace(overrides),
         name=f"{parent.recipe}-{short_count(budget)}",
-        description=f"{parent.recipe}, seed {parent.seed}, pruned to {budget:,} parameters and fine-tuned",
+        description=f"{parent.recipe}, seed {parent.seed}, pruned to at most {budget:,} parameters and fine-tuned",
         spec=own.spec,
         data=own.data,
         budget=budget,
