@@ -56,7 +56,7 @@ def _measure(recipe: Recipe, runs: int, executor: Callable[[Place], Executor]) -
         out = Path(folder)
         jobs = [Job(recipe=recipe, seed=seed) for seed in range(runs)]
         made = executor(Place(out=out))
-        _, failed = run_jobs(jobs, made, out, watch)
+        _, failed = run_jobs(jobs, made, watch)
     assert not failed, failed
     return summary(watch.beyond)
 

@@ -310,7 +310,7 @@ MISTAKES = {
     "a name too long": (["train", "a" * 300 + ".yaml"], "cannot read"),
     "a path that is refused": (["report", "a" * 300], "(file name too long): check the path and its permissions"),
     "wrong type": (["train", "digits", "--train.epochs", "many"], "'many' is not a whole number (train.epochs)"),
-    "channels of 0": (["train", "digits", "--spec.stages.0.channels", "0"], "channels is 0 (spec.stages[0].channels)"),
+    "channels of 0": (["train", "digits", "--spec.stages.0.channels", "0"], "channels is 0 (spec.stages.0.channels)"),
     "over budget": (["train", "seed003", "--budget", "4697161"], "1 over the budget of 4,697,161 (spec): the nearest"),
     "no runs": (["train", "digits", "--runs", "0"], "runs is 0 (--runs): give at least 1"),
     "no workers": (["train", "digits", "--workers", "0"], "workers is 0 (--workers): give at least 1"),

@@ -72,7 +72,7 @@ def test_plain_data_comes_back_as_it_went():
     [
         ({"nmae": "x"}, "(nmae)", "did you mean name?"),
         ({"leaf": {"cuont": 2}}, "(leaf.cuont)", "did you mean count?"),
-        ({"leaves": [{}, {"zzz": 2}]}, "(leaves[1].zzz)", "choose from count, rate"),
+        ({"leaves": [{}, {"zzz": 2}]}, "(leaves.1.zzz)", "choose from count, rate"),
         ({"leaf": {"count": True}}, "(leaf.count)", "True is not a whole number"),
         ({"leaf": {"count": 1.0}}, "(leaf.count)", "1.0 is not a whole number"),
         ({"leaf": {"count": "1"}}, "(leaf.count)", "'1' is not a whole number"),
@@ -91,7 +91,7 @@ def test_plain_data_comes_back_as_it_went():
         ({"val": "much"}, "(val)", "number"),
         ({"pair": [1]}, "(pair)", "give 2"),
         ({"pair": [1, 2.0, 3]}, "(pair)", "give 2"),
-        ({"pair": [0.5, 2.0]}, "(pair[0])", "0.5 is not a whole number"),
+        ({"pair": [0.5, 2.0]}, "(pair.0)", "0.5 is not a whole number"),
         ({"maybe": "x"}, "(maybe)", "'x' is not a number"),
         ({"free": 3}, "(free)", "3 is not a mapping"),
     ],
@@ -108,7 +108,7 @@ def test_a_missing_field_is_named():
 
 def test_a_misspelt_field_deep_in_a_spec_is_named_with_the_nearest():
     line = complaint(Recipe, {"name": "r", "spec": {"stages": [{"blocks": 1, "chanels": 8}]}})
-    assert line == "unknown field (spec.stages[0].chanels): did you mean channels?"
+    assert line == "unknown field (spec.stages.0.chanels): did you mean channels?"
 
 
 @pytest.mark.parametrize(

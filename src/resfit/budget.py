@@ -61,13 +61,8 @@ def require_fit(spec: NetSpec, budget: int) -> Verdict:
     if fitting is None:
         raise BadInput(f"{verdict} (spec): no narrower network of its proportions fits; use fewer stages or blocks")
     changes = differences({"spec": spec.to_dict()}, {"spec": fitting.to_dict()})
-    fields = ", ".join(f"{_dotted(path)} {new}" for path, _, new in changes)
+    fields = ", ".join(f"{path} {new}" for path, _, new in changes)
     raise BadInput(f"{verdict} (spec): the nearest that fits has {cost(fitting).params:,} parameters, with {fields}")
-
-
-def _dotted(path: str) -> str:
-    """A path as it is given on the command line: spec.stages.0.channels."""
-    return path.replace("[", ".").replace("]", "")
 
 
 def require_filled(spec: NetSpec, budget: int, name: str) -> NetSpec:

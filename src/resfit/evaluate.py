@@ -100,8 +100,8 @@ def score(
     confusion = torch.bincount(labels * count + predicted, minlength=count * count).view(count, count)
     reliability = _reliability(logits, labels, bins)
     return Metrics(
-        accuracy=_accuracy(logits, labels),
-        accuracy_tta=None if logits_tta is None else _accuracy(logits_tta, labels),
+        accuracy=accuracy(logits, labels),
+        accuracy_tta=None if logits_tta is None else accuracy(logits_tta, labels),
         loss=F.cross_entropy(logits, labels).item(),
         ece=_calibration_error(reliability),
         per_class=tuple(_class_scores(confusion, classes)),
@@ -142,7 +142,8 @@ def _calibration_error(reliability: Sequence[ConfidenceBin]) -> float:
     return distances / sum(b.count for b in reliability)
 
 
-def _accuracy(logits: Tensor, labels: Tensor) -> float:
+def accuracy(logits: Tensor, labels: Tensor) -> float:
+    """The share of images whose label, int64 [N], has the largest of their logits [N, K]."""
     return int((logits.argmax(1) == labels).sum()) / len(labels)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from types import NoneType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Self, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -56,22 +56,33 @@ def read_yaml(path: Path) -> object:
     return parse_yaml(text, str(path))
 
 
-def read_json(kind: type[T], path: str | Path, name: str, what: str) -> T:
-    """The dataclass `kind` from the JSON file at `path`, or the one called `name` in that folder.
-
-    Raises BadInput where there is none, or a damaged one, with `what` it should have been.
-    """
+def json_file(path: str | Path, name: str, what: str) -> Path:
+    """The JSON file at `path`, or the one called `name` in that folder; raises BadInput where there is none."""
     file = Path(path)
     file = file / name if file.is_dir() else file
-    if file.suffix != ".json" and file.is_file():
+    if not file.exists():
+        raise BadInput(f"no {what} ({file}): give a folder that holds a {name}")
+    if file.suffix != ".json":
         raise BadInput(f"not a {what} ({file}): give a folder that holds a {name}")
+    return file
+
+
+def read_json(file: Path, what: str) -> Any:
+    """The content of a JSON file; raises BadInput, which says `what` it is, where it is unreadable or damaged."""
     try:
-        return from_plain(kind, json.loads(file.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        raise BadInput(f"no {what} ({file}): give a folder that holds a {name}") from None
+        return json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise unreadable(what, file, error) from None
     except (ValueError, RecursionError) as error:
+        raise BadInput(f"damaged {what} ({file}): {error}") from None
+
+
+def from_json(kind: type[T], file: Path, what: str) -> T:
+    """The dataclass `kind` from a JSON file; raises BadInput, which says `what` it is, where it is damaged."""
+    plain = read_json(file, what)
+    try:
+        return from_plain(kind, plain)
+    except BadInput as error:
         raise BadInput(f"damaged {what} ({file}): {error}") from None
 
 
@@ -158,13 +169,31 @@ def differences(old: object, new: object, where: str = "") -> list[tuple[str, An
         names = [*old, *(name for name in new if name not in old)]
         inner = [(f"{where}.{name}" if where else str(name), old.get(name), new.get(name)) for name in names]
     elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        inner = [(f"{where}[{n}]", *pair) for n, pair in enumerate(zip(old, new, strict=True))]
+        inner = [(f"{where}.{n}", *pair) for n, pair in enumerate(zip(old, new, strict=True))]
     else:
         return [] if old == new else [(where, old, new)]
     return [difference for path, a, b in inner for difference in differences(a, b, path)]
 
 
-class Config:
+class Plain:
+    """A dataclass that is written as plain data and read back."""
+
+    @classmethod
+    def from_dict(cls, data: object, where: str = "") -> Self:
+        """Build from plain data; raises BadInput that names the field at fault, within `where`, and what is allowed."""
+        return from_plain(cls, data, where)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data that `from_dict` turns back into an equal value."""
+        plain: dict[str, Any] = to_plain(self)
+        return plain
+
+    def to_yaml(self) -> str:
+        """The plain data as YAML text."""
+        return write_yaml(self)
+
+
+class Config(Plain):
     """A dataclass whose plain fields have to be of their declared kinds, also where it is made in Python.
 
     Raises BadField for another value. Data from a file is converted first (`from_plain`).
@@ -283,7 +312,7 @@ def _convert_tuple(args: tuple[Any, ...], data: object, where: str) -> Any:
         args = (args[0],) * len(data)
     if len(data) != len(args):
         raise BadInput(f"{len(data)} values ({where}): give {len(args)}")
-    return tuple(_convert(arg, item, f"{where}[{i}]") for i, (arg, item) in enumerate(zip(args, data, strict=True)))
+    return tuple(_convert(arg, item, f"{where}.{i}") for i, (arg, item) in enumerate(zip(args, data, strict=True)))
 
 
 def _convert_scalar(kind: type, data: object, where: str) -> Any:

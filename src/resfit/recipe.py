@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from resfit.errors import BadField, BadInput
-from resfit.fields import Config, from_plain, override, read_yaml, to_plain, unwritten, write_yaml
-from resfit.shipped import find_yaml, shipped_names
+from resfit.fields import Config, override, unwritten
+from resfit.shipped import read_named, shipped_names
 from resfit.spec import NetSpec
 
 DEFAULT_BUDGET = 5_000_000
@@ -401,30 +401,13 @@ class Recipe(Config):
         return found
 
     @classmethod
-    def from_dict(cls, data: object) -> Recipe:
-        """Build from plain data; raises BadInput that names the field and says what is allowed."""
-        return from_plain(cls, data)
-
-    @classmethod
     def from_yaml(cls, path: str | Path) -> Recipe:
         """Read a recipe file; its name is the file's unless it says otherwise."""
         return cls.from_dict(plain_recipe(str(path)))
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data that `from_dict` turns back into an equal recipe."""
-        plain: dict[str, Any] = to_plain(self)
-        return plain
-
-    def to_yaml(self) -> str:
-        """YAML text that `from_yaml` reads back."""
-        return write_yaml(self)
-
     def replace(self, overrides: Mapping[str, Any]) -> Recipe:
         """A recipe with the fields at dotted paths ("train.epochs") replaced, checked as a whole."""
-        plain = self.to_dict()
-        for dotted, value in overrides.items():
-            plain = override(plain, dotted, value)
-        return Recipe.from_dict(plain)
+        return _with_overrides(self.to_dict(), overrides)
 
 
 def takes_side(spec: NetSpec, side: int) -> bool:
@@ -448,21 +431,21 @@ def recipe_names() -> list[str]:
 
 def get_recipe(target: str | Path, overrides: Mapping[str, Any] | None = None) -> Recipe:
     """The recipe of a name or of a YAML file, with fields at dotted paths replaced."""
-    plain = plain_recipe(str(target))
-    for dotted, value in (overrides or {}).items():
+    return _with_overrides(plain_recipe(str(target)), overrides or {})
+
+
+def _with_overrides(plain: dict[str, Any], overrides: Mapping[str, Any]) -> Recipe:
+    for dotted, value in overrides.items():
         plain = override(plain, dotted, value)
     return Recipe.from_dict(plain)
 
 
 def plain_recipe(target: str) -> dict[str, Any]:
     """The content of a recipe, by name or file, before it is checked."""
-    path = find_yaml(target, _FOLDER, "recipe")
-    data = read_yaml(path)
-    if not isinstance(data, dict):
-        raise BadInput(f"not a recipe ({path}): give a mapping with a name, a spec and what else is wanted")
+    data = read_named(target, _FOLDER, "recipe", "a name, a spec and what else is wanted")
     if "spec" not in data and {"stages", "stem"} & set(data):
-        raise BadInput(f"a network, not a recipe ({path}): put it under spec:")
-    return {"name": path.stem, **data}
+        raise BadInput(f"a network, not a recipe ({target}): put it under spec:")
+    return data
 
 
 def checked_seed(seed: object) -> int:

@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from resfit.errors import BadInput, unreadable
-from resfit.fields import from_plain, to_plain, unwritten
+from resfit.errors import BadInput
+from resfit.fields import Plain, from_json, json_file, read_json, to_plain, unwritten
 from resfit.files import sha256, write_atomic
 
 EXPORTS = "export.json"
@@ -251,7 +251,7 @@ class GivenModel:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunRecord:
+class RunRecord(Plain):
     """Everything that a run leaves in numbers.
 
     `data`: name, digest, n_train, n_val, n_test, classes, mean, std, duplicates. `protocol`: selection, tta,
@@ -316,31 +316,16 @@ class RunRecord:
         config = json.dumps(settings(self.config), sort_keys=True, default=str)
         return self.recipe, config, self.data.get("digest"), self.init and self.init.sha256
 
-    @classmethod
-    def from_dict(cls, data: object) -> RunRecord:
-        """Build from plain data; raises BadInput that names the field at fault."""
-        return from_plain(cls, data)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data, as in record.json."""
-        plain: dict[str, Any] = to_plain(self)
-        return plain
-
 
 def read_record(path: str | Path) -> RunRecord:
     """The record at `path`: a record.json, or the run folder that holds one. A digest in it has to agree."""
-    file = Path(path)
-    file = file / "record.json" if file.is_dir() else file
-    if not file.exists():
-        raise BadInput(f"no finished run ({file}): give a run folder that holds a record.json")
-    if file.suffix != ".json":
-        raise BadInput(f"not a finished run ({file}): give a run folder that holds a record.json")
-    plain = _read_json(file)
+    file = json_file(path, "record.json", "finished run")
+    plain = read_json(file, "record")
     if isinstance(plain, dict) and plain.pop("digest", None) not in (None, _digest(plain)):
         raise BadInput(f"damaged record ({file}): its checksum is wrong")
     for name in ("robustness", "human"):
         if (beside := file.with_name(f"{name}.json")).exists():
-            plain[name] = _read_json(beside)
+            plain[name] = read_json(beside, "record")
     try:
         record = RunRecord.from_dict(plain)
     except BadInput as error:
@@ -356,26 +341,10 @@ def _own_exports(folder: Path) -> tuple[ExportRecord, ...]:
     return tuple(export for export in exports if export.model_sha256 in (None, own) or own is None)
 
 
-def _read_json(file: Path) -> Any:
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise unreadable("record", file, error) from None
-    except (ValueError, RecursionError) as error:
-        raise BadInput(f"damaged record ({file}): {error}") from None
-
-
 def read_exports(folder: Path) -> tuple[ExportRecord, ...]:
     """What export.json in `folder` lists; nothing where there is none."""
     file = folder / EXPORTS
-    try:
-        return tuple(from_plain(ExportRecord, one) for one in json.loads(file.read_text(encoding="utf-8")))
-    except (FileNotFoundError, NotADirectoryError):
-        return ()
-    except OSError as error:
-        raise unreadable("record", file, error) from None
-    except (ValueError, TypeError, RecursionError) as error:
-        raise BadInput(f"damaged record ({file}): {error}") from None
+    return from_json(tuple[ExportRecord, ...], file, "record") if file.exists() else ()
 
 
 def record_text(record: RunRecord) -> str:

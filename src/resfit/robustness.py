@@ -16,6 +16,7 @@ from resfit.corruptions import CORRUPTIONS, SET, SEVERITIES, corrupt
 from resfit.data import Dataset
 from resfit.environment import pick_device
 from resfit.errors import BadInput
+from resfit.evaluate import accuracy
 from resfit.fast import fast_process
 from resfit.fields import to_plain
 from resfit.files import write_atomic
@@ -48,20 +49,20 @@ def score_corruptions(
     test = data_of(net, target, data_dir=data_dir, offline=offline, data=data).test
     logits = scorer(net, target, pick_device(device))
 
-    def accuracy(images: Tensor) -> float:
-        return int((logits(images)[0].argmax(1) == test.labels).sum()) / len(test)
+    def accuracy_on(images: Tensor) -> float:
+        return accuracy(logits(images)[0], test.labels)
 
     kinds = []
     for kind, corruption in CORRUPTIONS.items():
-        damaged = (torch.from_numpy(corrupt(test.images.numpy(), kind, s, seed)) for s in SEVERITIES)
-        kinds.append(CorruptionScore(kind=kind, group=corruption.group, accuracy=tuple(map(accuracy, damaged))))
+        corrupted = (torch.from_numpy(corrupt(test.images.numpy(), kind, s, seed)) for s in SEVERITIES)
+        kinds.append(CorruptionScore(kind=kind, group=corruption.group, accuracy=tuple(map(accuracy_on, corrupted))))
         if progress:
             progress(f"{kind}: {', '.join(f'{100 * value:.2f}' for value in kinds[-1].accuracy)} %")
     result = Robustness(
         set=SET,
         seed=seed,
         images=len(test),
-        clean=accuracy(test.images),
+        clean=accuracy_on(test.images),
         mean=float(np.mean([kind.accuracy for kind in kinds])),
         kinds=tuple(kinds),
     )

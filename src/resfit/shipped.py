@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from resfit.errors import BadInput
-from resfit.fields import nearest
+from resfit.fields import nearest, read_yaml
 
 
 def shipped_folder(folder: str) -> Path:
@@ -34,3 +35,15 @@ def find_yaml(target: str | Path, folder: str, what: str) -> Path:
     if is_file or path.suffix in (".yaml", ".yml"):
         return path
     raise BadInput(f"unknown {what} ({name}): {nearest(name, names)}")
+
+
+def read_named(target: str | Path, folder: str, what: str, content: str) -> dict[str, Any]:
+    """The mapping in the file of `find_yaml`; its name is the file's unless it says otherwise.
+
+    Raises BadInput, which says what its `content` should be, where it is no mapping.
+    """
+    path = find_yaml(target, folder, what)
+    data = read_yaml(path)
+    if not isinstance(data, dict):
+        raise BadInput(f"not a {what} ({path}): give a mapping with {content}")
+    return {"name": path.stem, **data}

@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from resfit.errors import BadField
-from resfit.fields import Config, from_plain, read_yaml, to_plain, unwritten, write_yaml
+from resfit.fields import Config, read_yaml, unwritten
 
 BlockKind = Literal[
     "basic",
@@ -447,23 +447,9 @@ class NetSpec(Config):
         self._check_sizes()
 
     @classmethod
-    def from_dict(cls, data: object, where: str = "") -> NetSpec:
-        """Build from plain data; raises BadInput that names the field and says what is allowed."""
-        return from_plain(cls, data, where)
-
-    @classmethod
     def from_yaml(cls, path: str | Path) -> NetSpec:
         """Read a spec file."""
         return cls.from_dict(read_yaml(Path(path)))
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data that `from_dict` turns back into an equal spec."""
-        plain: dict[str, Any] = to_plain(self)
-        return plain
-
-    def to_yaml(self) -> str:
-        """YAML text that `from_yaml` reads back."""
-        return write_yaml(self)
 
     def plan(self) -> Iterator[tuple[int, int, BlockPlan]]:
         """Every block in order, as (stage index, block index in the stage, plan)."""
@@ -565,7 +551,7 @@ class NetSpec(Config):
     def _check_shortcuts(self) -> None:
         for i, _, block in self.plan():
             kind, c_in, c_out = block.shortcut.kind, block.in_channels, block.out_channels
-            place = f"stages[{i}].shortcut"
+            place = f"stages.{i}.shortcut"
             if block.shortcut.free and c_in > c_out:
                 problem = f"a {kind} shortcut cannot go from {c_in} to {c_out} channels"
                 raise BadField(problem, place, "widen the stage, or use kind conv")
@@ -580,7 +566,7 @@ class NetSpec(Config):
             raise BadField(f"kernel {self.stem.kernel} is larger than the image", "stem.kernel", "make it smaller")
         if 0 in after:
             stage = [i for i, _, _ in self.plan()][after.index(0)]
-            raise BadField("nothing is left of the image", f"stages[{stage}].stride", "use fewer strided stages")
+            raise BadField("nothing is left of the image", f"stages.{stage}.stride", "use fewer strided stages")
         if self.pool.size != "global" and self.pool.size > after[-1]:
             raise BadField(
                 f"a window of {self.pool.size} pixels on a {after[-1]}x{after[-1]} map",

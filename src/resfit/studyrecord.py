@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from resfit.fields import from_plain, read_json, to_plain
+from resfit.fields import Plain, from_json, json_file
 from resfit.record import Comparison, RunRecord, Summary, compare, summarize
 
 JudgedBy = Literal["validation", "test"]
@@ -61,7 +61,7 @@ class FailedRun:
 
 
 @dataclass(frozen=True, kw_only=True)
-class StudyRecord:
+class StudyRecord(Plain):
     """A study's result. `epochs` and `fraction` (of the training images) are those of the baseline.
 
     `wanted` counts the runs of the whole study, finished or not. `env` is the first run's: processor, versions, commit,
@@ -91,20 +91,10 @@ class StudyRecord:
         """Finished runs."""
         return sum(len(point.seeds) for point in self.points)
 
-    @classmethod
-    def from_dict(cls, data: object) -> StudyRecord:
-        """Build from plain data; raises BadInput that names the field at fault."""
-        return from_plain(cls, data)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data, as in study.json."""
-        plain: dict[str, Any] = to_plain(self)
-        return plain
-
 
 def read_study(path: str | Path) -> StudyRecord:
     """The study at `path`: a study.json, or the folder that holds one."""
-    return read_json(StudyRecord, path, "study.json", "study")
+    return from_json(StudyRecord, json_file(path, "study.json", "study"), "study")
 
 
 def judged_accuracy(record: RunRecord, judged_by: JudgedBy) -> float:

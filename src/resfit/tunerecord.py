@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from resfit.fields import from_plain, read_json, to_plain
+from resfit.fields import Plain, from_json, json_file
 
 Outcome = Literal["complete", "pruned", "diverged", "refused", "failed", "running"]
 
@@ -37,7 +37,7 @@ class TrialRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TuneRecord:
+class TuneRecord(Plain):
     """A search's result. `best` is the number of the best trial; `best_recipe` is that at full length.
 
     `space` maps fields to ranges or choices. `importance` shares 1 among the fields by how much of the accuracy's
@@ -67,17 +67,7 @@ class TuneRecord:
         """Trials that were trained."""
         return sum(trial.counts for trial in self.trials)
 
-    @classmethod
-    def from_dict(cls, data: object) -> TuneRecord:
-        """Build from plain data; raises BadInput that names the field at fault."""
-        return from_plain(cls, data)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data, as in tune.json."""
-        plain: dict[str, Any] = to_plain(self)
-        return plain
-
 
 def read_search(path: str | Path) -> TuneRecord:
     """The search at `path`: a tune.json, or the folder that holds one."""
-    return read_json(TuneRecord, path, "tune.json", "search")
+    return from_json(TuneRecord, json_file(path, "tune.json", "search"), "search")

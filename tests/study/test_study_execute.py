@@ -65,7 +65,7 @@ def run(
 ) -> tuple[StudyRecord, Log]:
     log = Log()
     executor = InProcess(Place(out=out / study.name), "cpu")
-    return execute(study, recipes or study.recipes(), executor, out / study.name, seeds=seeds, watcher=log), log
+    return execute(study, recipes or study.recipes(), executor, seeds=seeds, watcher=log), log
 
 
 def test_a_study_leaves_run_folders_its_numbers_and_a_page(study: Study, tmp_path: Path) -> None:
@@ -123,7 +123,7 @@ def test_an_interrupted_study_leaves_the_page_of_what_is_finished(study: Study, 
 
     executor = InProcess(Place(out=tmp_path / "s"), "cpu")
     with pytest.raises(KeyboardInterrupt):
-        execute(study, study.recipes(), executor, tmp_path / "s", seeds=1, watcher=Breaking())
+        execute(study, study.recipes(), executor, seeds=1, watcher=Breaking())
     left = json.loads((tmp_path / "s" / "study.json").read_text())
     assert [point["seeds"] for point in left["points"]] == [[0], []]
     assert "1 of 2 runs" in (tmp_path / "s" / "report.html").read_text()
@@ -134,7 +134,7 @@ def test_finished_runs_from_other_weights_are_refused(study: Study, tmp_path: Pa
     out = tmp_path / "s"
     executor = InProcess(Place(out=out, init=str(out / "slow" / "0")), "cpu")
     with pytest.raises(BadInput, match=r"a run from other weights exists already \(.*plain/0\)"):
-        execute(study, study.recipes(), executor, out, seeds=2)
+        execute(study, study.recipes(), executor, seeds=2)
 
 
 def test_unfinished_runs_from_other_weights_are_refused(
@@ -151,7 +151,7 @@ def test_unfinished_runs_from_other_weights_are_refused(
     with pytest.raises(BadInput, match=r"a run from other weights exists already \(.*plain/0\)"):
         run(study, tmp_path)
     executor = InProcess(Place(out=out, init=weights), "cpu")
-    assert execute(study, study.recipes(), executor, out, seeds=1).finished == 2
+    assert execute(study, study.recipes(), executor, seeds=1).finished == 2
 
 
 def test_what_no_run_can_use_is_one_line(study: Study, tmp_path: Path) -> None:
@@ -161,7 +161,7 @@ def test_what_no_run_can_use_is_one_line(study: Study, tmp_path: Path) -> None:
     executor = InProcess(Place(out=tmp_path / "s", data_dir=tmp_path / "none", offline=True), "cpu")
     with pytest.raises(BadInput, match="CIFAR10 not found"), pytest.MonkeyPatch.context() as patch:
         patch.delenv("RESFIT_DATA_DIR", raising=False)
-        execute(study, study.recipes(data), executor, tmp_path / "s", seeds=3)
+        execute(study, study.recipes(data), executor, seeds=3)
     assert not (tmp_path / "s").exists()
 
 
@@ -182,7 +182,7 @@ def test_a_process_that_cannot_begin_gives_its_device_back(
 
     monkeypatch.setattr("resfit.processes.start", start)
     log, place = Log(), Place(out=tmp_path / "s")
-    result = execute(study, study.recipes(), Processes(place, ["cpu"]), tmp_path / "s", seeds=2, watcher=log)
+    result = execute(study, study.recipes(), Processes(place, ["cpu"]), seeds=2, watcher=log)
     assert len(result.failed) == 4 and "no more processes" in log.ended["slow, seed 1"]
 
 
@@ -221,7 +221,7 @@ def test_finished_runs_on_other_images_are_refused(tmp_path: Path) -> None:
 
     def run_on(place: str) -> None:
         executor = InProcess(Place(out=out, data_dir=tmp_path / place), "cpu")
-        execute(study, study.recipes(), executor, out, seeds=1)
+        execute(study, study.recipes(), executor, seeds=1)
 
     run_on("a")
     run_on("a")
@@ -240,7 +240,7 @@ def test_a_folders_own_validation_images_judge_a_study(tmp_path: Path) -> None:
     path.write_text(yaml.safe_dump({**TINY, "data": {"name": "folder", "val": 0}, "train": {"epochs": 1}}))
     study = Study(name="s", recipe=str(path), baseline="plain", points={"plain": {}})
     executor = InProcess(Place(out=tmp_path / "s", data_dir=tmp_path / "images"), "cpu")
-    assert execute(study, study.recipes(), executor, tmp_path / "s", seeds=1).judged_by == "validation"
+    assert execute(study, study.recipes(), executor, seeds=1).judged_by == "validation"
 
 
 def test_a_failed_run_is_told_and_the_others_go_on(study: Study, tmp_path: Path) -> None:
@@ -296,7 +296,7 @@ def test_several_processes_give_the_same_runs_and_one_failure_stays_alone(study:
     recipes["bad"] = recipes["plain"].replace({"name": "bad", "optim.lr": 1e30, "optim.momentum": 0.0})
     place, log = Place(out=tmp_path / "s"), Log()
     bigger = Study(name="s", recipe=study.recipe, baseline="plain", points={**study.points, "bad": {}})
-    result = execute(bigger, recipes, Processes(place, ["cpu", "cpu"]), tmp_path / "s", seeds=1, watcher=log)
+    result = execute(bigger, recipes, Processes(place, ["cpu", "cpu"]), seeds=1, watcher=log)
     assert "not finite" in log.ended["bad, seed 0"] and len(result.failed) == 1
     assert [point.accuracy for point in result.points[:2]] == [point.accuracy for point in alone.points]
     assert ("plain, seed 0", 1) in log.epochs

@@ -63,7 +63,7 @@ def _study(options: argparse.Namespace) -> int:
     )
     out = options.out / study.name
     with Interruptible(REPEAT), Board(list(recipes)) as board:
-        result = execute(study, recipes, executor(options, out), out, seeds=seeds, watcher=board)
+        result = execute(study, recipes, executor(options, out), seeds=seeds, watcher=board)
     if options.json:
         print(json.dumps(result.to_dict(), indent=1))
     else:

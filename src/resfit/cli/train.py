@@ -176,7 +176,7 @@ def _train_many(options: argparse.Namespace, recipe: Recipe, seeds: range, out: 
 
     jobs = [Job(recipe=recipe, seed=seed) for seed in seeds]
     with Interruptible(REPEAT), Board([recipe.name]) as board:
-        records, failed = run_jobs(jobs, executor(options, out), out, board)
+        records, failed = run_jobs(jobs, executor(options, out), board)
     for run in failed:
         print(f"failed: {run.point}, seed {run.seed}: {run.error}")
     if records:

@@ -56,14 +56,14 @@ class _RunObserver(Observer):
 
 
 def run_jobs(
-    jobs: Sequence[Job], executor: Executor, out: Path, watcher: Watcher | None = None
+    jobs: Sequence[Job], executor: Executor, watcher: Watcher | None = None
 ) -> tuple[list[RunRecord], list[FailedRun]]:
-    """Run what is not finished of `jobs`; the records of all that are now, in the jobs' order, and what failed.
+    """Run those of `jobs` that are not finished; the records of all that are now, in the jobs' order, and what failed.
 
-    `executor` has to put its run folders into `out`. Raises BadInput, ahead of any run, for data that cannot be used,
-    and where `out` holds runs of other settings, on other images, or from other weights.
+    Raises BadInput, ahead of any run, for data that cannot be used, and where the executor's folder holds runs of other
+    settings, on other images, or from other weights.
     """
-    watcher = watcher or Watcher()
+    watcher, out = watcher or Watcher(), executor.place.out
     for job in jobs:
         _check_folder(run_folder(out, job.recipe, job.seed), job.recipe)
     records = _finished(jobs, out)

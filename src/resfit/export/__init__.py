@@ -15,6 +15,7 @@ from torch import Tensor
 
 from resfit.environment import environment
 from resfit.errors import BadInput, RunFailed
+from resfit.evaluate import accuracy
 from resfit.export.check import agreement, agreements, latency, logits_of, one_thread
 from resfit.export.deploy import InputKind, fold_norms
 from resfit.export.formats import FORMATS, Format, Job, network_answer
@@ -90,8 +91,8 @@ def export(
             agreement=tuple(found),
             smallest_equal=chosen.equal,
             largest_allowed=chosen.logits and chosen.logits * expected.abs().max().item(),
-            accuracy_before=_accuracy(expected[:tested], labels),
-            accuracy_after=_accuracy(logits[:tested], labels),
+            accuracy_before=accuracy(expected[:tested], labels),
+            accuracy_after=accuracy(logits[:tested], labels),
             latency=tuple(times),
             env=environment(torch.device("cpu")),
             model_sha256=sha256(model),
@@ -141,7 +142,3 @@ def _draft(file: Path) -> Iterator[Path]:
             yield Path(folder) / file.name
     except OSError as error:
         raise RunFailed(f"cannot write {file} ({error.strerror or error}): make room, or give another --out") from None
-
-
-def _accuracy(logits: Tensor, labels: Tensor) -> float:
-    return int((logits.argmax(1) == labels).sum()) / len(labels)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from resfit.cost import cost
@@ -22,25 +23,24 @@ def execute(
     study: Study,
     recipes: Mapping[str, Recipe],
     executor: Executor,
-    out: Path,
     *,
     seeds: int,
     watcher: Watcher | None = None,
 ) -> StudyRecord:
-    """Run `recipes`, the study's points, each with the seeds 0 ... `seeds` - 1, in `out`, the folder of the study.
+    """Run `recipes`, the study's points, each with the seeds 0 ... `seeds` - 1, in the executor's folder.
 
-    Finished runs are taken as they are, unfinished ones go on, failed ones are reported and the others run. Where that
-    is interrupted, record and page are of what is finished. Raises BadInput where `out` holds runs of other settings,
-    on other images, or from other weights. `executor` has to put its run folders into `out`.
+    Finished runs are taken as they are, unfinished ones go on, failed ones are reported and the others run. If this is
+    interrupted, record and page show what is finished. Raises BadInput where the folder holds runs of other settings,
+    on other images, or from other weights.
     """
     jobs = [Job(recipe=recipe, seed=seed) for seed in range(seeds) for recipe in recipes.values()]
-    judge = judged_by(jobs, executor.place)
+    out, judge = executor.place.out, judged_by(jobs, executor.place)
+    write = partial(_write, study, recipes, judge, len(jobs), out)
     try:
-        runs, failed = run_jobs(jobs, executor, out, watcher)
+        return write(*run_jobs(jobs, executor, watcher))
     except KeyboardInterrupt:
-        _write(study, recipes, judge, len(jobs), finished_runs(jobs, out), [], out)
+        write(finished_runs(jobs, out), [])
         raise
-    return _write(study, recipes, judge, len(jobs), runs, failed, out)
 
 
 def _write(
@@ -48,9 +48,9 @@ def _write(
     recipes: Mapping[str, Recipe],
     judge: JudgedBy,
     wanted: int,
+    out: Path,
     runs: Sequence[RunRecord],
     failed: Sequence[FailedRun],
-    out: Path,
 ) -> StudyRecord:
     """The study's record and page, of the runs that are finished."""
     points = _points(study, recipes, runs, judge)

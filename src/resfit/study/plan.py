@@ -10,10 +10,10 @@ from typing import Any
 
 from resfit.budget import parse_count, require_fit
 from resfit.errors import BadInput
-from resfit.fields import from_plain, nearest, read_yaml
+from resfit.fields import from_plain, nearest
 from resfit.recipe import Recipe, get_recipe
 from resfit.scale import fitted, scaled
-from resfit.shipped import find_yaml, shipped_names
+from resfit.shipped import read_named, shipped_names
 
 Overrides = Mapping[str, Any]
 _FOLDER = "studies"
@@ -125,8 +125,4 @@ def study_names() -> list[str]:
 
 def get_study(target: str | Path) -> Study:
     """The study of a name or of a YAML file; it is called by the file's name unless it says otherwise."""
-    path = find_yaml(target, _FOLDER, "study")
-    data = read_yaml(path)
-    if not isinstance(data, dict):
-        raise BadInput(f"not a study ({path}): give a mapping with a recipe, a baseline, and points or axes")
-    return from_plain(Study, {"name": path.stem, **data})
+    return from_plain(Study, read_named(target, _FOLDER, "study", "a recipe, a baseline, and points or axes"))

@@ -12,7 +12,7 @@ from typing import Any
 from resfit.errors import BadField, BadInput
 from resfit.fields import from_plain, override, read_yaml, to_plain
 from resfit.recipe import Recipe
-from resfit.shipped import find_yaml, shipped_names
+from resfit.shipped import find_yaml
 
 _FOLDER = "spaces"
 
@@ -138,11 +138,6 @@ def _places(plain: Any, path: str) -> list[str]:
     if not rest:
         return [key for key, _ in found]
     return [f"{key}.{place}" for key, item in found for place in _places(item, rest)]
-
-
-def space_names() -> list[str]:
-    """The named spaces that come with resfit."""
-    return shipped_names(_FOLDER)
 
 
 def get_space(target: str | Path) -> Space:
