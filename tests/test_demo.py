@@ -27,6 +27,7 @@ from resfit.errors import BadInput
 from resfit.modelfile import load
 from resfit.recipe import DataConfig, Recipe
 from resfit.run import train
+from resfit.trained import Trained
 
 PUBLISHED = Path(__file__).parents[1] / "results" / "models" / "cifar10-best-cpu"
 
@@ -71,21 +72,21 @@ def test_a_broken_file_has_its_line(run: Path, tmp_path: Path, content: bytes) -
 
 
 def test_samples_are_of_the_networks_data_or_digits_for_digits_or_none(run: Path, tmp_path: Path) -> None:
-    net = load(run)
-    names = [name for _, name in demo.sample_images(net, run).images]
+    names = [name for _, name in demo.sample_images(Trained(run)).images]
     assert names == list("01234567")
     alone = tmp_path / "model.safetensors"
     shutil.copy(run / "model.safetensors", alone)
-    assert [name for _, name in demo.sample_images(net, alone).images] == names
-    net.info = replace(net.info, classes=("a",) * 10)
-    none = demo.sample_images(net, alone)
+    lone = Trained(alone)
+    assert [name for _, name in demo.sample_images(lone).images] == names
+    lone.net.info = replace(lone.net.info, classes=("a",) * 10)
+    none = demo.sample_images(lone)
     assert none.images == [] and "No test images were found" in none.note
 
 
 def test_drawings_serve_a_network_that_knows_what_they_show(run: Path, tmp_path: Path) -> None:
-    net = load(run)
-    net.info = replace(net.info, classes=("ship", "a", "cat", *"bcdefgh"))
-    found = demo.sample_images(net, tmp_path)
+    trained = Trained(run)
+    trained.net.info = replace(trained.net.info, classes=("ship", "a", "cat", *"bcdefgh"))
+    found = demo.sample_images(trained)
     assert [name for _, name in found.images] == ["ship", "cat"]
     assert all((pixels.shape, pixels.dtype) == ((1, 8, 8), torch.uint8) for pixels, _ in found.images)
     assert found.kind == "drawings" and "No test images were found" in found.note
@@ -97,8 +98,7 @@ def test_a_class_without_a_test_image_is_left_out(two_classes: Path, tmp_path: P
     spec = {**TINY["spec"], "num_classes": 3}
     recipe = Recipe.from_dict({**TINY, "spec": spec, "data": {"name": "folder", "val": 0}, "augment": {}})
     train(recipe.replace({"train.epochs": 1}), out=tmp_path / "runs", data_dir=two_classes)
-    folder = tmp_path / "runs" / "tiny" / "0"
-    found = demo.sample_images(load(folder), folder, two_classes)
+    found = demo.sample_images(Trained(tmp_path / "runs" / "tiny" / "0"), two_classes)
     assert [name for _, name in found.images] == ["dark", "light"]
 
 

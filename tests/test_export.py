@@ -23,7 +23,8 @@ from resfit.export.check import BATCH_SIZES, agreement
 from resfit.export.deploy import Deployed, fold_norms
 from resfit.export.formats import Job, network_answer
 from resfit.layers import Norm
-from resfit.modelfile import ModelInfo, load
+from resfit.modelfile import load
+from resfit.modelheader import ModelInfo
 from resfit.net import Network, build
 from resfit.recipe import Recipe
 from resfit.record import read_exports, read_record

@@ -14,8 +14,8 @@ import torch
 
 import resfit
 from resfit.errors import BadInput
-from resfit.modelfile import ModelInfo, load, save_model
-from resfit.modelheader import DIGEST
+from resfit.modelfile import load, save_model
+from resfit.modelheader import DIGEST, ModelInfo
 from resfit.net import Network, build
 from resfit.spec import NetSpec
 from resfit.target import find_target

@@ -11,13 +11,11 @@ from torch.optim import lr_scheduler
 from resfit.net import build
 from resfit.optim import (
     Muon,
-    Together,
     check_gradients,
     lr_factor,
     make_optimizers,
     orthogonalize,
     parameter_groups,
-    set_learning_rates,
 )
 from resfit.recipe import InitConfig, OptimConfig, ScheduleConfig, get_recipe, recipe_names
 from resfit.spec import NetSpec
@@ -250,7 +248,7 @@ def test_rates_are_set_as_factors_of_every_groups_peak():
     optimizers = make_optimizers(build(SPEC), OptimConfig(name="muon", lr=0.2, bias_lr=4.0))
     peaks = [group["lr"] for optimizer in optimizers for group in optimizer.param_groups]
     for factor in (0.5, 0.25, 1.0):
-        set_learning_rates(optimizers, factor)
+        optimizers.set_rates(factor)
         rates = [group["lr"] for optimizer in optimizers for group in optimizer.param_groups]
         assert rates == [factor * peak for peak in peaks]
     assert sorted(set(peaks)) == [0.2, 4.0]
@@ -272,13 +270,13 @@ def test_an_overflow_in_one_optimizer_skips_the_step_of_all_and_leaves_nothing_b
         torch.manual_seed(0)
         net = build(SPEC)
         optimizers = make_optimizers(net, config, "fp16")
-        together, scaler = Together(optimizers), torch.amp.GradScaler("cpu", init_scale=4.0)
+        scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
         before = {name: p.detach().clone() for name, p in net.named_parameters()}
         if overflowed:
             for p in net.parameters():
                 p.grad = torch.full_like(p, torch.inf if p.ndim == 4 else 1.0)
             scaler.scale(torch.zeros(()))
-            scaler.step(together)
+            scaler.step(optimizers)
             scaler.update()
             assert all(torch.equal(p, before[name]) for name, p in net.named_parameters())
             assert not any(optimizer.state for optimizer in optimizers)
@@ -286,7 +284,7 @@ def test_an_overflow_in_one_optimizer_skips_the_step_of_all_and_leaves_nothing_b
         for p in net.parameters():
             p.grad = torch.full_like(p, scaler.get_scale() if overflowed else 4.0)
         scaler.scale(torch.zeros(()))
-        scaler.step(together)
+        scaler.step(optimizers)
         steps.append(dict(net.named_parameters()))
     for name, p in steps[0].items():
         torch.testing.assert_close(p, steps[1][name])

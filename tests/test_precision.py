@@ -7,11 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from resfit.modelfile import load
 from resfit.precision import autocast, usable_precision
 from resfit.recipe import Recipe
 from resfit.run import train
-from resfit.trained import scorer
+from resfit.trained import Trained
 
 CPU = torch.device("cpu")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -33,8 +32,8 @@ def test_a_run_is_scored_in_its_own_precision(precision: str, tiny: Recipe, tmp_
     recipe = tiny.replace({"train.precision": precision, "train.epochs": 1})
     train(recipe, out=tmp_path)
     folder = tmp_path / recipe.name / "0"
-    net, seen = load(folder), []
-    net.register_forward_hook(lambda module, inputs, logits: seen.append(logits.dtype))
+    trained, seen = Trained(folder), []
+    trained.net.register_forward_hook(lambda module, inputs, logits: seen.append(logits.dtype))
     shape = (recipe.spec.input.channels, recipe.spec.input.size, recipe.spec.input.size)
-    scorer(net, folder, CPU)(torch.zeros(2, *shape, dtype=torch.uint8))
+    trained.logits(torch.zeros(2, *shape, dtype=torch.uint8))
     assert set(seen) == {DTYPES[precision]}

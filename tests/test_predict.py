@@ -21,7 +21,8 @@ import resfit
 from resfit.cli import main
 from resfit.data.normalize import normalizer
 from resfit.errors import BadInput
-from resfit.modelfile import ModelInfo, load, save_model
+from resfit.modelfile import load, save_model
+from resfit.modelheader import ModelInfo
 from resfit.net import build
 from resfit.predict import Predictions
 from resfit.spec import NetSpec

@@ -15,7 +15,7 @@ import resfit
 from resfit.data.decode import decode
 from resfit.data.normalize import normalizer
 from resfit.errors import BadInput
-from resfit.modelfile import ModelInfo
+from resfit.modelheader import UNKNOWN, ModelInfo
 from resfit.net import Network, build
 from resfit.spec import NetSpec
 
@@ -59,6 +59,6 @@ def test_a_loaders_worker_can_take_it_along():
 
 def test_a_network_that_was_not_loaded_has_no_normalization():
     net = network(3)
-    net.info = None
+    net.info = UNKNOWN
     with pytest.raises(BadInput, match=r"give one that resfit\.load gave"):
         resfit.transform(net)

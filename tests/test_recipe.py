@@ -103,9 +103,7 @@ def test_what_is_made_in_python_is_checked_as_a_file_is(make, line):
         make()
 
 
-@pytest.mark.parametrize(
-    ("teacher", "line"), [(3, r"\(distill.teacher\)"), (["a", 3], r"3 is not text .*teacher.1")]
-)
+@pytest.mark.parametrize(("teacher", "line"), [(3, r"\(distill.teacher\)"), (["a", 3], r"3 is not text .*teacher.1")])
 def test_a_teacher_is_text_or_a_list_of_it(teacher, line):
     with pytest.raises(BadInput, match=line) as caught:
         get_recipe("seed001d", {"distill.teacher": teacher})

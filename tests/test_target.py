@@ -81,7 +81,8 @@ def test_a_model_brings_the_spec_in_its_header(tmp_path):
 
 
 def test_a_saved_model_brings_its_spec(tmp_path):
-    from resfit.modelfile import ModelInfo, save_model
+    from resfit.modelfile import save_model
+    from resfit.modelheader import ModelInfo
     from resfit.net import build
 
     info = ModelInfo(classes=("a",), mean=(0.0,), std=(1.0,))

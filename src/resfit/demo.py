@@ -22,10 +22,9 @@ from resfit.data.normalize import normalizer
 from resfit.drawings import drawings
 from resfit.errors import BadInput
 from resfit.explain import grad_cam, overlay
-from resfit.modelfile import load
 from resfit.net import Network
 from resfit.predict import predict
-from resfit.trained import data_of
+from resfit.trained import Trained
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -77,7 +76,7 @@ def read_image(net: Network, file: str | Path) -> Tensor:
     return torch.from_numpy(found.copy())
 
 
-def sample_images(net: Network, target: str | Path, data_dir: Path | None = None) -> Samples:
+def sample_images(trained: Trained, data_dir: Path | None = None) -> Samples:
     """A few images of the network's own classes, one a class, without a download.
 
     They are test images of its data. Where that is not found, digits serve a network of digits, and drawings one that
@@ -85,13 +84,14 @@ def sample_images(net: Network, target: str | Path, data_dir: Path | None = None
     """
     for data in (None, "digits"):
         try:
-            found = data_of(net, target, data_dir=data_dir, offline=True, data=data)
+            found = trained.data(data, data_dir=data_dir, offline=True)
         except BadInput:
             continue
         present = found.test.labels.unique()[:_SAMPLES].tolist()
         firsts = [int((found.test.labels == label).nonzero()[0]) for label in present]
         images = [(found.test.images[i], found.classes[int(found.test.labels[i])]) for i in firsts]
         return Samples(images=images, kind="test images")
+    net = trained.net
     drawn = drawings(net.info.classes, size=net.spec.input.size, channels=net.spec.input.channels)
     return Samples(images=drawn, kind="drawings", note=_NO_DATA)
 
@@ -109,12 +109,13 @@ def serve(
     Raises BadInput where the model or the port cannot be used, or gradio is missing.
     """
     _require_address(host, port)
-    net = load(target)
+    trained = Trained(target)
+    net = trained.net
     if net.spec.input.channels not in (1, 3):
         raise BadInput(f"the network takes {net.spec.input.channels} channels ({target}): pictures have 1 or 3")
     with tempfile.TemporaryDirectory() as uploads:
         gradio = _gradio(uploads)
-        page = make_page(gradio, net, sample_images(net, target, data_dir))
+        page = make_page(gradio, net, sample_images(trained, data_dir))
         try:
             _, address, _ = page.launch(
                 server_name=host,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 import safetensors
@@ -16,22 +15,9 @@ from resfit.cost import cost
 from resfit.errors import BadInput, unreadable
 from resfit.fields import from_plain, to_plain
 from resfit.files import write_atomic
-from resfit.modelheader import read_header, with_digest
+from resfit.modelheader import ModelInfo, read_header, with_digest
 from resfit.net import Network, build
 from resfit.spec import NetSpec
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelInfo:
-    """What a network's user has to know: class names, and the mean and deviation of its inputs on the 0 to 1 scale.
-
-    Logits are divided by `temperature` for calibrated probabilities; None where no validation split fitted one.
-    """
-
-    classes: tuple[str, ...]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    temperature: float | None = None
 
 
 def save_model(path: Path, net: nn.Module, spec: NetSpec, info: ModelInfo) -> None:
@@ -55,14 +41,17 @@ def save(
     temperature is not kept, as it was fitted to other weights. Raises BadInput where names are missing, for a network
     without a classifier, or a file that exists already.
     """
-    file, known = Path(path), net.info or ModelInfo(classes=(), mean=(), std=())
+    file = Path(path)
     if file.exists():
         raise BadInput(f"a file exists already ({file}): give another name")
     if not isinstance(net.head, nn.Linear):
         raise BadInput("the network has no classifier (net): give it one with reset_classifier")
-    given = {"classes": classes, "mean": mean, "std": std}
-    taken = {name: tuple(values) for name, values in given.items() if values is not None}
-    info, channels = replace(known, temperature=None, **taken), net.spec.input.channels
+    info = ModelInfo(
+        classes=net.info.classes if classes is None else tuple(classes),
+        mean=net.info.mean if mean is None else tuple(mean),
+        std=net.info.std if std is None else tuple(std),
+    )
+    channels = net.spec.input.channels
     for name, wanted in {"classes": net.spec.num_classes, "mean": channels, "std": channels}.items():
         if (found := len(getattr(info, name))) != wanted:
             raise BadInput(f"{found} {name} for {wanted} ({name}): give one for each")

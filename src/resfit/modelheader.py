@@ -1,14 +1,31 @@
-"""The JSON header of a model.safetensors, read without torch, and the digest of the whole file that stands in it."""
+"""The JSON header of a model.safetensors, read without torch: what it says of the network, and the file's digest."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import struct
+from dataclasses import dataclass
 from typing import Any
 
 DIGEST = "resfit.digest"
 _LARGEST_HEADER = 100 * 2**20
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelInfo:
+    """What a network's user has to know: class names, and the mean and deviation of its inputs on the 0 to 1 scale.
+
+    Logits are divided by `temperature` for calibrated probabilities; None where no validation split fitted one.
+    """
+
+    classes: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    temperature: float | None = None
+
+
+UNKNOWN = ModelInfo(classes=(), mean=(), std=())  # of a network that came from no model file
 
 
 def read_header(content: bytes) -> dict[str, Any]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +30,7 @@ from resfit.layers import (
     for_second_reader,
     mix_branches,
 )
+from resfit.modelheader import UNKNOWN, ModelInfo
 from resfit.recipe import InitConfig
 from resfit.spec import BlockPlan, ConvPlan, NetSpec
 
@@ -54,7 +54,7 @@ class Network(nn.Module):
     def __init__(self, spec: NetSpec) -> None:
         super().__init__()
         self.spec = spec
-        self.info: Any = None  # class names and normalization, where the network came from a model file
+        self.info: ModelInfo = UNKNOWN
         self.stem = _stem(spec)
         stages: list[nn.Sequential] = [nn.Sequential() for _ in spec.stages]
         channels = spec.stem.channels
@@ -90,8 +90,7 @@ class Network(nn.Module):
             self.spec = replace(self.spec, num_classes=num_classes)
             self.head = nn.Linear(self.num_features, num_classes, bias=self.spec.head.bias)
             self.head.to(next(self.parameters()))
-        if self.info is not None:
-            self.info = replace(self.info, classes=(), temperature=None)
+        self.info = replace(self.info, classes=(), temperature=None)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits [N, K] of normalized images [N, C, H, W]."""

@@ -42,7 +42,7 @@ def _group(name: str, params: list[nn.Parameter], config: OptimConfig) -> Group:
     return {"name": name, "params": params, "lr": lr, "weight_decay": decay}
 
 
-def make_optimizers(net: nn.Module, config: OptimConfig, precision: str = "fp32") -> list[torch.optim.Optimizer]:
+def make_optimizers(net: nn.Module, config: OptimConfig, precision: str = "fp32") -> Optimizers:
     """The optimizers of `net`: one, or Muon for the filters and SGD for the rest.
 
     Muon computes its updates in bf16 where `precision` says so, or on CUDA.
@@ -56,32 +56,51 @@ def make_optimizers(net: nn.Module, config: OptimConfig, precision: str = "fp32"
         dtype = torch.bfloat16 if precision == "bf16" or on_gpu else torch.float32
         muon = Muon(filters, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov, dtype=dtype)
         momentum = config.sgd_momentum
-        return [muon, torch.optim.SGD(rest, momentum=momentum, nesterov=momentum > 0, fused=fused)]
+        return Optimizers([muon, torch.optim.SGD(rest, momentum=momentum, nesterov=momentum > 0, fused=fused)])
     lr, betas, eps = config.lr, config.betas, config.eps or 1e-8
     if config.name == "sgd":
-        return [torch.optim.SGD(groups, lr, config.momentum, nesterov=config.nesterov, fused=fused)]
+        return Optimizers([torch.optim.SGD(groups, lr, config.momentum, nesterov=config.nesterov, fused=fused)])
     if config.name == "adam":
-        return [torch.optim.Adam(groups, lr, betas, eps, fused=fused)]
+        return Optimizers([torch.optim.Adam(groups, lr, betas, eps, fused=fused)])
     if config.name == "adamw":
-        return [torch.optim.AdamW(groups, lr, betas, eps, fused=fused)]
-    return [torch.optim.Adadelta(groups, lr, rho=config.rho, eps=config.eps or 1e-6)]
+        return Optimizers([torch.optim.AdamW(groups, lr, betas, eps, fused=fused)])
+    return Optimizers([torch.optim.Adadelta(groups, lr, rho=config.rho, eps=config.eps or 1e-6)])
 
 
-class Together:
-    """Optimizers that step as one: where a gradient overflowed in fp16, a GradScaler then skips all of them."""
+class Optimizers(list[torch.optim.Optimizer]):
+    """The optimizers of one network, which step as one.
 
-    def __init__(self, optimizers: Sequence[torch.optim.Optimizer]) -> None:
-        self.optimizers = optimizers
+    Where a gradient overflowed in fp16, a GradScaler, which takes them for one optimizer, skips the step of all.
+    """
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
         """Those of all."""
-        return [group for optimizer in self.optimizers for group in optimizer.param_groups]
+        return [group for optimizer in self for group in optimizer.param_groups]
 
     def step(self) -> None:
         """A step of each."""
-        for optimizer in self.optimizers:
+        for optimizer in self:
             optimizer.step()
+
+    def zero_grad(self) -> None:
+        """Drop all gradients."""
+        for optimizer in self:
+            optimizer.zero_grad(set_to_none=True)
+
+    def set_rates(self, factor: float) -> None:
+        """Set every group's learning rate to `factor` times its peak, which is the rate that it came with."""
+        for group in self.param_groups:
+            group["lr"] = factor * group.setdefault("initial_lr", group["lr"])
+
+    def state_dict(self) -> list[dict[int, Any]]:
+        """What each keeps for its parameters, such as momentum. Rates and the like come from the recipe."""
+        return [optimizer.state_dict()["state"] for optimizer in self]
+
+    def load_state_dict(self, states: list[dict[int, Any]]) -> None:
+        """Take over what `state_dict` gave; rates and the like stay."""
+        for optimizer, state in zip(self, states, strict=True):
+            optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 class Muon(torch.optim.Optimizer):
@@ -202,18 +221,6 @@ def _cycle_progress(since: float, period: float, growth: float) -> float:
     while since >= period:
         since, period = since - period, period * growth
     return since / period
-
-
-def set_learning_rates(optimizers: list[torch.optim.Optimizer], factor: float) -> None:
-    """Set every group's rate to `factor` times its peak, which is the rate that it came with."""
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            group["lr"] = factor * group.setdefault("initial_lr", group["lr"])
-
-
-def load_buffers(optimizer: torch.optim.Optimizer, buffers: dict[int, Any]) -> None:
-    """Take over what an optimizer keeps for each parameter, as in its state_dict; its rates and the like stay."""
-    optimizer.load_state_dict({"state": buffers, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def check_gradients(net: nn.Module) -> None:

@@ -73,7 +73,7 @@ def predict(
     if top is not None and top < 1:
         raise BadInput(f"top is {top} (--top): give at least 1")
     net = (target if isinstance(target, Network) else load(target)).to(pick_device(device))
-    if net.info is None or len(net.info.classes) != net.spec.num_classes:
+    if len(net.info.classes) != net.spec.num_classes:
         raise BadInput("the network has no class names (target): give one that resfit.load returned, or resfit.save it")
     if net.spec.input.channels not in (1, 3):
         raise BadInput(f"the network takes {net.spec.input.channels} channels (target): pictures have 1 or 3")

@@ -20,7 +20,7 @@ def transform(net: Network) -> v2.Compose:
     A picture is turned, scaled and cut as the images of a folder are for training. Raises BadInput for a network that
     came from no model file, as nothing says how its images are normalized.
     """
-    if net.info is None:
+    if not net.info.mean:
         raise BadInput("a network of unknown normalization (transform): give one that resfit.load gave")
     images = net.spec.input
     return v2.Compose(

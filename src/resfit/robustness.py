@@ -14,15 +14,14 @@ from torch import Tensor
 
 from resfit.corruptions import CORRUPTIONS, SET, SEVERITIES, corrupt
 from resfit.data import Dataset
-from resfit.environment import pick_device
 from resfit.errors import BadInput
 from resfit.evaluate import accuracy
 from resfit.fast import fast_process
 from resfit.fields import to_plain
 from resfit.files import write_atomic
-from resfit.modelfile import load, record_beside
+from resfit.modelfile import record_beside
 from resfit.record import CorruptionScore, HumanAgreement, Robustness
-from resfit.trained import data_of, scorer
+from resfit.trained import Trained
 
 _LEAST_HUMAN_ACCURACY = 0.5  # below it, the labels are taken to be of other images, or in another order
 
@@ -45,12 +44,11 @@ def score_corruptions(
     kind.
     """
     refuse_second(target, "robustness", data)
-    net = load(target)
-    test = data_of(net, target, data_dir=data_dir, offline=offline, data=data).test
-    logits = scorer(net, target, pick_device(device))
+    trained = Trained(target, device)
+    test = trained.data(data, data_dir=data_dir, offline=offline).test
 
     def accuracy_on(images: Tensor) -> float:
-        return accuracy(logits(images)[0], test.labels)
+        return accuracy(trained.logits(images)[0], test.labels)
 
     kinds = []
     for kind, corruption in CORRUPTIONS.items():
@@ -80,17 +78,16 @@ def score_humans(
     offline: bool = False,
     data: str | None = None,
 ) -> HumanAgreement:
-    """Hold a network's probabilities against people's labels of its test images (Peterson et al. 2019, CIFAR-10H).
+    """Compare a network's probabilities with people's labels of its test images (Peterson et al. 2019, CIFAR-10H).
 
     `labels`: an .npy file of counts or shares, [test images, classes], in the data set's order. Writes human.json as
     `score_corruptions` does its result; raises BadInput where the file is not of these images.
     """
     refuse_second(target, "human", data)
-    net = load(target)
-    loaded = data_of(net, target, data_dir=data_dir, offline=offline, data=data)
+    trained = Trained(target, device)
+    loaded = trained.data(data, data_dir=data_dir, offline=offline)
     people = _read_people(Path(labels), loaded)
-    logits, _ = scorer(net, target, pick_device(device))(loaded.test.images)
-    result = agreement(logits, people, loaded.test.labels)
+    result = agreement(trained.logits(loaded.test.images)[0], people, loaded.test.labels)
     _keep(result, target, "human", data)
     return result
 

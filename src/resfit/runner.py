@@ -26,7 +26,8 @@ from resfit.history import Best, History
 from resfit.interrupt import Interrupted, Interrupts
 from resfit.layers import FrozenConv
 from resfit.memory import require_room
-from resfit.modelfile import ModelInfo, save_model
+from resfit.modelfile import save_model
+from resfit.modelheader import ModelInfo
 from resfit.net import Network, build
 from resfit.observer import Apart, Observer
 from resfit.precision import autocast, usable_precision

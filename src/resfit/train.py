@@ -22,7 +22,7 @@ from resfit.augment import augment, mix
 from resfit.averaging import WeightAverage
 from resfit.distill import distillation_loss, soft_targets
 from resfit.errors import Diverged, RunFailed
-from resfit.optim import Together, check_gradients, load_buffers, lr_factor, make_optimizers, set_learning_rates
+from resfit.optim import check_gradients, lr_factor, make_optimizers
 from resfit.precision import autocast
 from resfit.recipe import Recipe
 from resfit.sharpness import perturbed
@@ -106,7 +106,6 @@ class Trainer:
         config = self.recipe.train
         self.device = self.images.device
         self.optimizers = make_optimizers(self.net, self.recipe.optim, self.precision)
-        self.together: Any = Together(self.optimizers)  # what a scaler needs of an optimizer
         average = self.recipe.average
         self.average = None if average.name == "none" else WeightAverage(self.net, average)
         self.easy = EasyImages(len(self.images), config.skip_easy, self.device) if config.skip_easy else None
@@ -164,7 +163,7 @@ class Trainer:
             epoch=self.epoch,
             loss=now.loss_sum.item() / now.seen,
             accuracy=now.hits.item() / now.seen,
-            lr=self.optimizers[0].param_groups[0]["lr"],
+            lr=self.optimizers.param_groups[0]["lr"],
             seconds=time.perf_counter() - now.began,
             images=now.seen,
         )
@@ -325,7 +324,7 @@ class Trainer:
         """The rates when `done` of this epoch is over."""
         # In epochs, as milestones are: from a share of the training some would be missed by a rounding, and a step.
         epoch, epochs = self.epoch + done, self.recipe.train.epochs
-        set_learning_rates(self.optimizers, self.rate * lr_factor(self.recipe.schedule, epoch, epochs))
+        self.optimizers.set_rates(self.rate * lr_factor(self.recipe.schedule, epoch, epochs))
 
     def _progress(self, done: float) -> float:
         """The part of the whole training that is over when `done` of this epoch is."""
@@ -361,13 +360,13 @@ class Trainer:
     def _step(self) -> None:
         if self.epoch == 0 and not self.optimizers[0].state:
             check_gradients(self.net)
+        optimizers: Any = self.optimizers  # all that a scaler needs of one optimizer
         if self.recipe.train.clip:
-            self.scaler.unscale_(self.together)
+            self.scaler.unscale_(optimizers)
             nn.utils.clip_grad_norm_(self.net.parameters(), self.recipe.train.clip)
-        self.scaler.step(self.together)
+        self.scaler.step(optimizers)
         self.scaler.update()
-        for optimizer in self.optimizers:
-            optimizer.zero_grad(set_to_none=True)
+        optimizers.zero_grad()
 
     def _average(self, done: float) -> None:
         if self.average is not None:
@@ -413,7 +412,7 @@ class Trainer:
             "rate": self.rate,
             "pieces": self.pieces,
             "net": self.net.state_dict(),
-            "optimizers": [optimizer.state_dict()["state"] for optimizer in self.optimizers],
+            "optimizers": self.optimizers.state_dict(),
             "scaler": self.scaler.state_dict(),
             "average": self.average.state_dict() if self.average is not None else None,
             "losses": self.easy.losses if self.easy is not None else None,
@@ -428,8 +427,7 @@ class Trainer:
         self.epoch, self.rate, self.pieces = state["epoch"], state["rate"], state["pieces"]
         self.under_way = _restored(state["under_way"], self.device) if state["under_way"] else None
         self.net.load_state_dict(state["net"])
-        for optimizer, buffers in zip(self.optimizers, state["optimizers"], strict=True):
-            load_buffers(optimizer, buffers)
+        self.optimizers.load_state_dict(state["optimizers"])
         self.scaler.load_state_dict(state["scaler"])
         if self.average is not None:
             self.average.load_state_dict(state["average"])

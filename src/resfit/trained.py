@@ -1,12 +1,11 @@
-"""A trained network and the data of its training, from a run folder or a model file: scored, or made to score."""
+"""A trained network with what lies beside it: its recipe, the data that it was trained on, its logits and scores."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import get_args
+from typing import cast, get_args
 
-import torch
 from torch import Tensor
 
 from resfit.data import Dataset, load_dataset
@@ -17,7 +16,6 @@ from resfit.evaluate import TTA, predict_logits, score
 from resfit.fast import fast_process
 from resfit.fields import from_plain
 from resfit.modelfile import load
-from resfit.net import Network
 from resfit.precision import autocast, usable_precision
 from resfit.recipe import DataConfig, EvaluateConfig, Recipe
 from resfit.record import Metrics, read_record
@@ -41,82 +39,78 @@ def evaluate(
     """
     if tta not in (choices := ("recipe", *get_args(TTA))):
         raise BadInput(f"{tta!r} is no test-time augmentation (tta): give {', '.join(choices)}")
-    net = load(target)
-    loaded = data_of(net, target, data_dir=data_dir, offline=offline, data=data)
+    trained = Trained(target, device)
+    test, info = trained.data(data, data_dir=data_dir, offline=offline).test, trained.net.info
     if tta == "recipe":
-        beside = _recipe_beside(target)
-        tta = beside.evaluate.tta if beside and beside.evaluate.tta != "none" else "flip+shift"
-    logits, logits_tta = scorer(net, target, pick_device(device))(loaded.test.images, tta)
-    temperature = net.info.temperature
-    return score(logits, loaded.test.labels, net.info.classes, logits_tta=logits_tta, temperature=temperature)
+        own = trained.recipe.evaluate.tta if trained.recipe else "none"
+        tta = "flip+shift" if own == "none" else own
+    logits, logits_tta = trained.logits(test.images, cast(TTA, tta))
+    return score(logits, test.labels, info.classes, logits_tta=logits_tta, temperature=info.temperature)
 
 
-def data_of(
-    net: Network,
-    target: str | Path,
-    *,
-    data: str | None = None,
-    data_dir: str | Path | None = None,
-    offline: bool = False,
-    progress: Callable[[str], None] | None = None,
-) -> Dataset:
-    """The data that the network of a run folder or model file was trained on, or `data`, at the network's size.
+class Trained:
+    """The network of a run folder or model file, on a device, and the recipe beside it: None for a lone model file.
 
-    Raises BadInput where the model lies outside its run folder and `data` is not given, where classes differ, and where
-    the test images are drawn from others than at the training, which may have seen some of them.
+    Raises BadInput where the model, the recipe or the device cannot be used.
     """
-    trained = _recipe_beside(target)
-    config = trained.data if trained else None
-    if data is not None:
-        config = from_plain(DataConfig, {"name": data, "val": 0}, "data")
-    if config is None:
-        folder = run_folder_of(target)
-        raise BadInput(f"no recipe.yaml beside the model ({folder}): say with --data which data set to score")
-    loaded = load_dataset(
-        config,
-        size=net.spec.input.size,
-        channels=net.spec.input.channels,
-        data_dir=None if data_dir is None else Path(data_dir),
-        offline=offline,
-        progress=progress,
-    )
-    if tuple(loaded.classes) != tuple(net.info.classes):
-        raise BadInput(
-            f"the model knows other classes than {loaded.name} has ({target}): give the data of its training"
+
+    def __init__(self, target: str | Path, device: str = "cpu") -> None:
+        self.target, self.device = Path(target), pick_device(device)
+        self.net = load(target).to(self.device)
+        self.folder = self.target if self.target.is_dir() else self.target.parent
+        file = self.folder / "recipe.yaml"
+        self.recipe = Recipe.from_yaml(file) if file.exists() else None
+
+    def data(
+        self,
+        name: str | None = None,
+        *,
+        data_dir: str | Path | None = None,
+        offline: bool = False,
+        progress: Callable[[str], None] | None = None,
+    ) -> Dataset:
+        """The data that the network was trained on, or the data set called `name`, at the network's size.
+
+        Raises BadInput where there is no recipe and no name is given, where the classes are others, and where the test
+        images were drawn from a folder that has changed since: the network may have been trained on some of them.
+        """
+        config = self.recipe.data if self.recipe else None
+        if name is not None:
+            config = from_plain(DataConfig, {"name": name, "val": 0}, "data")
+        if config is None:
+            raise BadInput(f"no recipe.yaml beside the model ({self.folder}): say with --data which data set to score")
+        loaded = load_dataset(
+            config,
+            size=self.net.spec.input.size,
+            channels=self.net.spec.input.channels,
+            data_dir=None if data_dir is None else Path(data_dir),
+            offline=offline,
+            progress=progress,
         )
-    record = run_folder_of(target) / "record.json"
-    seen = read_record(record).data if loaded.test_drawn and record.exists() else {}
-    of = "digest" if data is None else "test_digest"  # a set that is named has splits of its own
-    if seen.get("name") == loaded.name and seen.get(of) not in (None, "", getattr(loaded, of)):
-        raise BadInput(
-            f"the images are not those of the training, which may have seen some of what would be tested ({target}): "
-            "put images to test on into test/ and others into train/"
-        )
-    return loaded
+        if tuple(loaded.classes) != tuple(self.net.info.classes):
+            raise BadInput(
+                f"the model knows other classes than {loaded.name} has ({self.target}): give the data of its training"
+            )
+        record = self.folder / "record.json"
+        seen = read_record(record).data if loaded.test_drawn and record.exists() else {}
+        of = "digest" if name is None else "test_digest"  # a set that is named has splits of its own
+        if seen.get("name") == loaded.name and seen.get(of) not in (None, "", getattr(loaded, of)):
+            raise BadInput(
+                f"the images are not those of the training, which may have seen some of what would be tested "
+                f"({self.target}): put images to test on into test/ and others into train/"
+            )
+        return loaded
 
+    def logits(self, images: Tensor, tta: TTA = "none") -> tuple[Tensor, Tensor | None]:
+        """The logits [N, K] of uint8 images [N, C, H, W], plain and with test-time augmentation.
 
-def scorer(net: Network, target: str | Path, where: torch.device) -> Callable[..., tuple[Tensor, Tensor | None]]:
-    """A function from uint8 images [N, C, H, W], and a TTA, to the logits of a loaded network, plain and with TTA.
-
-    Computes on the device, in the precision of the recipe beside the model, or else in fp32.
-    """
-    trained, normalize = _recipe_beside(target), normalizer(net.info.mean, net.info.std, where)
-    precision = usable_precision(trained.train.precision if trained else "fp32", where)
-    how = trained.evaluate if trained else EvaluateConfig()
-    net.to(where)
-
-    def logits(images: Tensor, tta: TTA = "none") -> tuple[Tensor, Tensor | None]:
-        with autocast(precision, where):
-            return predict_logits(net, images, normalize, tta=tta, tta_share=how.tta_share, batch_size=how.batch_size)
-
-    return logits
-
-
-def run_folder_of(target: str | Path) -> Path:
-    """The folder of a target that is a run folder or the model file in it."""
-    return Path(target) if Path(target).is_dir() else Path(target).parent
-
-
-def _recipe_beside(target: str | Path) -> Recipe | None:
-    file = run_folder_of(target) / "recipe.yaml"
-    return Recipe.from_yaml(file) if file.exists() else None
+        Computed in the precision of the recipe, or else in fp32.
+        """
+        recipe, info = self.recipe, self.net.info
+        how = recipe.evaluate if recipe else EvaluateConfig()
+        precision = usable_precision(recipe.train.precision if recipe else "fp32", self.device)
+        normalize = normalizer(info.mean, info.std, self.device)
+        with autocast(precision, self.device):
+            return predict_logits(
+                self.net, images, normalize, tta=tta, tta_share=how.tta_share, batch_size=how.batch_size
+            )

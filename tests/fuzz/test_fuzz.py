@@ -36,7 +36,8 @@ from resfit.data.cache import cached_array
 from resfit.data.decode import decode_all
 from resfit.data.download import extract
 from resfit.errors import ResfitError
-from resfit.modelfile import ModelInfo, load, save_model
+from resfit.modelfile import load, save_model
+from resfit.modelheader import ModelInfo
 from resfit.net import build
 from resfit.recipe import Recipe
 from resfit.record import read_record

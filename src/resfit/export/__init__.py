@@ -21,10 +21,10 @@ from resfit.export.deploy import InputKind, fold_norms
 from resfit.export.formats import FORMATS, Format, Job, network_answer
 from resfit.fields import to_plain
 from resfit.files import sha256, write_atomic
-from resfit.modelfile import load, model_file
+from resfit.modelfile import model_file
 from resfit.net import Network
 from resfit.record import EXPORTS, Agreement, ExportRecord, read_exports
-from resfit.trained import data_of
+from resfit.trained import Trained
 from resfit.version import __version__
 
 __all__ = ["FORMATS", "export"]
@@ -46,11 +46,10 @@ def export(
 ) -> ExportRecord:
     """Write the network of a run folder or a model file in a format of FORMATS, check it, and return what was found.
 
-    The check needs the data of the network's training: its test images, and training images where these are fewer than
-    1,000, as well as for int8. Accuracies are on the test images alone. The file
-    `out` (the model's name with the format's ending) appears only if it agrees with the network; the numbers join the
-    list in export.json beside it. Raises BadInput where the file exists or something is missing, and RunFailed where
-    the export disagrees.
+    The check needs the data of the network's training: its test images, and training images too where these are fewer
+    than 1,000, or for int8. Accuracies are on the test images alone. The file `out` (by default the model's name with
+    the format's ending) appears only if it agrees with the network; the numbers join the list in export.json beside it.
+    Raises BadInput where the file exists or something is missing, and RunFailed where the export disagrees.
     """
     if format not in FORMATS:
         raise BadInput(f"no such format ({format}): choose from {', '.join(FORMATS)}")
@@ -60,8 +59,8 @@ def export(
     file = Path(out) if out is not None else model.with_name(model.stem + chosen.suffix)
     _require_free(file)
     _require_libraries(chosen, format)
-    net, earlier = load(model), read_exports(file.parent)
-    dataset = data_of(net, model, data=data, data_dir=data_dir, offline=offline, progress=progress)
+    trained, earlier = Trained(model), read_exports(file.parent)
+    net, dataset = trained.net, trained.data(data, data_dir=data_dir, offline=offline, progress=progress)
     tested, labels = len(dataset.test), dataset.test.labels
     images = torch.cat((dataset.test.images, dataset.train.images[: max(0, _FEWEST - tested)]))
     answer = network_answer(net)

@@ -34,7 +34,7 @@ from resfit.record import ParentRun, PrunedNetwork, Pruning, RunRecord, read_rec
 from resfit.report import write_report
 from resfit.run import run_folder, train
 from resfit.spec import NetSpec
-from resfit.trained import data_of, evaluate
+from resfit.trained import Trained, evaluate
 
 _IMAGES, _BATCH = 2000, 100  # training images that the channels are judged by
 _TEACHERS_WEIGHT = 0.9  # of the whole network's answers beside the labels
@@ -65,11 +65,11 @@ def prune(
 
     Raises BadInput for a run that is not finished, a budget that is met already or out of reach, or a folder in use.
     """
-    parent, net, where = read_record(run), load(run), pick_device(device)
+    parent, trained, where = read_record(run), Trained(run), pick_device(device)
+    net = trained.net
     if cost(net.spec).params <= budget:
         raise BadInput(f"{run} fits already, with {cost(net.spec).params:,} parameters (--budget): give a lower one")
-    own = Recipe.from_yaml(Path(run) / "recipe.yaml")
-    tuning = _tuning(parent, own, recipe, overrides or {}, budget)
+    tuning = _tuning(parent, Recipe.from_yaml(Path(run) / "recipe.yaml"), recipe, overrides or {}, budget)
     if teach and tuning.distill is None:
         tuning = replace(tuning, distill=DistillConfig(teacher=str(Path(run).resolve()), weight=_TEACHERS_WEIGHT))
     folder = run_folder(out, tuning, parent.seed)
@@ -78,7 +78,7 @@ def prune(
         raise BadInput(f"a run exists already ({folder}): give another --out, or move it away")
 
     options: dict[str, Any] = {"data_dir": data_dir, "device": device, "offline": offline}
-    data = data_of(net, run, data_dir=data_dir, offline=offline)
+    data = trained.data(data_dir=data_dir, offline=offline)
     worth = importance(net.to(where), _batches(net, data.train, where))
     spec = fit_widths(net.spec, worth, budget)
     small = shrink(net.cpu(), spec, worth)
