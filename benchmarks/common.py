@@ -148,10 +148,21 @@ class Recorder:
 def take_turns(
     recorder: Recorder, measure: Mapping[str, Callable[[], Numbers]], compare: Callable[[Round], Numbers], count: int
 ) -> None:
-    """Take every measurement in turn, `count` times over, and record the rounds with the ratios from `compare`."""
+    """Take every measurement in turn, `count` times over, and record the rounds with the ratios from `compare`.
+
+    One that fails is told in a line and left out of its round; the others are still taken.
+    """
     for _ in range(count):
-        found = {what: take() for what, take in measure.items()}
-        recorder.add({**found, "ratios": compare(found)})
+        found = {}
+        for what, take in measure.items():
+            try:
+                found[what] = take()
+            except RunFailed as error:
+                print(f"error: {what}: {error}", file=sys.stderr, flush=True)
+        if found:
+            recorder.add({**found, "ratios": compare(found)})
+    if not recorder.rounds:
+        raise RunFailed(f"nothing was measured of {recorder.subject}")
     if count > 1:
         print(f"{recorder.subject}, medians: {_short(medians(recorder.rounds))}")
     print(recorder.path, flush=True)
@@ -162,9 +173,9 @@ def _short(measurements: Round) -> str:
 
 
 def read_records(folder: Path) -> list[Record]:
-    """The records of a folder, in the order of their files' names; files that are still empty are left out."""
+    """The records of a folder, in the order of their files' names; those without a round so far are left out."""
     texts = (path.read_text() for path in sorted(folder.glob("*.json")))
-    return [json.loads(text) for text in texts if text]
+    return [record for text in texts if text and (record := json.loads(text))["rounds"]]
 
 
 def parser(text: str | None) -> argparse.ArgumentParser:

@@ -2,7 +2,7 @@
 # Everything that has to be seen on a GPU, in one call of less than 9 minutes; records, a page and a log go to OUT.
 #   bash benchmarks/gpu.sh DATA_DIR OUT [--airbench CHECKOUT] [--runs N] [--compile] [--parts "step 94"] [--dry-run]
 # DATA_DIR holds cifar-10-batches-py. Parts: tests ceiling step 94 95 96 scaling. A part that would begin too late is
-# left out, so give fewer parts for more runs. Runs and records are packed into OUT/runs.tar.gz. --compile trains by
+# left out, so give fewer parts for more runs. Runs and records come packed, as OUT/runs.tar.gz. --compile trains by
 # torch.compile. --dry-run tries each part on the CPU, with as little work as it can.
 set -euo pipefail
 data=${1:?give the folder that holds cifar-10-batches-py}
@@ -26,7 +26,7 @@ mkdir -p "$out"
 data=$(realpath "$data") out=$(realpath "$out")
 exec > >(tee "$out/log.txt") 2>&1
 cd "$(dirname "$0")/.."
-export PYTHONPATH=$PWD/src PYTHONUNBUFFERED=1 RESFIT_DATA_DIR=$data RESFIT_OFFLINE=1
+export PYTHONPATH=$PWD/src${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1 RESFIT_DATA_DIR=$data RESFIT_OFFLINE=1
 records=(--out "$out/records")
 kept=$(mktemp -d)
 
@@ -34,7 +34,7 @@ kept=$(mktemp -d)
 pack() {
     cp -r "$out/records" "$kept" || true
     find "$kept" \( -name 'state*.pt' -o -name '*.safetensors' \) -delete
-    tar -C "$kept" -czf "$out/runs.tar.gz" . && rm -rf "$kept"
+    tar -C "$kept" -czf "$out/runs.tar.gz" . && rm -rf "$kept" "$out/records"
 }
 trap pack EXIT
 
@@ -49,9 +49,11 @@ part() {
 
 bench() { part "$1" python3 "benchmarks/$1.py" "${@:2}" "${records[@]}"; }
 
-to_accuracy() { # target in percent, runs; either side gets half of the time that is left
+to_accuracy() { # target in percent, runs; either side gets half of the time that is left, less a minute for the rest
     local sides=$((${#airbench[@]} ? 2 : 1))
-    local how=(--recipe "cifar10-$1" --runs "${runs:-$2}" --limit $((($(left) - 20) / sides)) --keep "$kept/$1")
+    if [ "$(left)" -lt 120 ]; then printf '\n== to_accuracy %s left out: the time is up\n' "$1" && return; fi
+    local how=(--recipe "cifar10-$1" --runs "${runs:-$2}" --limit $((($(left) - 60) / sides)) --keep "$kept/$1")
+    how+=(--seed 100) # the seeds below are those of runs on CPUs
     if [ "$dry" ]; then how=(--device cpu --recipe digits --runs 1 --epochs 1 --images 2000 --keep "$kept/$1"); fi
     bench to_accuracy "$data" --target "0.$1" "${how[@]}" "${airbench[@]}" "${fields[@]}"
 }
@@ -60,7 +62,7 @@ if [ "$dry" ]; then
     small=(--device cpu --rounds 1) kernels=(--side 128 --batch 4)
     loop=(--steps 1 --seconds 0.1 --side 128) growth=(--steps 1 --seconds 0.1 --images 500)
 else
-    nvidia-smi --query-gpu=name,memory.total --format=csv,noheader
+    nvidia-smi --query-gpu=name,memory.total --format=csv,noheader || true
     export RESFIT_KERNELS=0 # they are for CPUs, and take a minute to compile
     small=(--device cuda --rounds 1) kernels=() loop=(--seconds 3 --compile) growth=(--seconds 3)
 fi

@@ -1,6 +1,7 @@
 """Makes what is said of the benchmarks from their records: python benchmarks/page.py [RECORDS] [--out FILE]
 
-Writes one self-contained page with plots, and for the project's own records README.md with the same tables.
+Writes one self-contained page with plots. For the project's own records, here: benchmarks.html, and README.md with the
+same tables.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import resfit.report
 from resfit.files import write_atomic
 from resfit.record import summarize
 from resfit.report.figures import LineChart, Series
-from resfit.report.svg import draw_lines
+from resfit.report.svg import draw_lines, tone_class
 from resfit.report.words import DASH, bare_percent, count, number, percent, rate, thread_count
 
 HERE = Path(__file__).parent
@@ -87,8 +88,9 @@ def accuracy_section(records: Sequence[Record]) -> Section:
         charts.append(LineChart(title=title, series=tuple(series), x="second", percent=True, level=level))
     head = ("who", "machine", "target", "n", "accuracy with TTA", "reached", "seconds a run", "resfit's time to it")
     lead = (
-        "Runs in turn on one machine. A target is reached where the mean of the runs reaches it; the ratio is "
-        "resfit's time to the peer's, below 1 where resfit is faster."
+        "Runs on one machine, on a CPU in turn, on a GPU all of one side and then of the other. A target is reached "
+        "where the mean of the runs reaches it; the ratio is resfit's time to the peer's, below 1 where resfit is "
+        "faster."
     )
     return Section(title="Time to an accuracy", lead=lead, tables=(table(head, rows, 3),), charts=tuple(charts))
 
@@ -109,15 +111,17 @@ def step_section(records: Sequence[Record]) -> Section:
             named = cells(record["subject"], where(record), name, rate(medians[name]["images_per_second"]))
             ratio = cells("1" if name == "usual" else number(medians["ratios"].get(f"{precision} to usual"), 2))
             part = (Cell(text=percent(share, 0), part=share),)
-            rows.append((*named, *ratio, *part, *cells(peak(medians[name]), str(len(record["rounds"])))))
-            speeds = [found[name]["images_per_second"] for found in record["rounds"]]
-            series.append(Series(name=name, tone=tone, points=tuple((float(n), v) for n, v in enumerate(speeds, 1))))
+            taken = [(float(n), found[name]) for n, found in enumerate(record["rounds"], 1) if name in found]
+            rows.append((*named, *ratio, *part, *cells(peak(medians[name]), str(len(taken)))))
+            points = tuple((n, found["images_per_second"]) for n, found in taken)
+            series.append(Series(name=name, tone=tone, points=points))
         title = f"Images a second: {record['subject']}, {where(record)}"
         charts.append(LineChart(title=title, series=tuple(series), x="round", from_zero=True))
     head = ("network", "machine", "loop", "images/s", "× usual", "of the ceiling", "peak memory, GB", "rounds")
     lead = (
-        "The usual loop is a DataLoader with two workers, fp32, NCHW. The ceiling is a matrix product of the same "
-        "precision, measured in the same round. Peak memory is the process's on the host, then the GPU's."
+        "The usual loop is a DataLoader with a worker for each core (2 to 8), fp32, NCHW. The ceiling is a matrix "
+        "product of the same precision, measured in the same round. Peak memory is the process's on the host, then the "
+        "GPU's."
     )
     return Section(title="Training step", lead=lead, tables=(table(head, rows, 3),), charts=tuple(charts))
 
@@ -132,8 +136,8 @@ def ceiling_section(records: Sequence[Record]) -> Section:
     """Kernels: a table for each record."""
     tables = []
     for record in records:
-        fp32, bf16 = (record["medians"][precision] for precision in ("fp32", "bf16"))
-        names = [name for name in fp32 if not name.startswith("peak") and not name.endswith(" with backward")]
+        fp32, bf16 = (record["medians"].get(precision, {}) for precision in ("fp32", "bf16"))
+        names = [name for name in fp32 or bf16 if not name.startswith("peak") and not name.endswith(" with backward")]
         rows = [
             (
                 Cell(text=name),
@@ -281,7 +285,7 @@ def html(records: Sequence[Record]) -> str:
     folders = [HERE, Path(resfit.report.__file__).parent]
     loader = FileSystemLoader(folders)
     made = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    made.filters["draw_lines"] = draw_lines
+    made.filters.update(draw_lines=draw_lines, tone_class=tone_class)
     return made.get_template("benchmarks.html.j2").render(sections=sections(records), records=records, intro=INTRO)
 
 
@@ -289,12 +293,12 @@ def main() -> None:
     """Write the page and the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("records", type=Path, nargs="?", default=RECORDS, help="folder of the records")
-    parser.add_argument("--out", type=Path, help="the page (benchmarks.html in the records' folder)")
+    parser.add_argument("--out", type=Path, help="the page (benchmarks.html in the records' folder, or here)")
     options = parser.parse_args()
-    records = read_records(options.records)
-    if options.records.resolve() == RECORDS.resolve():
+    records, own = read_records(options.records), options.records.resolve() == RECORDS.resolve()
+    if own:
         print(write_atomic(HERE / "README.md", markdown(records)))
-    print(write_atomic(options.out or options.records / "benchmarks.html", html(records)))
+    print(write_atomic(options.out or (HERE if own else options.records) / "benchmarks.html", html(records)))
 
 
 if __name__ == "__main__":

@@ -132,7 +132,8 @@ def compare(found: Round) -> Numbers:
     """Speed from a mapped file as a part of the resident speed."""
     speeds = {name: numbers["images_per_second"] for name, numbers in found.items()}
     resident = speeds.get("storage resident")
-    return {name: speeds[f"storage {name}"] / resident for name in ("mapped", "cold")} if resident else {}
+    others = {name: speeds.get(f"storage {name}") for name in ("mapped", "cold")}
+    return {name: speed / resident for name, speed in others.items() if speed and resident}
 
 
 def main() -> None:

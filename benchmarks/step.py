@@ -2,9 +2,10 @@
 
     python benchmarks/step.py DATA_DIR [--recipe NAME ...] [--precision fp32 bf16] [--rounds 3] [--seconds 20]
 
-The usual loop: torchvision's CIFAR10, its transforms in a DataLoader with two workers, fp32, NCHW, the same network,
-optimizer and batch size. The ceiling is a matrix product in the same precision. One record a recipe: images a second,
-their share of the ceiling, their ratio to the usual loop, and peak memory.
+The usual loop: torchvision's CIFAR10, its transforms in a DataLoader with a worker for each core (2 at the least, 8 at
+the most), fp32, NCHW, the same network, optimizer and batch size. The ceiling is a matrix product in the same
+precision. One record a recipe: images a second, their share of the ceiling, their ratio to the usual loop, and peak
+memory.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from resfit.cost import cost
 from resfit.environment import pick_device
+from resfit.processes import cores
 from resfit.recipe import Recipe, get_recipe
 from resfit.train import Trainer
 
@@ -91,7 +93,8 @@ def usual(recipe_name: str, data_dir: str, seconds: float, device: str, steps: i
     drawn = [transforms.RandomCrop(32, 4), transforms.RandomHorizontalFlip(), transforms.ToTensor()]
     transform = transforms.Compose([*drawn, transforms.Normalize((0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616))])
     data = datasets.CIFAR10(data_dir, train=True, transform=transform)
-    loader = torch.utils.data.DataLoader(data, recipe.train.batch_size, shuffle=True, num_workers=2, drop_last=True)
+    size = recipe.train.batch_size
+    loader = torch.utils.data.DataLoader(data, size, shuffle=True, num_workers=loader_workers(), drop_last=True)
 
     def loop() -> Iterator[int]:
         while True:
@@ -105,6 +108,11 @@ def usual(recipe_name: str, data_dir: str, seconds: float, device: str, steps: i
                 yield len(images)
 
     return {"images_per_second": images_per_second(loop(), seconds, warm_up=min(steps, 2))}
+
+
+def loader_workers() -> int:
+    """Processes that load images for the usual loop."""
+    return max(2, min(8, cores()))
 
 
 def images_per_second(loop: Iterator[int], seconds: float, warm_up: int) -> float:
@@ -128,11 +136,12 @@ def compare(found: Round, *, flop: int, precisions: list[str]) -> Numbers:
     """Each precision's speed as a multiple of the usual loop's, and as a share of its ceiling; also where compiled."""
     ratios = {}
     for precision in precisions:
-        ceiling = found[f"ceiling {precision}"]["matrix product"]
         for kind in (precision, f"{precision} compiled"):
-            if f"resfit {kind}" in found:
-                speed = found[f"resfit {kind}"]["images_per_second"]
+            speed = found.get(f"resfit {kind}", {}).get("images_per_second")
+            if speed and "usual" in found:
                 ratios[f"{kind} to usual"] = speed / found["usual"]["images_per_second"]
+            if speed and f"ceiling {precision}" in found:
+                ceiling = found[f"ceiling {precision}"]["matrix product"]
                 ratios[f"{kind} share of ceiling"] = speed * flop / 1e9 / ceiling
     return ratios
 
@@ -163,7 +172,8 @@ def main() -> None:
                 turns[f"resfit {precision} compiled"] = partial(in_process, ours, **loop, **kind, compiled=True)
         turns["usual"] = partial(in_process, usual, **loop, device=device)
         flop = flop_per_image(recipe)
-        settings = {"batch": recipe.train.batch_size, "flop_per_image": flop, "seconds": options.seconds}
+        batch, workers = recipe.train.batch_size, loader_workers()
+        settings = {"batch": batch, "flop_per_image": flop, "seconds": options.seconds, "loader_workers": workers}
         recorder = Recorder(benchmark="step", subject=recipe.name, settings=settings, device=device, out=options.out)
         take_turns(recorder, turns, partial(compare, flop=flop, precisions=options.precision), options.rounds)
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -27,6 +28,7 @@ from signal import SIGTERM
 from threading import Timer
 
 from common import Numbers, Recorder, Round, in_process, parser, run_main
+from peer_shim import warm_up_runs
 
 from resfit.cost import cost
 from resfit.environment import pick_device
@@ -67,12 +69,17 @@ def ours(
 
 
 def peer(script: Path, folder: Path, count: int, shim: bool, limit: float) -> list[Numbers]:
-    """The first runs of a peer's script, begun in a folder that holds its data; after `limit` seconds it is stopped."""
+    """The first runs of a peer's script, begun in a folder that holds its data; after `limit` seconds it is stopped.
+
+    On a GPU a script's first run compiles, or has cuDNN try its algorithms. Where the script has no run for that, its
+    first one does not count, as resfit's does not.
+    """
     command = [sys.executable, *([str(SHIM)] if shim else []), str(script.resolve())]
+    cold = 0 if shim or warm_up_runs(script.read_text()) else 1
     last: deque[str] = deque(maxlen=_KEPT_LINES)
     with _running(command, limit, folder) as process:
         assert process.stdout is not None
-        runs = list(islice(finished_runs(_remembered(process.stdout, last)), count))
+        runs = list(islice(finished_runs(_remembered(process.stdout, last)), cold, cold + count))
     if not runs:
         print("\n".join(last), file=sys.stderr, flush=True)
         said = last.pop() if last else "nothing"
@@ -185,6 +192,7 @@ def main() -> None:
     options_parser.add_argument("--recipe", default="cifar10-94")
     options_parser.add_argument("--target", type=float, default=0.94, help="test accuracy, a fraction")
     options_parser.add_argument("--runs", type=int, default=5)
+    options_parser.add_argument("--seed", type=int, default=0, help="the first run's (0)")
     options_parser.add_argument("--peer-runs", type=int, help="runs of each peer, the first so many turns (as many)")
     options_parser.add_argument("--turn", type=int, help="runs in a turn (1; on a GPU all)")
     options_parser.add_argument("--epochs", type=int, help="instead of the recipe's")
@@ -214,10 +222,12 @@ def main() -> None:
         warm_up = 1 if device == "cuda" else 0  # a process's first run on a GPU begins with CUDA's own start
         turn = options.turn or (options.runs if device == "cuda" else 1)
         for place in range(0, options.runs, turn):
-            count, first = min(turn, options.runs - place), place + warm_up * (place // turn)
+            count, first = min(turn, options.runs - place), options.seed + place + warm_up * (place // turn)
             seeds = range(first, first + warm_up + count)
             finished = ours(options.recipe, seeds, keep, **shared, settings=fields)
             mine = [run for run in finished if run["seed"] >= first + warm_up]
+            if warm_up:
+                shutil.rmtree(keep / recipe.name / str(first), ignore_errors=True)
             recorder.put(place, list(side_by_side(mine, {})))  # a peer that takes too long costs nothing of ours
             wanted = count if options.peer_runs is None else min(count, options.peer_runs - place)
             theirs = peers_runs(peers, folder, wanted, shim=device == "cpu", limit=options.limit)

@@ -118,7 +118,8 @@ def shipped(groups: dict[str, list[RunRecord]]) -> dict[str, object]:
             continue
         s = summarize([record.accuracy for record in records])
         tta = records[0].test.accuracy_tta is not None
-        results[name] = {"mean": s.mean, "std": s.std, "n": s.n, "tta": tta, "device": device(records[0])}
+        places = "; ".join(by_device(records))
+        results[name] = {"mean": s.mean, "std": s.std, "n": s.n, "tta": tta, "device": places}
     return results
 
 

@@ -7,6 +7,7 @@ these weights.
 from __future__ import annotations
 
 import argparse
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,13 +27,18 @@ MOST_BYTES = 10_000_000
 def publish(run: Path, data_dir: Path | None) -> Path:
     """The folder of the published network."""
     record, net = read_record(run), resfit.load(run)
-    folder = HERE / "models" / record.recipe
+    target = HERE / "models" / record.recipe
+    if target.exists():
+        raise SystemExit(f"error: published already ({target}): remove it, if this one is to replace it")
+    folder = target.with_name(f".{target.name}")  # until it is complete
+    shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     for parameter in net.parameters():
         parameter.data = parameter.data.to(torch.bfloat16)
     save_model(folder / "model.safetensors", net, net.spec, net.info)
     size = (folder / "model.safetensors").stat().st_size
     if size > MOST_BYTES:
+        shutil.rmtree(folder)
         raise SystemExit(f"error: the weights take {size:,} bytes, more than {MOST_BYTES:,}: publish a smaller network")
     write_atomic(folder / "recipe.yaml", (run / "recipe.yaml").read_text())
     test = evaluate(folder, tta=record.protocol["tta_views"], data_dir=data_dir)
@@ -48,15 +54,17 @@ def publish(run: Path, data_dir: Path | None) -> Path:
         test=test,
         events=(*record.events, event),
         protocol=protocol,
-        robustness=None,  # these two were measured before the rounding
+        val=None,  # these four were measured before the rounding
+        robustness=None,
         human=None,
+        exports=(),
         samples=(),
         augmented="",
         env=env,
     )
     write_atomic(folder / "record.json", record_text(published))
     write_atomic(folder / "README.md", card(folder, whole(committed())))
-    return folder
+    return folder.rename(target)
 
 
 if __name__ == "__main__":

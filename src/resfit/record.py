@@ -309,12 +309,13 @@ class RunRecord(Plain):
 
     @property
     def identity(self) -> tuple[object, ...]:
-        """Runs that agree in this are runs of one recipe on the same images: seed and machine set them apart.
+        """Equal for runs with the same settings, images, first weights and teachers, which may be averaged.
 
-        What was only said of the recipe, its description and deviations, is no part of it.
+        Only seed and machine differ then. The recipe's description and deviations don't count.
         """
         config = json.dumps(settings(self.config), sort_keys=True, default=str)
-        return self.recipe, config, self.data.get("digest"), self.init and self.init.sha256
+        weights = self.init and self.init.sha256, tuple(teacher.sha256 for teacher in self.teachers)
+        return self.recipe, config, self.data.get("digest"), weights
 
 
 def read_record(path: str | Path) -> RunRecord:

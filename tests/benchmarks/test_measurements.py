@@ -5,12 +5,16 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
+import ceiling
 import pytest
 import step
 import torch
 from ceiling import conv_shapes, measured
+from common import Recorder, read_records, take_turns
 from scaling import stored, training, widened
 from start import answered, trained
 from to_accuracy import ours, peers_runs, side_by_side
@@ -100,7 +104,7 @@ def test_runs_stand_side_by_side_also_where_a_side_was_stopped():
 
 
 def test_a_peer_that_fails_costs_the_others_nothing(tmp_path, capsys):
-    table = "| run | epoch | tta_val_acc | time_seconds |\n| 0 | eval | 0.94 | 2.5 |"
+    table = "| run | epoch | tta_val_acc | time_seconds |\n| 0 | eval | 0.93 | 90 |\n| 1 | eval | 0.94 | 2.5 |"
     scripts = {"broken": "print('half a table')\nraise SystemExit(1)", "whole": f"print({table!r})"}
     for name, code in scripts.items():
         (tmp_path / f"{name}.py").write_text(code)
@@ -111,6 +115,22 @@ def test_a_peer_that_fails_costs_the_others_nothing(tmp_path, capsys):
     assert "half a table" in said
     assert "error: no run was finished" in said
     assert peers_runs(paths, tmp_path, 0, shim=False, limit=60.0) == {}
+
+
+def test_a_measurement_that_fails_costs_the_others_nothing(tmp_path, capsys):
+    def fails():
+        raise RunFailed("out of memory")
+
+    recorder = Recorder(benchmark="step", subject="tiny", settings={}, device="cpu", out=tmp_path)
+    measured = {"ceiling bf16": lambda: {"matrix product": 800.0}, "usual": fails}
+    measured["resfit bf16"] = lambda: {"images_per_second": 400.0}
+    take_turns(recorder, measured, partial(step.compare, flop=10**9, precisions=["bf16"]), 1)
+    (record,) = read_records(tmp_path)
+    assert record["medians"]["ratios"] == {"bf16 share of ceiling": 0.5}
+    assert "error: usual: out of memory" in capsys.readouterr().err
+    with pytest.raises(RunFailed, match="nothing was measured of tiny"):
+        take_turns(replace(recorder, rounds=[], path=None), {"usual": fails}, ceiling.compare, 1)
+    assert len(read_records(tmp_path)) == 1
 
 
 def test_a_compiled_step_is_compared_as_the_plain_one_is():

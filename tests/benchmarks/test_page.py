@@ -124,5 +124,7 @@ def test_a_benchmark_without_records_has_no_section(records):
     assert sections([]) == []
 
 
-def test_the_committed_table_is_that_of_the_committed_records():
-    assert (HERE / "README.md").read_text(encoding="utf-8") == markdown(read_records(RECORDS))
+def test_the_committed_pages_are_those_of_the_committed_records():
+    records = read_records(RECORDS)
+    assert (HERE / "README.md").read_text(encoding="utf-8") == markdown(records)
+    assert (HERE / "benchmarks.html").read_text(encoding="utf-8") == html(records)

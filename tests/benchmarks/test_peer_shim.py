@@ -91,10 +91,13 @@ def test_a_script_that_fails_is_told_with_its_last_line(folder):
         peer(folder / "broken.py", folder, 1, shim=False, limit=60)
 
 
-def test_a_script_that_takes_too_long_is_stopped(folder):
-    table = "print('| run | epoch | tta_val_acc | time_seconds |\\n| 0 | eval | 0.5 | 1.0 |', flush=True)"
-    (folder / "slow.py").write_text(f"import time\n{table}\ntime.sleep(600)")
-    assert peer(folder / "slow.py", folder, 5, shim=False, limit=3) == [{"seconds": 1.0, "accuracy": 0.5}]
+@pytest.mark.parametrize(("first", "counts"), [("", False), ("main('warmup')\n", True)])
+def test_a_script_that_takes_too_long_is_stopped_and_its_cold_run_does_not_count(folder, first, counts):
+    table = "| run | epoch | tta_val_acc | time_seconds |\\n| 0 | eval | 0.5 | 9.0 |\\n| 1 | eval | 0.5 | 1.0 |"
+    code = f"import time\ndef main(run):\n    pass\n{first}print('{table}', flush=True)\ntime.sleep(600)"
+    (folder / "slow.py").write_text(code)
+    seconds = [run["seconds"] for run in peer(folder / "slow.py", folder, 5, shim=False, limit=3)]
+    assert seconds == ([9.0, 1.0] if counts else [1.0])
 
 
 def test_only_calls_of_a_warm_up_run_count_as_one():

@@ -8,7 +8,7 @@ from functools import partial
 from itertools import combinations
 
 from resfit.fields import leaves
-from resfit.record import Comparison, RunRecord, Summary, compare, summarize
+from resfit.record import Comparison, RunRecord, Summary, compare, settings, summarize
 from resfit.report.words import data_name, device, processor
 
 
@@ -91,7 +91,7 @@ def unique(records: Iterable[RunRecord]) -> list[RunRecord]:
 
 def group(records: Sequence[RunRecord]) -> list[DataGroup]:
     """Records by data set and recipe. Different folders of images are told apart; splits of one data set are not."""
-    folders = [run for run in records if run.data["name"] == "folder"]
+    folders = [run for run in records if run.data.get("name") == "folder"]
     by_files = all(run.data.get("test_digest") for run in folders)  # records of older versions have counts alone
     by_data = _by(records, partial(_data_key, by_files=by_files))
     names = [data_name(runs[0]) for runs in by_data.values()]
@@ -108,7 +108,7 @@ def _data_key(run: RunRecord, by_files: bool) -> tuple[object, ...]:
     """
     supports = tuple((score.name, score.support) for score in run.test.per_class)
     count = sum(run.data.get(part) or 0 for part in ("n_train", "n_val"))
-    own = (run.data.get("test_digest") if by_files else count) if run.data["name"] == "folder" else None
+    own = (run.data.get("test_digest") if by_files else count) if run.data.get("name") == "folder" else None
     return data_name(run), supports, own
 
 
@@ -151,7 +151,7 @@ def _recipe_group(label: str, tone: int, runs: list[RunRecord]) -> RecipeGroup:
 
 def _labels(runs: Sequence[RunRecord]) -> list[str]:
     """The recipes' names; those that share one also say what sets them apart: "name · train.epochs 8"."""
-    flat = [leaves(run.config) for run in runs]
+    flat = [leaves(settings(run.config)) for run in runs]
     labels = []
     for run, fields in zip(runs, flat, strict=True):
         namesakes = [other for other, peer in zip(flat, runs, strict=True) if peer.recipe == run.recipe]

@@ -39,7 +39,7 @@ def bare_percent(fraction: float | None, digits: int = 2) -> str:
 
 def confidence(fraction: float) -> str:
     """A confidence as a percentage that never claims to be sure."""
-    return f">{_GAP}99.99{_GAP}%" if 0.99995 <= fraction < 1 else percent(fraction)
+    return f">{_GAP}99.99{_GAP}%" if fraction >= 0.99995 else percent(fraction)
 
 
 def points(difference: float | None) -> str:
