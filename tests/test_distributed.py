@@ -413,10 +413,10 @@ def test_processes_that_see_different_data_are_refused() -> None:
 def random_numbers() -> list[Tensor]:
     with distributed.joined():
         torch.manual_seed(0)
-        distributed.draw_apart(0, 1, 2)
+        distributed.seed_this_rank(0, 1, 2)
         first = torch.rand(4)
         torch.rand(3)
-        distributed.draw_apart(0, 1, 2)
+        distributed.seed_this_rank(0, 1, 2)
         return [first, torch.rand(4)]
 
 
@@ -457,9 +457,9 @@ def hang_or_wait(seconds: float) -> str:
     distributed._PATIENCE = timedelta(seconds=seconds)
     try:
         with distributed.joined():
-            if not distributed.is_leader():
+            if not distributed.is_main():
                 time.sleep(3 * seconds)
-            distributed.wait_for_all()
+            distributed.barrier()
     except RunFailed as error:
         return str(error)
     return ""
@@ -474,7 +474,7 @@ def test_one_process_of_torchrun_is_alone(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "test")
     monkeypatch.setenv("WORLD_SIZE", "1")
     with distributed.joined():
-        assert distributed.alone()
+        assert distributed.is_single()
     assert distributed.own_device(CPU) == CPU
 
 

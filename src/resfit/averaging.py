@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import AveragedModel
 
-from resfit.distributed import total
+from resfit.distributed import sum_int
 from resfit.recipe import AverageConfig
 
 
@@ -85,7 +85,7 @@ def estimate_statistics(net: nn.Module, batches: Iterable[Tensor]) -> None:
         norm.reset_running_stats()
         norm.train()
     for inputs in batches if norms else ():
-        count = total(len(inputs))
+        count = sum_int(len(inputs))
         seen += count
         for norm in norms:
             norm.momentum = count / seen

@@ -1,8 +1,8 @@
 """One run in several processes that torchrun started, on one machine or several.
 
-All of them take the same steps over the same batches. Each works on its share of the images of a batch, and what they
-find is summed: gloo carries what lies on CPUs, NCCL what lies on GPUs. A process that is alone gets back what it gave.
-Where a function gathers anything, all processes have to call it, in the same order.
+All processes take the same steps over the same batches. Each works on its shard of the images of a batch, and their
+results are summed: by gloo where they lie on CPUs, by NCCL on GPUs. A single process gets back what it gave. Functions
+that communicate have to be called by all processes, in the same order.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torch.autograd.function import once_differentiable
 
 from resfit.errors import BadInput, RunFailed
 from resfit.memory import keep_pages
-from resfit.processes import launched
+from resfit.processes import under_torchrun
 
 T = TypeVar("T")
 
@@ -37,13 +37,13 @@ _joins = 0
 
 @contextmanager
 def joined() -> Iterator[None]:
-    """Within the block this process belongs to those that torchrun started with it; without torchrun it stays alone.
+    """Join torchrun's process group for the block; without torchrun nothing happens.
 
-    A block that raises leaves the connections open until the process ends: the others notice it by their closing, and
-    by then this one has said why (`is_first_to_fail`).
+    If the block raises, the group stays open until this process exits. That is how the others notice, after this one
+    has printed its reason (`is_first_to_fail`).
     """
     global _rank, _count, _store, _joins
-    if _count > 1 or not launched():
+    if _count > 1 or not under_torchrun():
         yield
         return
     if dist.is_initialized():
@@ -85,13 +85,13 @@ def _others() -> Iterator[None]:
         ) from error
 
 
-def alone() -> bool:
-    """Whether no other process works on the same run."""
+def is_single() -> bool:
+    """Whether one process works on the run alone."""
     return _count == 1
 
 
-def is_leader() -> bool:
-    """Whether this is the process that writes and shows; one that is alone does."""
+def is_main() -> bool:
+    """Whether this is the process that writes and shows: that of rank 0."""
     return _rank == 0
 
 
@@ -101,7 +101,7 @@ def world_size() -> int:
 
 
 def is_first_to_fail() -> bool:
-    """Whether this process is the first of all to ask: what ends the others after it needs no word."""
+    """True for the first process that asks: the others fail only in its wake, and need not say why."""
     try:
         return _store is None or int(_store.add("failed", 1)) == 1
     except RuntimeError:  # torchrun has ended
@@ -110,7 +110,7 @@ def is_first_to_fail() -> bool:
 
 def own_device(device: torch.device) -> torch.device:
     """The device of this process: of GPUs each takes one. Raises BadInput where they do not suffice."""
-    if alone() or device.type != "cuda":
+    if is_single() or device.type != "cuda":
         return device
     if device.index is not None:
         raise BadInput(f"several processes cannot share a GPU (device {device}): give cuda, and each takes its own")
@@ -123,49 +123,49 @@ def own_device(device: torch.device) -> torch.device:
     return torch.device("cuda", _local_rank())
 
 
-def wait_for_all() -> None:
-    """Come back when all processes are here."""
-    total(0)
+def barrier() -> None:
+    """Return when all processes have come here."""
+    sum_int(0)
 
 
 @contextmanager
-def machine_leader_first() -> Iterator[None]:
-    """The first process of each machine goes through the block ahead of the others: it downloads, they find it done."""
-    first = alone() or _local_rank() == 0
+def local_main_first() -> Iterator[None]:
+    """The first process of each machine runs the block ahead of the others: it downloads, and they find it done."""
+    first = is_single() or _local_rank() == 0
     if not first:
-        wait_for_all()
+        barrier()
     yield
     if first:
-        wait_for_all()
+        barrier()
 
 
-def share(count: int) -> slice:
-    """Which of `count` rows are this process's; shares differ by one at most and may be empty."""
+def shard(count: int) -> slice:
+    """Which of `count` rows are this process's; shards differ by at most one row and may be empty."""
     return slice(count * _rank // _count, count * (_rank + 1) // _count)
 
 
-def whole(part: Tensor, count: int) -> Tensor:
-    """All `count` rows, of which each process has its `share`."""
-    if alone():
+def all_gather_rows(part: Tensor, count: int) -> Tensor:
+    """All `count` rows on every process, from the `shard` that each of them has."""
+    if is_single():
         return part
     rows = part.new_zeros(count, *part.shape[1:])
-    rows[share(count)] = part
+    rows[shard(count)] = part
     return _added_up(rows)
 
 
-def summed(value: Tensor) -> Tensor:
-    """The sum over all processes."""
-    return value if alone() else _added_up(value.clone())
+def all_reduce_sum(value: Tensor) -> Tensor:
+    """The sum of a tensor over all processes."""
+    return value if is_single() else _added_up(value.clone())
 
 
-def total(count: int) -> int:
-    """The sum over all processes of a whole number."""
-    return count if alone() else int(_added_up(torch.tensor(count)))
+def sum_int(count: int) -> int:
+    """The sum of a whole number over all processes."""
+    return count if is_single() else int(_added_up(torch.tensor(count)))
 
 
-def largest(*values: int) -> tuple[int, ...]:
-    """Of each whole number the largest that any process has."""
-    if alone():
+def all_reduce_max(*values: int) -> tuple[int, ...]:
+    """The largest of each whole number over all processes."""
+    if is_single():
         return values
     numbers = torch.tensor(values)
     with _others():
@@ -175,7 +175,7 @@ def largest(*values: int) -> tuple[int, ...]:
 
 def sum_gradients(net: nn.Module) -> None:
     """Replace each gradient by its sum over all processes."""
-    if alone():
+    if is_single():
         return
     gradients = [parameter.grad for parameter in net.parameters() if parameter.grad is not None]
     flat = _added_up(torch.cat([gradient.flatten() for gradient in gradients]))
@@ -189,11 +189,11 @@ def _added_up(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def from_leader(make: Callable[[], T]) -> T:
-    """What `make` gives in the first process, in all of them: plain values and tensors, which come to the CPU."""
-    if alone():
+def broadcast(make: Callable[[], T]) -> T:
+    """What `make` returns in the first process, for all of them: plain values, and tensors, which arrive on the CPU."""
+    if is_single():
         return make()
-    if is_leader():
+    if is_main():
         made = make()
         _broadcast(_packed(made))
         return made
@@ -219,23 +219,23 @@ def _broadcast(content: bytes | None) -> bytes:
 
 def require_same(what: str, value: str) -> None:
     """Raise BadInput where `value` is not that of the first process."""
-    if from_leader(lambda: value) != value:
+    if broadcast(lambda: value) != value:
         raise BadInput(f"the processes of this run have different {what} (process {_rank}): give all of them the same")
 
 
-def begin_alike(net: nn.Module) -> None:
+def broadcast_state(net: nn.Module) -> None:
     """Give `net` the weights and buffers that it has in the first process."""
-    if not alone():
-        net.load_state_dict(from_leader(net.state_dict))
+    if not is_single():
+        net.load_state_dict(broadcast(net.state_dict))
 
 
-def draw_apart(*place: int) -> None:
-    """Let torch's global random numbers differ from process to process, from this place of a run on.
+def seed_this_rank(*place: int) -> None:
+    """Give each process but the first its own seed for torch's global generator, from its rank and `place` alone.
 
-    The first goes on with those that it has. Another one's depend on nothing but its rank and the place, so that a
-    resumed run draws what an undisturbed one does.
+    So dropout and the like differ from process to process, and a resumed run draws what an undisturbed one does. The
+    first process keeps its generator's state.
     """
-    if not is_leader():
+    if not is_main():
         torch.manual_seed(random.Random(repr((_rank, *place))).getrandbits(63))
 
 
@@ -267,7 +267,7 @@ class BatchNorm(torch.autograd.Function):
             _, of_weight, of_bias = torch.ops.aten.native_batch_norm_backward(
                 gradient, x, weight, mean, variance, None, None, False, ctx.eps, wanted
             )
-        with_y, plain = summed(torch.stack((of_weight, of_bias))) / count
+        with_y, plain = all_reduce_sum(torch.stack((of_weight, of_bias))) / count
         inverse = (variance + ctx.eps).rsqrt()
         scale = weight * inverse
         slope = -scale * inverse * with_y
@@ -288,7 +288,7 @@ def _statistics(x: Tensor, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         own[0] = x.numel() // channels
         unused = like.new_zeros(2, channels)  # running statistics, whose type decides that of the result
         own[1:] = torch.cat(torch.batch_norm_update_stats(x, unused[0], unused[1], 0.0))
-    counts, means, variances = whole(own[None], _count).split((1, channels, channels), dim=1)
+    counts, means, variances = all_gather_rows(own[None], _count).split((1, channels, channels), dim=1)
     count = counts.sum()
     mean = (counts * means).sum(0) / count
     variance = (counts * (variances + (means - mean) ** 2)).sum(0) / count

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from resfit.distributed import share, whole
+from resfit.distributed import all_gather_rows, shard
 from resfit.record import Calibrated, ClassScore, ConfidenceBin, Metrics
 
 TTA = Literal["none", "flip", "flip+shift"]
@@ -40,14 +40,14 @@ def predict_logits(
     training, device = net.training, next((p.device for p in net.parameters()), images.device)
     net.eval()
     try:
-        batches = images[share(len(images))].split(batch_size)  # they may be too many for a GPU
-        plain = whole(torch.cat([net(normalize(batch.to(device))).float() for batch in batches]), len(images))
+        batches = images[shard(len(images))].split(batch_size)  # they may be too many for a GPU
+        plain = all_gather_rows(torch.cat([net(normalize(batch.to(device))).float() for batch in batches]), len(images))
         averaged = plain.clone()
         if tta != "none":
             unsure = _least_sure(plain, tta_share).to(images.device)
-            batches = unsure[share(len(unsure))].split(batch_size)
+            batches = unsure[shard(len(unsure))].split(batch_size)
             means = [_mean_of_views(net, normalize(images[n].to(device)), plain[n], tta) for n in batches]
-            averaged[unsure] = whole(torch.cat(means), len(unsure))
+            averaged[unsure] = all_gather_rows(torch.cat(means), len(unsure))
     finally:
         net.train(training)
     return plain.cpu(), None if tta == "none" else averaged.cpu()

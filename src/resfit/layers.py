@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from resfit.distributed import BatchNorm, alone
+from resfit.distributed import BatchNorm, is_single
 from resfit.kernels import takes
 from resfit.kernels.gate import GateActivation, Means
 from resfit.kernels.norm import GROUP, Activation, NormActivation, normalized
@@ -152,7 +152,7 @@ class Norm(nn.BatchNorm2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, C, H, W] -> same."""
-        if alone() or not self.training:
+        if is_single() or not self.training:
             return super().forward(x)
         out: Tensor
         out, mean, variance = BatchNorm.apply(x, self.weight, self.bias, self.eps)
@@ -161,7 +161,7 @@ class Norm(nn.BatchNorm2d):
 
     def takes_kernel(self, x: Tensor) -> bool:
         """Whether the kernel for bf16 maps on a CPU computes this norm of x, in training or without gradients."""
-        suits = takes("norm", x) and x.dtype == torch.bfloat16 and self.bias.dtype == torch.float32 and alone()
+        suits = takes("norm", x) and x.dtype == torch.bfloat16 and self.bias.dtype == torch.float32 and is_single()
         suits = suits and x.shape[1] == self.num_features and x.shape[1] % 16 == 0
         several = x.numel() > self.num_features  # of one value there is no variance: torch refuses it
         return suits and (several if self.training else not torch.is_grad_enabled())

@@ -58,7 +58,7 @@ def interrupt(processes: Iterable[BaseProcess]) -> None:
         process.join()
 
 
-def launched() -> bool:
+def under_torchrun() -> bool:
     """Whether torchrun started this process as one of several."""
     return "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
 

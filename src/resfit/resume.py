@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from resfit.checkpoint import has_state, newest_state
-from resfit.distributed import from_leader
+from resfit.distributed import broadcast
 from resfit.errors import BadInput
 from resfit.fields import differences
 from resfit.recipe import Recipe
@@ -54,7 +54,7 @@ def begun_run(folder: Path, recipe: Recipe, *, override: bool, tell: Callable[[s
     """
     if _is_finished(folder):
         raise BadInput(f"the run is finished ({folder}): there is nothing to resume")
-    state = from_leader(lambda: newest_state(folder, tell))
+    state = broadcast(lambda: newest_state(folder, tell))
     if state.get("format") != STATE_FORMAT:
         raise BadInput(f"the state is of another version of resfit ({folder}): resume it with that version")
     _tell_damaged_metrics(folder / "metrics.jsonl", tell)

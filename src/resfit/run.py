@@ -72,20 +72,20 @@ def train(
         raise BadInput("a resumed run has its weights (init): leave it out")
     given = [recipe.to_dict(), seed, device, resume, override, init is not None]
     distributed.require_same("recipes or options", json.dumps(given))
-    if recipe.train.compile and not distributed.alone():
+    if recipe.train.compile and not distributed.is_single():
         raise BadInput("several processes train no compiled network (train.compile): give false")
     folder = run_folder(out, recipe, seed)
-    with claimed(folder) if distributed.is_leader() else nullcontext():
-        observer = (observer if distributed.is_leader() else None) or Observer()
+    with claimed(folder) if distributed.is_main() else nullcontext():
+        observer = (observer if distributed.is_main() else None) or Observer()
         begun = begun_run(folder, recipe, override=override, tell=observer.message) if resume else None
         if begun is not None:
             recipe, data_dir = begun.recipe, data_dir or begun.state["data_dir"]
             device = begun.state["device"] if device == "auto" else device
-        elif distributed.is_leader():
+        elif distributed.is_main():
             require_unused(folder)
         where = distributed.own_device(pick_device(device))
         if data is None:
-            with distributed.machine_leader_first():
+            with distributed.local_main_first():
                 data = _load(recipe, data_dir, offline, observer)
         recipe = fit_classes(recipe, data.classes)
         require_fit(recipe.spec, recipe.budget)
@@ -104,12 +104,12 @@ def train(
             options=options,
         )
         if begun is not None:
-            if distributed.is_leader():
+            if distributed.is_main():
                 remove_leftovers(folder)
             run.restore(begun.state, override=override)
             if begun.changes:
                 run.note(f"{run.place}: resumed with another recipe, {begun.changes}")
-        if distributed.is_leader():
+        if distributed.is_main():
             write_atomic(folder / "recipe.yaml", recipe.to_yaml())
         with Interrupts() as run.interrupts, _let_go(run):
             return run.execute()

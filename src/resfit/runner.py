@@ -65,7 +65,7 @@ class Runner:
         self.observer = Apart(self.observer, self.device)
         torch.manual_seed(self.seed)
         self.normalize = normalizer(self.data.mean, self.data.std, self.device)
-        self.precision = distributed.from_leader(lambda: usable_precision(self.recipe.train.precision, self.device))
+        self.precision = distributed.broadcast(lambda: usable_precision(self.recipe.train.precision, self.device))
         if self.device.type == "cuda":
             needed = self.data.train.images.nbytes
             require_room("the training images on the GPU", needed, torch.cuda.mem_get_info(self.device)[0])
@@ -77,7 +77,7 @@ class Runner:
         if self.begin is not None:
             self.history.init = begin_from(self.begin, self.net, self.data, self.recipe.data)
             self.observer.message(f"begins from {self.history.init}")
-        distributed.begin_alike(self.net)
+        distributed.broadcast_state(self.net)
         self.teachers = self._load_teachers()
         self.trainer = Trainer(
             net=self.net,
@@ -127,7 +127,7 @@ class Runner:
 
     def _note(self) -> str:
         parts = [self.device.type, self.precision, thread_count(torch.get_num_threads())]
-        parts += [] if distributed.alone() else [f"{distributed.world_size()} processes"]
+        parts += [] if distributed.is_single() else [f"{distributed.world_size()} processes"]
         parts += [f"kernels: {' '.join(self.kernels)}"] if self.kernels else []
         parts += ["no C++ compiler was found for faster kernels"] if self._may_use_kernels and not self.kernels else []
         return ", ".join(parts)
@@ -183,7 +183,7 @@ class Runner:
     def _roll_back(self) -> None:
         """Go back to the last state, which is finite, and on from it with lower rates."""
         diverged, factor = self.place, self.recipe.train.rollback_factor
-        state = distributed.from_leader(lambda: newest_state(self.folder, self.observer.message))
+        state = distributed.broadcast(lambda: newest_state(self.folder, self.observer.message))
         self.trainer.load_state_dict(state["trainer"])
         self.history.go_back_to(History.from_state(state))
         self.trainer.slow_down(factor)
@@ -212,13 +212,13 @@ class Runner:
         if asked or due:
             self._save_state()
         if asked:
-            distributed.wait_for_all()  # torchrun ends all processes when one has ended
+            distributed.barrier()  # torchrun ends all processes when one has ended
             raise Interrupted(asked, f"go on with resfit train --resume {self.folder}")
 
     def _agree(self) -> tuple[int, ...]:
         """The number of the signal that any process got, or 0; whether the first one's clock says to save."""
-        due = distributed.is_leader() and time.perf_counter() > self.save_due
-        return distributed.largest(self.interrupts.asked or 0, due)
+        due = distributed.is_main() and time.perf_counter() > self.save_due
+        return distributed.all_reduce_max(self.interrupts.asked or 0, due)
 
     def _validated(self, result: EpochResult) -> EpochPoint:
         """The epoch's point on the curve; validates, and keeps the weights that are the best so far."""
@@ -276,7 +276,7 @@ class Runner:
         logits, logits_tta = self._logits(self.data.test, tta=True)
         self.history.test_scored += 1
         record = self._record(logits, logits_tta, self._seconds())
-        if distributed.is_leader():
+        if distributed.is_main():
             self._write(record)
         return record
 
@@ -345,7 +345,7 @@ class Runner:
             return
         self.trainer.check_finite()
         began = time.perf_counter()
-        if distributed.is_leader():
+        if distributed.is_main():
             if self.saved and not self.folder.is_dir():
                 raise RunFailed(f"the run folder is gone ({self.folder}): start the run anew")
             save_state(self.folder / STATE, self._state())
@@ -405,11 +405,11 @@ class Runner:
 
     def _write_metrics(self) -> None:
         lines = [json.dumps(to_plain(point)) + "\n" for point in self.history.curve]
-        if distributed.is_leader():
+        if distributed.is_main():
             write_atomic(self.folder / "metrics.jsonl", "".join(lines))
 
     def _append_metrics(self, point: EpochPoint) -> None:
-        if distributed.is_leader():
+        if distributed.is_main():
             append_line(self.folder / "metrics.jsonl", json.dumps(to_plain(point)))
 
 

@@ -142,7 +142,7 @@ class Trainer:
         for n, group in enumerate(groups, start=done):
             progress = self._progress(n / steps)
             self._set_rates(n / steps)
-            distributed.draw_apart(self.seed, self.epoch, n)
+            distributed.seed_this_rank(self.seed, self.epoch, n)
             loss_sum, hits = self._gradients(group, progress)
             self._step()
             self._average((n + 1) / steps)
@@ -199,7 +199,7 @@ class Trainer:
         inputs, targets = self.batch(index, self.generator, progress=progress)
         losses, logits = [], []
         for piece, wanted in zip(self._pieces(inputs), self._pieces(targets), strict=True):
-            own = distributed.share(len(piece))
+            own = distributed.shard(len(piece))
             mine = piece[own]
             part = share * (len(mine) / len(inputs))
             batch = Batch(inputs=mine, targets=wanted[own], soft=self._soft_targets(mine), share=part)
@@ -207,11 +207,11 @@ class Trainer:
                 self._in_step.append(batch)
             loss, of_piece = self._add_gradient(batch)
             losses.append(loss * len(mine) if len(mine) else loss.new_zeros(()))
-            logits.append(distributed.whole(of_piece, len(piece)))
+            logits.append(distributed.all_gather_rows(of_piece, len(piece)))
         whole, labels = torch.cat(logits), self.labels[index]
         if self.easy is not None:
             self.easy.remember(index, whole, labels)
-        return distributed.summed(torch.stack(losses).sum()), _hits(whole, targets)
+        return distributed.all_reduce_sum(torch.stack(losses).sum()), _hits(whole, targets)
 
     def _pieces(self, batch: Tensor) -> Sequence[Tensor]:
         """A batch as it goes through the network, at least two images at a time: a norm needs two."""
@@ -226,7 +226,7 @@ class Trainer:
 
     def _halve_pieces(self) -> None:
         """Begin the step anew with each batch in twice as many pieces: batch norms see fewer images at a time."""
-        if not distributed.alone():  # the others wait in the middle of the step
+        if not distributed.is_single():  # the others wait in the middle of the step
             raise RunFailed(
                 "out of memory in one of several processes (train.batch_size): give a smaller one with more "
                 "train.accumulate, or more processes"
@@ -337,7 +337,7 @@ class Trainer:
         """
         generator = torch.Generator().manual_seed(self.seed)
         for index in self._batches(self._left(self._shuffled(generator))):
-            yield self.batch(index, generator, progress=1.0)[0][distributed.share(len(index))]
+            yield self.batch(index, generator, progress=1.0)[0][distributed.shard(len(index))]
 
     def batch(self, index: Tensor, generator: torch.Generator, *, progress: float) -> tuple[Tensor, Tensor]:
         """The augmented, normalized images [N, C, H, W] at `index`, and their targets: labels [N], or mixed [N, K]."""

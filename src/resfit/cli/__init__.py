@@ -35,7 +35,7 @@ from resfit.cli import (
 from resfit.errors import BadInput, ResfitError, unusable
 from resfit.fields import nearest, parse_yaml
 from resfit.interrupt import Interrupted
-from resfit.processes import launched
+from resfit.processes import under_torchrun
 
 # Each has `add`, which adds the command's parser; the parser's `run` does the work and returns the exit status.
 _COMMANDS = (
@@ -100,7 +100,7 @@ def _run(arguments: list[str]) -> int:
     options = make_parser().parse_args(words)
     if overrides and not options.takes_fields:
         raise BadInput(f"recipe fields are for training (--{next(iter(overrides))}): leave it out")
-    if launched() and options.command != "train":
+    if under_torchrun() and options.command != "train":
         raise BadInput(f"torchrun is for resfit train (resfit {options.command}): start it without torchrun")
     if getattr(options, "offline", False):
         os.environ["RESFIT_OFFLINE"] = "1"
@@ -112,18 +112,18 @@ def _run(arguments: list[str]) -> int:
 @contextlib.contextmanager
 def _beside_others() -> Iterator[None]:
     """Where torchrun started several processes: work with them, and let the first alone print."""
-    if not launched():
+    if not under_torchrun():
         yield
         return
-    from resfit.distributed import is_leader, joined
+    from resfit.distributed import is_main, joined
 
-    with joined(), contextlib.redirect_stdout(sys.stdout if is_leader() else io.StringIO()):
+    with joined(), contextlib.redirect_stdout(sys.stdout if is_main() else io.StringIO()):
         yield
 
 
 def _complain(line: str) -> None:
     """Say why the command ends; of several processes the first that fails says it, as the others fail in its wake."""
-    if launched():
+    if under_torchrun():
         from resfit.distributed import is_first_to_fail
 
         if not is_first_to_fail():

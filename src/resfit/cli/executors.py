@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from resfit.errors import BadInput
-from resfit.processes import launched
+from resfit.processes import under_torchrun
 
 if TYPE_CHECKING:
     from resfit.executors.cluster import OnRay
@@ -38,7 +38,7 @@ def add_executor_options(parser: argparse.ArgumentParser, workers: str) -> None:
 
 def check_executor_options(options: argparse.Namespace) -> None:
     """Refuse numbers that make no sense, Ray's options without Ray, and other processes where torchrun made some."""
-    if launched() and (options.workers is not None or options.ray is not None):
+    if under_torchrun() and (options.workers is not None or options.ray is not None):
         raise BadInput("torchrun's processes work on one run (--workers, --ray): leave out one or the other")
     for name in ("workers", "cpus_per_run"):
         if getattr(options, name) is not None and getattr(options, name) < 1:

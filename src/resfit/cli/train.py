@@ -95,7 +95,7 @@ def _train(options: argparse.Namespace) -> int:
     print(f"{recipe.name}: {require_fit(recipe.spec, recipe.budget)}", flush=True)
     if options.workers is not None or options.ray is not None:
         return _train_many(options, recipe, range(seed, seed + options.runs), out)
-    from resfit.distributed import is_leader
+    from resfit.distributed import is_main
     from resfit.logs import Observers, make_loggers
     from resfit.progress import Progress
     from resfit.resume import require_unused
@@ -123,7 +123,7 @@ def _train(options: argparse.Namespace) -> int:
             )
         data = progress.data
         _print_result(record, folder)
-    if is_leader():
+    if is_main():
         _summarize(record, out / recipe.name)
     return 0
 
