@@ -18,7 +18,7 @@ import torch
 from common import Numbers, Recorder, parser, run_main, take_turns
 
 from resfit.executors.jobs import Job, Watcher, run_jobs
-from resfit.executors.local import Executor, InProcess, Place
+from resfit.executors.local import Executor, InProcess, RunOptions
 from resfit.recipe import Recipe, get_recipe
 from resfit.record import RunRecord
 
@@ -50,12 +50,12 @@ def here(recipe: Recipe, runs: int) -> Numbers:
     return _measure(recipe, runs, lambda place: InProcess(place, "cpu"))
 
 
-def _measure(recipe: Recipe, runs: int, executor: Callable[[Place], Executor]) -> Numbers:
+def _measure(recipe: Recipe, runs: int, executor: Callable[[RunOptions], Executor]) -> Numbers:
     watch = Stopwatch()
     with TemporaryDirectory() as folder:
         out = Path(folder)
         jobs = [Job(recipe=recipe, seed=seed) for seed in range(runs)]
-        made = executor(Place(out=out))
+        made = executor(RunOptions(out=out))
         _, failed = run_jobs(jobs, made, watch)
     assert not failed, failed
     return summary(watch.beyond)

@@ -18,7 +18,7 @@ from resfit.cli import main
 from resfit.data import Dataset, load_dataset
 from resfit.errors import BadInput
 from resfit.executors.jobs import Job, Watcher, run_jobs
-from resfit.executors.local import InProcess, Place
+from resfit.executors.local import InProcess, RunOptions
 from resfit.observer import Observer
 from resfit.recipe import Recipe
 from resfit.record import EpochPoint, RunRecord, read_record
@@ -138,7 +138,7 @@ def test_a_node_lost_in_the_middle_costs_no_run_and_repeats_no_finished_one(
             two_nodes.remove_node(two_nodes.list_all_nodes()[-1], allow_graceful=False)
 
     jobs, log = [*jobs_of(tiny, 1), *jobs_of(long, 3)], Log(lose_a_node)
-    executor = OnRay(Place(out=tmp_path / "ray"), two_nodes.address, cpus=1)
+    executor = OnRay(RunOptions(out=tmp_path / "ray"), two_nodes.address, cpus=1)
     records, failed = run_jobs(jobs, executor, log)
 
     assert not failed and len(records) == 4 and sorted(log.finishes) == sorted(map(str, jobs))
@@ -147,7 +147,7 @@ def test_a_node_lost_in_the_middle_costs_no_run_and_repeats_no_finished_one(
     assert sorted(begun.values()) == [1, 1, 1, 2], "one run was on the lost node"
     assert all(begun[name] == 1 for name in finished)
 
-    local, _ = run_jobs(jobs, InProcess(Place(out=tmp_path / "here"), "cpu"))
+    local, _ = run_jobs(jobs, InProcess(RunOptions(out=tmp_path / "here"), "cpu"))
     for job, there, here in zip(jobs, records, local, strict=True):
         folders = [run_folder(tmp_path / place, job.recipe, job.seed) for place in ("ray", "here")]
         assert same_result(there, here)
@@ -172,7 +172,7 @@ def test_the_data_comes_from_here_and_is_shipped_once(
     monkeypatch.setattr(module, "load_dataset", known_here_alone)
     monkeypatch.setattr(module.ray, "put", lambda value: put.append(value) or true(value))
     jobs = [*jobs_of(tiny, 2), *jobs_of(tiny.replace({"name": "rate", "optim.lr": 0.01}), 2)]
-    place = Place(out=tmp_path, data_dir=Path("elsewhere"))
+    place = RunOptions(out=tmp_path, data_dir=Path("elsewhere"))
     records, failed = run_jobs(jobs, OnRay(place, two_nodes.address, cpus=1))
     assert not failed and len(put) == 1
     assert [record.data["digest"] for record in records] == ["of no file"] * 4
@@ -192,12 +192,12 @@ def test_what_goes_wrong_is_told_and_an_unfinished_run_goes_on(
     monkeypatch.setattr("resfit.runner._SAVES_SHARE", 1e9)
     begun = tiny.replace({"train.checkpoint_minutes": 1e-9})
     with pytest.raises(KeyboardInterrupt):
-        InProcess(Place(out=tmp_path), "cpu").submit(begun, 0, AfterOne())
+        InProcess(RunOptions(out=tmp_path), "cpu").submit(begun, 0, AfterOne())
     wild = begun.replace({"name": "wild", "optim.lr": 1e30, "optim.momentum": 0.0})
     elsewhere = begun.replace({"name": "elsewhere", "data.name": "cifar10", "spec.input.channels": 3})
     jobs = [Job(recipe=recipe, seed=0) for recipe in (begun, wild, elsewhere)]
     log = Log()
-    place = Place(out=tmp_path, data_dir=tmp_path / "nothing", offline=True)
+    place = RunOptions(out=tmp_path, data_dir=tmp_path / "nothing", offline=True)
     monkeypatch.delenv("RESFIT_DATA_DIR", raising=False)
     records, failed = run_jobs(jobs, OnRay(place, two_nodes.address, cpus=1), log)
     assert [epoch for name, epoch in log.epochs if name == "tiny, seed 0"] == [2, 3]
@@ -249,7 +249,7 @@ def listening() -> set[tuple[int, str, int]]:
 
 def test_a_local_cluster_listens_to_this_machine_alone(tmp_path: Path) -> None:
     before = listening()
-    with OnRay(Place(out=tmp_path), "local", cpus=1) as cluster:
+    with OnRay(RunOptions(out=tmp_path), "local", cpus=1) as cluster:
         assert cluster.queue.empty()  # answered by a process of the cluster
         added = {address for _, address, _ in listening() - before}
     assert added
@@ -259,7 +259,7 @@ def test_a_local_cluster_listens_to_this_machine_alone(tmp_path: Path) -> None:
 def test_a_cluster_that_is_not_there_is_one_line(tiny: Recipe, tmp_path: Path) -> None:
     with (
         pytest.raises(BadInput, match=r"no Ray cluster can be joined \(--ray 127.0.0.1:1;"),
-        OnRay(Place(out=tmp_path), "127.0.0.1:1"),
+        OnRay(RunOptions(out=tmp_path), "127.0.0.1:1"),
     ):
         pass
 
@@ -277,7 +277,7 @@ def test_a_hopeless_trial_is_ended_where_it_runs(two_nodes: Cluster, tiny: Recip
             raise Hopeless
 
     judge, long = Judge(), tiny.replace({"train.epochs": 100_000})
-    with OnRay(Place(out=tmp_path), two_nodes.address, cpus=1) as cluster:
+    with OnRay(RunOptions(out=tmp_path), two_nodes.address, cpus=1) as cluster:
         with pytest.raises(Hopeless):
             cluster.fit(long, 0, judge)
         assert judge.epochs == [1]
@@ -309,4 +309,4 @@ def test_what_a_run_asks_for() -> None:
         with pytest.raises(BadInput):
             _share([cpus, gpus], *wrong)
     with pytest.raises(BadInput, match=r"takes the GPU that it is given \(--device cuda:1\)"):
-        OnRay(Place(out=Path()), "auto", device="cuda:1")
+        OnRay(RunOptions(out=Path()), "auto", device="cuda:1")

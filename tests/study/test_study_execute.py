@@ -22,7 +22,7 @@ from tiny_recipe import TINY
 from resfit.cli import main
 from resfit.errors import BadInput
 from resfit.executors.jobs import Job, Watcher, judged_by
-from resfit.executors.local import InProcess, Place, Processes, make_executor
+from resfit.executors.local import InProcess, Processes, RunOptions, make_executor
 from resfit.observer import Observer
 from resfit.recipe import Recipe
 from resfit.record import EpochPoint, RunRecord, read_record
@@ -64,7 +64,7 @@ def run(
     study: Study, out: Path, *, seeds: int = 1, recipes: dict[str, Recipe] | None = None
 ) -> tuple[StudyRecord, Log]:
     log = Log()
-    executor = InProcess(Place(out=out / study.name), "cpu")
+    executor = InProcess(RunOptions(out=out / study.name), "cpu")
     return execute(study, recipes or study.recipes(), executor, seeds=seeds, watcher=log), log
 
 
@@ -121,7 +121,7 @@ def test_an_interrupted_study_leaves_the_page_of_what_is_finished(study: Study, 
             if str(job) == "slow, seed 0":
                 raise KeyboardInterrupt
 
-    executor = InProcess(Place(out=tmp_path / "s"), "cpu")
+    executor = InProcess(RunOptions(out=tmp_path / "s"), "cpu")
     with pytest.raises(KeyboardInterrupt):
         execute(study, study.recipes(), executor, seeds=1, watcher=Breaking())
     left = json.loads((tmp_path / "s" / "study.json").read_text())
@@ -132,7 +132,7 @@ def test_an_interrupted_study_leaves_the_page_of_what_is_finished(study: Study, 
 def test_finished_runs_from_other_weights_are_refused(study: Study, tmp_path: Path) -> None:
     run(study, tmp_path)
     out = tmp_path / "s"
-    executor = InProcess(Place(out=out, init=str(out / "slow" / "0")), "cpu")
+    executor = InProcess(RunOptions(out=out, init=str(out / "slow" / "0")), "cpu")
     with pytest.raises(BadInput, match=r"a run from other weights exists already \(.*plain/0\)"):
         execute(study, study.recipes(), executor, seeds=2)
 
@@ -150,15 +150,15 @@ def test_unfinished_runs_from_other_weights_are_refused(
         train(study.recipes()["plain"], out=out, init=weights, observer=Broken())
     with pytest.raises(BadInput, match=r"a run from other weights exists already \(.*plain/0\)"):
         run(study, tmp_path)
-    executor = InProcess(Place(out=out, init=weights), "cpu")
+    executor = InProcess(RunOptions(out=out, init=weights), "cpu")
     assert execute(study, study.recipes(), executor, seeds=1).finished == 2
 
 
 def test_what_no_run_can_use_is_one_line(study: Study, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"^no such device here, .* \(device nowhere\)"):
-        make_executor(Place(out=tmp_path), workers=2, device="nowhere")
+        make_executor(RunOptions(out=tmp_path), workers=2, device="nowhere")
     data = {"data.name": "cifar10", "spec.input": {"size": 32, "channels": 3}}
-    executor = InProcess(Place(out=tmp_path / "s", data_dir=tmp_path / "none", offline=True), "cpu")
+    executor = InProcess(RunOptions(out=tmp_path / "s", data_dir=tmp_path / "none", offline=True), "cpu")
     with pytest.raises(BadInput, match="CIFAR10 not found"), pytest.MonkeyPatch.context() as patch:
         patch.delenv("RESFIT_DATA_DIR", raising=False)
         execute(study, study.recipes(data), executor, seeds=3)
@@ -170,7 +170,7 @@ def test_a_failure_of_any_kind_is_told_by_its_name(study: Study, tmp_path: Path)
         def epoch_ended(self, point: EpochPoint) -> None:
             raise KeyError("x")
 
-    future = InProcess(Place(out=tmp_path), "cpu").submit(study.recipes()["plain"], 0, Failing())
+    future = InProcess(RunOptions(out=tmp_path), "cpu").submit(study.recipes()["plain"], 0, Failing())
     assert str(future.exception()) == "KeyError: 'x'"
 
 
@@ -181,8 +181,8 @@ def test_a_process_that_cannot_begin_gives_its_device_back(
         raise OSError("no more processes")
 
     monkeypatch.setattr("resfit.processes.start", start)
-    log, place = Log(), Place(out=tmp_path / "s")
-    result = execute(study, study.recipes(), Processes(place, ["cpu"]), seeds=2, watcher=log)
+    log, options = Log(), RunOptions(out=tmp_path / "s")
+    result = execute(study, study.recipes(), Processes(options, ["cpu"]), seeds=2, watcher=log)
     assert len(result.failed) == 4 and "no more processes" in log.ended["slow, seed 1"]
 
 
@@ -199,7 +199,7 @@ def test_none_begins_when_the_others_are_ended(study: Study, tmp_path: Path, mon
 
     monkeypatch.setattr("resfit.processes.start", start)
     monkeypatch.setattr("resfit.processes.interrupt", ended.extend)
-    executor = Processes(Place(out=tmp_path / "s"), ["cpu"])
+    executor = Processes(RunOptions(out=tmp_path / "s"), ["cpu"])
     with executor:
         futures = [executor.submit(study.recipes()["plain"], seed, Observer()) for seed in range(2)]
         assert beginning.wait(60)
@@ -220,7 +220,7 @@ def test_finished_runs_on_other_images_are_refused(tmp_path: Path) -> None:
     out = tmp_path / "s"
 
     def run_on(place: str) -> None:
-        executor = InProcess(Place(out=out, data_dir=tmp_path / place), "cpu")
+        executor = InProcess(RunOptions(out=out, data_dir=tmp_path / place), "cpu")
         execute(study, study.recipes(), executor, seeds=1)
 
     run_on("a")
@@ -239,7 +239,7 @@ def test_a_folders_own_validation_images_judge_a_study(tmp_path: Path) -> None:
     path = tmp_path / "tiny.yaml"
     path.write_text(yaml.safe_dump({**TINY, "data": {"name": "folder", "val": 0}, "train": {"epochs": 1}}))
     study = Study(name="s", recipe=str(path), baseline="plain", points={"plain": {}})
-    executor = InProcess(Place(out=tmp_path / "s", data_dir=tmp_path / "images"), "cpu")
+    executor = InProcess(RunOptions(out=tmp_path / "s", data_dir=tmp_path / "images"), "cpu")
     assert execute(study, study.recipes(), executor, seeds=1).judged_by == "validation"
 
 
@@ -276,7 +276,7 @@ def test_runs_with_and_without_teachers_are_not_taken_for_each_other(study: Stud
 def test_points_that_validate_on_different_images_are_judged_on_test(
     study: Study, tmp_path: Path, other: dict[str, object]
 ) -> None:
-    place, plain = Place(out=tmp_path), study.recipes()["plain"]
+    options, plain = RunOptions(out=tmp_path), study.recipes()["plain"]
     jobs = [Job(recipe=plain, seed=0), Job(recipe=plain.replace({"name": "other", **other}), seed=0)]
     assert judged_by(jobs[:1], place) == "validation"
     assert judged_by(jobs, place) == "test"
@@ -294,9 +294,9 @@ def test_several_processes_give_the_same_runs_and_one_failure_stays_alone(study:
     recipes = study.recipes({"train.epochs": 1})
     alone, _ = run(study, tmp_path / "alone", recipes=recipes)
     recipes["bad"] = recipes["plain"].replace({"name": "bad", "optim.lr": 1e30, "optim.momentum": 0.0})
-    place, log = Place(out=tmp_path / "s"), Log()
+    place, log = RunOptions(out=tmp_path / "s"), Log()
     bigger = Study(name="s", recipe=study.recipe, baseline="plain", points={**study.points, "bad": {}})
-    result = execute(bigger, recipes, Processes(place, ["cpu", "cpu"]), seeds=1, watcher=log)
+    result = execute(bigger, recipes, Processes(options, ["cpu", "cpu"]), seeds=1, watcher=log)
     assert "not finite" in log.ended["bad, seed 0"] and len(result.failed) == 1
     assert [point.accuracy for point in result.points[:2]] == [point.accuracy for point in alone.points]
     assert ("plain, seed 0", 1) in log.epochs
@@ -358,7 +358,7 @@ def test_a_killed_study_goes_on(study: Study, tmp_path: Path) -> None:
 def test_there_is_a_process_for_every_gpu(tmp_path, monkeypatch, gpus, workers, devices):
     """One run at a time needs no process of its own."""
     monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
-    made = make_executor(Place(out=tmp_path), workers=workers)
+    made = make_executor(RunOptions(out=tmp_path), workers=workers)
     if devices is None:
         assert isinstance(made, InProcess)
         assert made.device == ("cuda:0" if gpus else "auto")

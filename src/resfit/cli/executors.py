@@ -11,7 +11,7 @@ from resfit.processes import under_torchrun
 
 if TYPE_CHECKING:
     from resfit.executors.cluster import OnRay
-    from resfit.executors.local import Executor, Place
+    from resfit.executors.local import Executor, RunOptions
 
 
 def add_executor_options(parser: argparse.ArgumentParser, workers: str) -> None:
@@ -57,7 +57,7 @@ def executor(options: argparse.Namespace, out: Path) -> Executor:
 
     if options.ray is not None:
         return on_ray(options, out)
-    return make_executor(_place(options, out), workers=options.workers, device=options.device)
+    return make_executor(_run_options(options, out), workers=options.workers, device=options.device)
 
 
 def on_ray(options: argparse.Namespace, out: Path) -> OnRay:
@@ -65,7 +65,7 @@ def on_ray(options: argparse.Namespace, out: Path) -> OnRay:
     from resfit.executors.cluster import OnRay
 
     return OnRay(
-        _place(options, out),
+        _run_options(options, out),
         options.ray,
         cpus=options.cpus_per_run,
         gpus=options.gpus_per_run,
@@ -74,7 +74,7 @@ def on_ray(options: argparse.Namespace, out: Path) -> OnRay:
     )
 
 
-def _place(options: argparse.Namespace, out: Path) -> Place:
-    from resfit.executors.local import Place
+def _run_options(options: argparse.Namespace, out: Path) -> RunOptions:
+    from resfit.executors.local import RunOptions
 
-    return Place(out=out, data_dir=options.data_dir, offline=options.offline, init=getattr(options, "init", None))
+    return RunOptions(out=out, data_dir=options.data_dir, offline=options.offline, init=getattr(options, "init", None))

@@ -11,14 +11,14 @@ from resfit.data.cifar import load_cifar
 from resfit.data.digits import load_digits
 from resfit.data.folder import folder_classes, folder_has_val, load_folder
 from resfit.data.images import Images, Source, channel_statistics, count_duplicates, digest, image_hashes, resized
-from resfit.data.places import Places
+from resfit.data.locations import Locations
 from resfit.data.split import stratified_part, stratified_split, val_count
 from resfit.data.svhn import load_svhn
 from resfit.errors import BadInput
 from resfit.memory import free_bytes, require_room
 from resfit.recipe import DataConfig
 
-__all__ = ["Dataset", "Images", "class_names", "load_dataset", "stratified_split"]
+__all__ = ["Dataset", "Images", "class_names", "has_validation", "load_dataset", "stratified_split"]
 
 
 _IMAGES = {"cifar10": 60_000, "cifar100": 60_000, "svhn": 99_289}  # of 3 x 32 x 32 bytes
@@ -81,9 +81,9 @@ def load_dataset(
     used, or that would not fit into the memory that is free.
     """
     require_room(config.name, _needed_bytes(config.name, size), free_bytes())
-    places = Places(data_dir=data_dir, offline=offline, tell=progress or (lambda line: None))
+    locations = Locations(data_dir=data_dir, offline=offline, tell=progress or (lambda line: None))
     try:
-        source = _source(config, places, size=size, channels=channels)
+        source = _source(config, locations, size=size, channels=channels)
     except OSError as error:
         reason, where = error.strerror or error, error.filename or config.name
         raise BadInput(f"{reason} ({where}): check the path, its permissions and the free space") from None
@@ -97,7 +97,7 @@ def class_names(config: DataConfig, data_dir: Path | None = None) -> tuple[str, 
     """
     if config.name != "folder":
         return None
-    return folder_classes(Places(data_dir=data_dir, offline=True, tell=lambda line: None))
+    return folder_classes(Locations(data_dir=data_dir, offline=True, tell=lambda line: None))
 
 
 def has_validation(config: DataConfig, data_dir: Path | None = None) -> bool:
@@ -107,7 +107,7 @@ def has_validation(config: DataConfig, data_dir: Path | None = None) -> bool:
     """
     if config.val or config.name != "folder":
         return config.val > 0
-    return folder_has_val(Places(data_dir=data_dir, offline=True, tell=lambda line: None))
+    return folder_has_val(Locations(data_dir=data_dir, offline=True, tell=lambda line: None))
 
 
 def _needed_bytes(name: str, size: int) -> int:
@@ -116,15 +116,15 @@ def _needed_bytes(name: str, size: int) -> int:
     return _IMAGES.get(name, 0) * 3 * (2 * 32 * 32 + resized_pixels)
 
 
-def _source(config: DataConfig, places: Places, *, size: int, channels: int) -> Source:
+def _source(config: DataConfig, locations: Locations, *, size: int, channels: int) -> Source:
     if config.name == "digits":
         return load_digits(channels)
     if channels != 3 and (config.name != "folder" or channels != 1):
         allowed = "1 or 3" if config.name == "folder" else "3"
         raise BadInput(f"{config.name} has no {channels}-channel images (spec.input.channels): give {allowed}")
     if config.name == "folder":
-        return load_folder(config, places, size=size, channels=channels)
-    return load_svhn(places) if config.name == "svhn" else load_cifar(config.name, places)
+        return load_folder(config, locations, size=size, channels=channels)
+    return load_svhn(locations) if config.name == "svhn" else load_cifar(config.name, locations)
 
 
 def _parts(source: Source, config: DataConfig, size: int) -> dict[str, Images]:

@@ -14,7 +14,7 @@ import torch
 
 from resfit.data.download import download, extract, read_checked
 from resfit.data.images import Images, Source
-from resfit.data.places import Places
+from resfit.data.locations import Locations
 from resfit.errors import BadInput
 
 
@@ -74,10 +74,10 @@ FILES = {
 }
 
 
-def load_cifar(name: str, places: Places) -> Source:
+def load_cifar(name: str, locations: Locations) -> Source:
     """The 50,000 training and 10,000 test images of "cifar10" or "cifar100", 3 x 32 x 32."""
     files = FILES[name]
-    folder = _find(files, places) or _fetch(files, places)
+    folder = _find(files, locations) or _fetch(files, locations)
     meta = _unpickle(folder / files.meta, files)
     try:
         classes = tuple(name.decode("ascii") for name in meta[files.names])
@@ -90,24 +90,24 @@ def load_cifar(name: str, places: Places) -> Source:
     )
 
 
-def _find(files: CifarFiles, places: Places) -> Path | None:
+def _find(files: CifarFiles, locations: Locations) -> Path | None:
     """The folder that holds the files, unpacked now where only the archive is there."""
-    for folder in (folder for place in places.all for folder in (place / files.folder, place)):
+    for folder in (folder for place in locations.all for folder in (place / files.folder, place)):
         if any((folder / name).is_file() for name in files.md5):
             return folder
-    for archive in (place / files.archive for place in places.all):
+    for archive in (place / files.archive for place in locations.all):
         if archive.is_file():
-            places.tell(f"unpacking {archive}")
+            locations.tell(f"unpacking {archive}")
             return extract(archive, files.folder, files.archive_md5)
     return None
 
 
-def _fetch(files: CifarFiles, places: Places) -> Path:
-    places.require_network(files.title)
+def _fetch(files: CifarFiles, locations: Locations) -> Path:
+    locations.require_network(files.title)
     from torchvision import datasets  # knows the official address
 
-    archive = places.download_dir / files.archive
-    places.tell(f"downloading {files.title} to {archive.parent}")
+    archive = locations.download_dir / files.archive
+    locations.tell(f"downloading {files.title} to {archive.parent}")
     download(getattr(datasets, files.title).url, archive, files.archive_md5)
     folder = extract(archive, files.folder, files.archive_md5)
     archive.unlink()

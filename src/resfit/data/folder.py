@@ -26,7 +26,7 @@ from torch import Tensor
 from resfit.data.cache import cached_array
 from resfit.data.decode import EXTENSIONS, decode_all
 from resfit.data.images import Images, Source
-from resfit.data.places import Places
+from resfit.data.locations import Locations
 from resfit.data.split import stratified_split, val_count
 from resfit.errors import BadInput
 from resfit.files import cache_dir
@@ -42,13 +42,13 @@ Classes = Mapping[str, Sequence[Path]]  # the image files of each class
 Samples = list[tuple[Path, int]]  # image files and their labels
 
 
-def load_folder(config: DataConfig, places: Places, *, size: int, channels: int) -> Source:
+def load_folder(config: DataConfig, locations: Locations, *, size: int, channels: int) -> Source:
     """The images of a folder as uint8 [N, channels, size, size], split as the folder says or by `config`.
 
     Without train/ and test/ a fifth of each class is the test set. Raises BadInput for anything that would spoil the
     training: unreadable images, empty classes, classes that differ between the splits.
     """
-    root = _root(places)
+    root = _root(locations)
     folders, notes = _layout(root)
     parts, names = _found(folders)
     notes += _ignored(folders, parts)
@@ -57,7 +57,7 @@ def load_folder(config: DataConfig, places: Places, *, size: int, channels: int)
     if taken is None and config.val:
         notes.append(f"{folders['val'].name}/ is the validation set; data.val is not used")
     files = [path for split in splits.values() for path, _ in split]
-    pixels = torch.from_numpy(_pixels(files, root, places, size=size, channels=channels))
+    pixels = torch.from_numpy(_pixels(files, root, locations, size=size, channels=channels))
     sets = {}
     for name, images in zip(splits, torch.split(pixels, [len(split) for split in splits.values()]), strict=True):
         sets[name] = Images(images=images, labels=_labels(splits[name]))
@@ -67,15 +67,15 @@ def load_folder(config: DataConfig, places: Places, *, size: int, channels: int)
     return Source(classes=tuple(names), **sets, notes=tuple(notes), test_drawn="all" in parts, test_digest=tested)
 
 
-def folder_classes(places: Places) -> tuple[str, ...]:
+def folder_classes(locations: Locations) -> tuple[str, ...]:
     """The names of the classes, without a look at the images; raises BadInput as `load_folder` does."""
-    folders, _ = _layout(_root(places))
+    folders, _ = _layout(_root(locations))
     return tuple(_found(folders)[1])
 
 
-def folder_has_val(places: Places) -> bool:
+def folder_has_val(locations: Locations) -> bool:
     """Whether the folder brings validation images of its own; raises BadInput as `load_folder` does."""
-    return "val" in _layout(_root(places))[0]
+    return "val" in _layout(_root(locations))[0]
 
 
 def _found(folders: Mapping[str, Path]) -> tuple[dict[str, Classes], list[str]]:
@@ -85,10 +85,10 @@ def _found(folders: Mapping[str, Path]) -> tuple[dict[str, Classes], list[str]]:
     return parts, sorted(next(iter(parts.values())))
 
 
-def _root(places: Places) -> Path:
-    if not places.given:
+def _root(locations: Locations) -> Path:
+    if not locations.given:
         raise BadInput("no image folder was given (data): name it with --data-dir or RESFIT_DATA_DIR")
-    root = places.given[0]
+    root = locations.given[0]
     if not root.is_dir():
         raise BadInput(f"no such folder ({root}): give one with --data-dir")
     return root
@@ -219,9 +219,9 @@ def _take_test(samples: Samples) -> tuple[Samples, Samples]:
 
 
 def _digest(files: Sequence[Path], root: Path) -> str:
-    """SHA-256 (hex) over the files' places under `root`, which name their classes, and sizes."""
-    places = (os.fsencode(f"{path.relative_to(root).as_posix()} {path.stat().st_size}\n") for path in files)
-    return hashlib.sha256(b"".join(places)).hexdigest()
+    """SHA-256 (hex) over the files' paths under `root`, which name their classes, and sizes."""
+    lines = (os.fsencode(f"{path.relative_to(root).as_posix()} {path.stat().st_size}\n") for path in files)
+    return hashlib.sha256(b"".join(lines)).hexdigest()
 
 
 def _labels(samples: Samples) -> Tensor:
@@ -244,7 +244,7 @@ def _divided(part: Images, taken: Tensor) -> tuple[Images, Images]:
     return Images(images=images[0], labels=labels[0]), Images(images=images[1], labels=labels[1])
 
 
-def _pixels(files: Sequence[Path], root: Path, places: Places, *, size: int, channels: int) -> np.ndarray:
+def _pixels(files: Sequence[Path], root: Path, locations: Locations, *, size: int, channels: int) -> np.ndarray:
     """All files' pixels, uint8 [N, channels, size, size], from the cache where the files are as they were."""
     key = hashlib.sha256(os.fsencode(f"1 {root.resolve()} {size} {channels}"))
     for path in files:
@@ -255,10 +255,10 @@ def _pixels(files: Sequence[Path], root: Path, places: Places, *, size: int, cha
     shape = (len(files), channels, size, size)
     needed, free = math.prod(shape), free_bytes()
     if free is not None and needed > free:
-        places.tell(
+        locations.tell(
             f"the images take {needed / 1e9:.2f} GB and {free / 1e9:.2f} GB of memory are free: "
             "they are read from the disk as training goes on, which is slower"
         )
     if not cached.exists():
-        places.tell(f"decoding {len(files):,} images, once, into {cached}")
+        locations.tell(f"decoding {len(files):,} images, once, into {cached}")
     return cached_array(cached, shape, decode_all(files, root=root, size=size, channels=channels))

@@ -10,7 +10,7 @@ import torch
 
 from resfit.data.download import download, read_checked
 from resfit.data.images import Images, Source
-from resfit.data.places import Places
+from resfit.data.locations import Locations
 from resfit.errors import BadInput
 
 FILES = {
@@ -19,24 +19,25 @@ FILES = {
 }
 
 
-def load_svhn(places: Places) -> Source:
+def load_svhn(locations: Locations) -> Source:
     """The 73,257 training and 26,032 test images, 3 x 32 x 32; the files' label 10 is the digit 0."""
-    train, test = (_read(_find(part, places) or _fetch(part, places), FILES[part][1]) for part in ("train", "test"))
+    files = {part: _find(part, locations) or _fetch(part, locations) for part in ("train", "test")}
+    train, test = (_read(file, FILES[part][1]) for part, file in files.items())
     return Source(classes=tuple("0123456789"), train=train, test=test)
 
 
-def _find(part: str, places: Places) -> Path | None:
-    candidates = (place / FILES[part][0] for place in places.all)
+def _find(part: str, locations: Locations) -> Path | None:
+    candidates = (place / FILES[part][0] for place in locations.all)
     return next((path for path in candidates if path.is_file()), None)
 
 
-def _fetch(part: str, places: Places) -> Path:
+def _fetch(part: str, locations: Locations) -> Path:
     name, md5 = FILES[part]
-    places.require_network(f"SVHN's {name}")
+    locations.require_network(f"SVHN's {name}")
     from torchvision.datasets import SVHN  # knows the official address
 
-    path = places.download_dir / name
-    places.tell(f"downloading {name} to {path.parent}")
+    path = locations.download_dir / name
+    locations.tell(f"downloading {name} to {path.parent}")
     download(SVHN.split_list[part][0], path, md5)
     return path
 

@@ -27,7 +27,7 @@ import torch
 from resfit.checkpoint import PREVIOUS, STATE, has_state
 from resfit.data import Dataset, Images, load_dataset
 from resfit.errors import BadInput, ResfitError, told
-from resfit.executors.local import Place
+from resfit.executors.local import RunOptions
 from resfit.files import claimed, write_atomic
 from resfit.observer import Observer
 from resfit.recipe import Recipe
@@ -116,7 +116,7 @@ class OnRay:
 
     def __init__(
         self,
-        place: Place,
+        options: RunOptions,
         address: str,
         *,
         cpus: int | None = None,
@@ -126,7 +126,7 @@ class OnRay:
     ) -> None:
         if device not in ("auto", "cpu", "cuda"):
             raise BadInput(f"on Ray a run takes the GPU that it is given (--device {device}): give auto, cpu or cuda")
-        self.place, self.address, self.most = place, address, workers or _IN_FLIGHT
+        self.options, self.address, self.most = options, address, workers or _IN_FLIGHT
         self.wanted = (cpus, gpus, device)
         self.numbers = itertools.count()
         self.waiting: deque[_Run] = deque()
@@ -165,7 +165,7 @@ class OnRay:
 
     def submit(self, recipe: Recipe, seed: int, observer: Observer) -> Future[RunRecord]:
         """The record to come of a run, whose folder lies here by then."""
-        folder = run_folder(self.place.out, recipe, seed)
+        folder = run_folder(self.options.out, recipe, seed)
 
         def take(files: dict[str, bytes]) -> RunRecord:
             return _bring_home(files, folder)
@@ -233,7 +233,7 @@ class OnRay:
     def _task(self, run: _Run, number: int) -> _Task:
         unfinished = run.whole and has_state(run.folder)
         files = [run.folder / name for name in (STATE, PREVIOUS)] if unfinished else []
-        data_dir, init = self.place.data_dir, self.place.init
+        data_dir, init = self.options.data_dir, self.options.init
         return _Task(
             number=number,
             recipe=run.recipe,
@@ -252,9 +252,9 @@ class OnRay:
         size, channels = recipe.spec.input.size, recipe.spec.input.channels
         key = f"{recipe.data}, {size}, {channels}"
         if key not in self.data:
-            place = self.place
+            options = self.options
             data = load_dataset(
-                recipe.data, size=size, channels=channels, data_dir=place.data_dir, offline=place.offline
+                recipe.data, size=size, channels=channels, data_dir=options.data_dir, offline=options.offline
             )
             self.data[key] = ray.put(_as_arrays(data))
         return self.data[key]

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
@@ -16,20 +14,17 @@ from types import TracebackType
 from typing import Protocol
 
 from resfit import processes
-from resfit.checkpoint import STATE, has_state, load_state
-from resfit.data import load_dataset
+from resfit.checkpoint import has_state
 from resfit.environment import pick_device, spread
-from resfit.errors import BadInput, RunFailed, told
+from resfit.errors import RunFailed, told
 from resfit.observer import Observer
-from resfit.pretrained import model_sha256
-from resfit.recipe import DataConfig, Recipe
+from resfit.recipe import Recipe
 from resfit.record import EpochPoint, RunRecord, read_record
 from resfit.run import run_folder, train
-from resfit.spec import InputSpec
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
+class RunOptions:
     """What a run needs besides recipe and seed: where its folder goes, where the data lies, whether to download it.
 
     `init` is a trained network whose weights every run begins with.
@@ -55,49 +50,11 @@ class Place:
             observer=observer,
         )
 
-    def check(self, finished: Sequence[RunRecord], todo: Sequence[tuple[Recipe, int]]) -> None:
-        """Raise BadInput for data that cannot be used, and for runs from other weights or another folder of images.
-
-        `finished` are runs that lie in `out`; those of `todo` are to be trained, or to go on.
-        """
-        begins = model_sha256(self.init) if self.init else None
-        began = {self._folder(record): record.init and record.init.sha256 for record in finished}
-        for folder in [run_folder(self.out, recipe, seed) for recipe, seed in todo]:
-            if has_state(folder):
-                with suppress(BadInput):  # a damaged one: its run sets it aside, and says so
-                    init = load_state(folder / STATE)["init"]
-                    began[folder] = init and init["sha256"]
-        for folder, weights in began.items():
-            if weights != begins:
-                raise BadInput(f"a run from other weights exists already ({folder}): give another --out")
-        digests: dict[tuple[DataConfig, InputSpec], str] = {}
-        for recipe, _ in todo:
-            self._digest(recipe, digests)
-        for record in finished:
-            recipe = Recipe.from_dict(record.config)
-            if recipe.data.name == "folder" and self._digest(recipe, digests) != record.data["digest"]:
-                raise BadInput(f"a run on other images exists already ({self._folder(record)}): give another --out")
-
-    def _folder(self, record: RunRecord) -> Path:
-        return self.out / record.recipe / str(record.seed)
-
-    def _digest(self, recipe: Recipe, known: dict[tuple[DataConfig, InputSpec], str]) -> str:
-        """That of the recipe's images, which are loaded where it is not `known`, and downloaded once for all runs."""
-        data, images = recipe.data, recipe.spec.input
-        if data.name != "folder":  # splits and sizes of a set that has a name are there with it
-            data = DataConfig(name=data.name, val=0)
-            images = InputSpec(channels=images.channels)
-        if (data, images) not in known:
-            known[data, images] = load_dataset(
-                data, size=images.size, channels=images.channels, data_dir=self.data_dir, offline=self.offline
-            ).digest
-        return known[data, images]
-
 
 class Executor(Protocol):
     """Takes runs and gives each one's record in time. To be used in a `with` block, whose end stops what goes on."""
 
-    place: Place
+    options: RunOptions
 
     def submit(self, recipe: Recipe, seed: int, observer: Observer) -> Future[RunRecord]:
         """The record to come; a run that fails leaves its exception there."""
@@ -109,24 +66,24 @@ class Executor(Protocol):
     ) -> None: ...
 
 
-def make_executor(place: Place, *, workers: int | None = None, device: str = "auto") -> Executor:
+def make_executor(options: RunOptions, *, workers: int | None = None, device: str = "auto") -> Executor:
     """As many processes as `workers` says, spread over the devices: by default one a CUDA device, on the CPU one."""
     pick_device(device)
     devices = spread(device, workers)
-    return InProcess(place, devices[0]) if len(devices) == 1 else Processes(place, devices)
+    return InProcess(options, devices[0]) if len(devices) == 1 else Processes(options, devices)
 
 
 class InProcess:
     """One run after the other, here."""
 
-    def __init__(self, place: Place, device: str) -> None:
-        self.place, self.device = place, device
+    def __init__(self, options: RunOptions, device: str) -> None:
+        self.options, self.device = options, device
 
     def submit(self, recipe: Recipe, seed: int, observer: Observer) -> Future[RunRecord]:
         """Train now."""
         future: Future[RunRecord] = Future()
         try:
-            future.set_result(self.place.train(recipe, seed, device=self.device, observer=observer))
+            future.set_result(self.options.train(recipe, seed, device=self.device, observer=observer))
         except Exception as error:
             future.set_exception(told(error))
         return future
@@ -144,8 +101,8 @@ class Processes:
     A process that is killed is a failed run, and no more. Observers hear of epochs and messages, from threads.
     """
 
-    def __init__(self, place: Place, devices: list[str]) -> None:
-        self.place, self.share = place, len(devices)
+    def __init__(self, options: RunOptions, devices: list[str]) -> None:
+        self.options, self.share = options, len(devices)
         self.free: queue.SimpleQueue[str] = queue.SimpleQueue()
         for device in devices:
             self.free.put(device)
@@ -176,13 +133,13 @@ class Processes:
             raise CancelledError
         if process.exitcode:
             raise RunFailed(f"the run's process ended with status {process.exitcode}: repeat the command to go on")
-        return read_record(run_folder(self.place.out, recipe, seed))
+        return read_record(run_folder(self.options.out, recipe, seed))
 
     def _begun(self, recipe: Recipe, seed: int, device: str, tells: Connection) -> BaseProcess:
         with self.beginning:
             if self.closing:
                 raise CancelledError
-            process = processes.start(_train, self.place, recipe, seed, device, tells, share=self.share)
+            process = processes.start(_train, self.options, recipe, seed, device, tells, share=self.share)
             self.running.add(process)
         return process
 
@@ -211,10 +168,10 @@ def _relay(hears: Connection, observer: Observer) -> Exception | None:
             getattr(observer, what)(value)
 
 
-def _train(place: Place, recipe: Recipe, seed: int, device: str, tells: Connection) -> None:
+def _train(options: RunOptions, recipe: Recipe, seed: int, device: str, tells: Connection) -> None:
     """A child's work."""
     try:
-        place.train(recipe, seed, device=device, observer=_Teller(tells))
+        options.train(recipe, seed, device=device, observer=_Teller(tells))
     except Exception as error:
         tells.send(("failed", told(error)))
 

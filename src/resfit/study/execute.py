@@ -34,7 +34,7 @@ def execute(
     on other images, or from other weights.
     """
     jobs = [Job(recipe=recipe, seed=seed) for seed in range(seeds) for recipe in recipes.values()]
-    out, judge = executor.place.out, judged_by(jobs, executor.place)
+    out, judge = executor.options.out, judged_by(jobs, executor.options)
     write = partial(_write, study, recipes, judge, len(jobs), out)
     try:
         return write(*run_jobs(jobs, executor, watcher))

@@ -12,7 +12,7 @@ from resfit.files import cache_dir
 
 
 @dataclass(frozen=True, kw_only=True)
-class Places:
+class Locations:
     """The folders to look in, and how to speak to the user: `tell` takes one line."""
 
     data_dir: Path | None
