@@ -10,16 +10,20 @@ import dataclasses
 import inspect
 import json
 import os
+import re
 import sys
+import textwrap
 import types
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+import resfit
 from resfit.cli import make_parser
 from resfit.cost import cost
 from resfit.fields import to_plain
 from resfit.recipe import Recipe, get_recipe, recipe_names
+from resfit.record import RunRecord
 
 ROOT = Path(__file__).parent.parent
 RESULTS = "<!-- results -->"
@@ -31,10 +35,20 @@ def on_files(files: Any, config: Any) -> Any:
     """Add the generated pages."""
     from mkdocs.structure.files import File
 
-    pages = {"commands": commands_page(), "recipes": recipes_page(), "fields": fields_page()}
-    for name, text in pages.items():
+    for name, text in pages().items():
         files.append(File.generated(config, f"reference/{name}.md", content=text))
     return files
+
+
+def pages() -> dict[str, str]:
+    """Every generated page, in Markdown, by its name."""
+    return {
+        "commands": commands_page(),
+        "recipes": recipes_page(),
+        "fields": fields_page(),
+        "record": record_page(),
+        "python": python_page(),
+    }
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
@@ -46,11 +60,38 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
     return markdown.replace(REPORTS, reports_table()) if REPORTS in markdown else markdown
 
 
+_EXIT_STATUSES = {
+    "0": "The command did what it was asked.",
+    "1": "A run failed, such as by a loss that is not finite or a full disk; of many runs at least one. For `predict` "
+    "an image could not be read. Or there is an error in resfit itself.",
+    "2": "What was given cannot be used: an option, a recipe, data, a file.",
+    "130": "Stopped by SIGINT (Ctrl-C). Runs have saved their state by then, and the last line says how to go on.",
+    "143": "Stopped by SIGTERM, likewise.",
+}
+
+_ENVIRONMENT = {
+    "RESFIT_DATA_DIR": "Where data is looked for, after `--data-dir` and before the cache folder.",
+    "RESFIT_OFFLINE": "`1`: open no socket, as with `--offline`.",
+    "RESFIT_KERNELS": "`0`: use none of resfit's kernels for CPUs; torch then computes everything.",
+    "XDG_CACHE_HOME": "The folder that holds the cache folder, `resfit` (else `~/.cache`). In the cache are downloaded "
+    "data, decoded image folders and compiled kernels.",
+    "CXX": "The C++ compiler of the kernels, with options if need be (else `c++` or `g++`).",
+    "OMP_NUM_THREADS": "Read by torch: the CPU threads of a run (else it takes all cores). Several runs at a time, by "
+    "`--workers` or on Ray, share the cores instead.",
+    "RAY_USAGE_STATS_ENABLED": "Read by Ray: with `--ray`, resfit sets it to `0` unless it is set, so that no usage is "
+    "reported to Ray's makers.",
+    "TORCHELASTIC_RUN_ID, WORLD_SIZE, LOCAL_WORLD_SIZE, LOCAL_RANK": "Set by torchrun. They tell a process that it is "
+    "one of several.",
+}
+
+
 def commands_page() -> str:
-    """Every command's help, as it prints it."""
+    """Every command's help, as it prints it, what it exits with, and what it reads from the environment."""
     os.environ["COLUMNS"] = "100"
     parser = make_parser()
     parts = ["# The command line", "As each command's `--help` prints it.", _fenced(parser.format_help())]
+    parts += ["## Exit statuses", _names_table(["status", "meaning"], _EXIT_STATUSES)]
+    parts += ["## Environment variables", _names_table(["variable", "meaning"], _ENVIRONMENT)]
     for name, command in _commands(parser).items():
         parts += [f"## resfit {name}", _fenced(command.format_help())]
     return "\n\n".join(parts) + "\n"
@@ -71,16 +112,163 @@ def recipes_page() -> str:
 
 
 def fields_page() -> str:
-    """Every field of a recipe and of the network in it: its place, type and default, and what its class says."""
+    """Every field of a recipe and of the network in it: its place, type, default and meaning."""
     intro = (
         "A recipe is YAML, or `resfit.Recipe`. Every field can also be given to `resfit train` as "
-        "`--section.field VALUE`. Fields without a default have to be given."
+        "`--section.field VALUE`, as in `--optim.lr 0.05` or `--spec.stages.0.channels 32`. `[number, …]` is a list of "
+        "any length. A field without a default (–) has to be given; *see below* stands for a section with defaults of "
+        "its own, and *none* for `null` or an empty text."
     )
-    parts = ["# Every field of a recipe", intro]
-    for place, kind in _sections(Recipe, ""):
-        parts.append(f"## `{place}`" if place else "## The recipe")
-        parts += [inspect.cleandoc(kind.__doc__ or ""), _table(["field", "type", "default"], list(_fields(kind)))]
+    tables = _field_tables(Recipe, "The recipe", ["field", "type", "default", "meaning"])
+    return "\n\n".join(["# Every field of a recipe", intro, *tables]) + "\n"
+
+
+_RUN_FILES = {
+    "recipe.yaml": "The resolved recipe, with every override; `resfit train` takes it like any other. A few fields are "
+    "left out where they have their default.",
+    "record.json": "All numbers, accuracies as fractions; [the fields](#the-record) are below. Some are left out where "
+    "they are `null` or empty, and a checksum, `digest`, is added. The file is written last: a folder with one is "
+    "complete.",
+    "metrics.jsonl": "The training curve while it grows: one line for each epoch, with the fields of `curve[]`.",
+    "model.safetensors": "The selected weights, with spec, class names, normalization and temperature: all that "
+    "`resfit.load` needs.",
+    "state.pt": "The state that an interrupted run goes on from. It may be deleted once the run is finished.",
+    "state.previous.pt": "The state saved before it, in case that one is damaged. It may be deleted likewise.",
+    "state.damaged.pt": "A state that could not be read, where there was one.",
+    "report.html": "The record as one page, which needs no other file.",
+}
+
+_LATER_FILES = {
+    "robustness.json": "`resfit evaluate RUN --corruptions`: accuracy on corrupted images.",
+    "human.json": "`resfit evaluate RUN --human FILE`: agreement with people's labels.",
+    "model.onnx, model.int8.onnx, model.pt2, model.bf16.safetensors, model.fp32.safetensors": "`resfit export RUN "
+    "--format` onnx, int8, torch, safetensors or safetensors-fp32: the network, unless `--out` names another file.",
+    "export.json": "`resfit export`: a list of what was measured of each export. It lies beside the exported files.",
+    "README.md": "`resfit card RUN`: a model card.",
+    "pruned.safetensors": "`resfit prune`: the pruned network ahead of its fine-tuning, in the folder of that run.",
+    "tensorboard/": "`resfit train --log tensorboard`: the curves for TensorBoard.",
+    "mlflow.db, mlflow_run_id.txt": "`resfit train --log mlflow`: the curves for MLflow, unless `mlflow=URI` sends "
+    "them elsewhere, and the number by which a resumed run finds them again.",
+}
+
+_OTHER_FILES = {
+    "OUT/RECIPE/summary.json": "`resfit train`, once two seeds of a recipe are finished: number of runs, mean, "
+    "standard deviation, 95 % t-interval of the mean, and every value of accuracy, seconds and images per second.",
+    "OUT/STUDY/study.json, OUT/STUDY/report.html": "`resfit study`: the comparison of its points, and its page. The "
+    "run folders are `OUT/STUDY/POINT/SEED`.",
+    "OUT/RECIPE-tune/tune.json, OUT/RECIPE-tune/report.html": "`resfit tune`: all trials of the search, and its page.",
+    "OUT/RECIPE-tune/best.yaml": "`resfit tune`, once a trial is complete: the recipe with the best settings, at full "
+    "length.",
+    "OUT/RECIPE-tune/journal.log": "`resfit tune`: the trials, from which a repeated command goes on; with `--storage` "
+    "they are kept elsewhere.",
+}
+
+
+def record_page() -> str:
+    """The files of a run and of what else writes some, and every field of a record."""
+    columns = ["file", "what it is"]
+    parts = ["# What a run leaves", "Each run has a folder of its own, `OUT/RECIPE/SEED`, such as `runs/digits/0`."]
+    parts += [_names_table(columns, _RUN_FILES)]
+    parts += ["## Added to the folder on request", _names_table(columns, _LATER_FILES)]
+    parts += ["## Written outside of run folders", _names_table(columns, _OTHER_FILES)]
+    return "\n\n".join([*parts, *_field_tables(RunRecord, "The record", ["field", "type", "meaning"])]) + "\n"
+
+
+_PUBLIC = {
+    "Train and score": ("train", "Observer", "evaluate", "predict"),
+    "Networks": ("NetSpec", "cost", "judge", "design", "Design", "build", "load", "save", "transform"),
+    "Recipes": ("get_recipe", "recipe_names", "Recipe", "fitted", "scaled"),
+    "Records": ("read_record", "RunRecord", "summarize", "compare"),
+    "Errors": ("ResfitError", "BadInput", "RunFailed"),
+    "Version": ("__version__",),
+}
+
+
+def python_page() -> str:
+    """Every public name with its signature and docstring."""
+    parts = ["# In Python", "What `import resfit` offers. [In your own program](../python.md) shows it at work."]
+    for title, names in _PUBLIC.items():
+        parts.append(f"## {title}")
+        for name in names:
+            parts += [f"### `{name}`", *_public(name)]
     return "\n\n".join(parts) + "\n"
+
+
+def _public(name: str) -> Iterator[str]:
+    thing = getattr(resfit, name)
+    if not callable(thing):
+        yield f"The installed version, such as `{thing}`."
+        return
+    yield _fenced(f"resfit.{_signature(name, thing)}", "python")
+    yield documented(thing)[0]
+    if page := {Recipe: "fields.md", resfit.NetSpec: "fields.md#spec", RunRecord: "record.md#the-record"}.get(thing):
+        yield f"[Its fields]({page})."
+    if isinstance(thing, type) and (rows := list(_members(thing))):
+        yield _table(["member", "what it is"], rows)
+
+
+def _members(kind: type) -> Iterator[list[str]]:
+    """The methods and properties that a class itself defines."""
+    for name, member in vars(kind).items():
+        if not name.startswith("_") and isinstance(member, types.FunctionType | classmethod | property):
+            text = name if isinstance(member, property) else _signature(name, getattr(kind, name))
+            yield [f"`{text}`", " ".join(inspect.getdoc(member).split())]
+
+
+def _signature(name: str, thing: Any) -> str:
+    """NAME(PARAMETERS) -> RESULT, a line for each parameter where one line would be too long."""
+    signature, words = inspect.signature(thing), []
+    for parameter in signature.parameters.values():
+        if parameter.kind is parameter.KEYWORD_ONLY and "*" not in words:
+            words.append("*")
+        if parameter.name != "self":
+            words.append(_parameter(parameter))
+    result = "" if isinstance(thing, type) else f" -> {signature.return_annotation}"
+    text = f"{name}({', '.join(words)}){result}"
+    if len(text) > 100:
+        text = f"{name}(\n" + "".join(f"    {word},\n" for word in words) + f"){result}"
+    return text.replace("'", '"')
+
+
+def _parameter(parameter: inspect.Parameter) -> str:
+    default, text = parameter.default, f"{parameter.name}: {parameter.annotation}"
+    if default is parameter.empty:
+        return text
+    return f"{text} = {type(default).__name__}()" if dataclasses.is_dataclass(default) else f"{text} = {default!r}"
+
+
+def documented(kind: Any) -> tuple[str, dict[str, str]]:
+    """What a docstring says in general, and what its Attributes section says of each field, in one line."""
+    general, _, section = inspect.cleandoc(kind.__doc__ or "").partition("\n\nAttributes:\n")
+    entries = re.sub(r"\n\s{2,}", " ", textwrap.dedent(section)).splitlines()  # each with its further lines
+    return general, dict(entry.split(": ", 1) for entry in entries)
+
+
+def _field_tables(kind: Any, title: str, columns: list[str]) -> Iterator[str]:
+    """Of `kind`, called `title`, and every dataclass within it: a heading, a general word, a table of the fields."""
+    for inner, places in by_kind(kind).items():
+        general, meanings = documented(inner)
+        hints = get_type_hints(inner)
+        rows = [
+            {
+                "field": f"`{field.name}`",
+                "type": _type_text(hints[field.name]),
+                "default": _default_text(field),
+                "meaning": meanings.get(field.name, ""),
+            }
+            for field in dataclasses.fields(inner)
+        ]
+        yield f"## {', '.join(f'`{place}`' for place in places) if any(places) else title}"
+        yield general
+        yield _table(columns, [[row[column] for column in columns] for row in rows])
+
+
+def by_kind(kind: Any) -> dict[Any, list[str]]:
+    """A dataclass and all within it, each with the places where it stands; the outermost one's is empty."""
+    found: dict[Any, list[str]] = {}
+    for place, inner in _sections(kind, ""):
+        found.setdefault(inner, []).append(place)
+    return found
 
 
 def _sections(kind: Any, place: str) -> Iterator[tuple[str, Any]]:
@@ -99,12 +287,7 @@ def _dataclasses(hint: Any) -> Iterator[Any]:
         yield from _dataclasses(part)
 
 
-def _fields(kind: Any) -> Iterator[list[str]]:
-    for field in dataclasses.fields(kind):
-        yield [f"`{field.name}`", _type_text(get_type_hints(kind)[field.name]), _default_text(field)]
-
-
-_SCALARS = {int: "whole number", float: "number", str: "text", bool: "true or false", type(None): "nothing"}
+_SCALARS = {int: "whole number", float: "number", str: "text", bool: "true or false", type(None): "`null`"}
 
 
 def _type_text(hint: Any) -> str:
@@ -112,20 +295,20 @@ def _type_text(hint: Any) -> str:
     if origin is Literal:
         return ", ".join(f"`{value}`" for value in arguments)
     if origin in (Union, types.UnionType):
-        return " or ".join(map(_type_text, arguments))
-    if origin is tuple and Ellipsis in arguments:
-        return f"list of {_type_text(arguments[0])}"
+        return " or ".join(_type_text(part) for part in arguments if part is not int or float not in arguments)
     if origin is tuple:
-        return f"list of {' and '.join(map(_type_text, arguments))}"
+        return f"[{', '.join('…' if part is Ellipsis else _type_text(part) for part in arguments)}]"
+    if origin is dict:
+        return "mapping"
     return "section" if dataclasses.is_dataclass(hint) else _SCALARS.get(hint, str(hint))
 
 
 def _default_text(field: Any) -> str:
     if field.default is dataclasses.MISSING:
-        return "–" if field.default_factory is dataclasses.MISSING else "its own"
+        return "–"
     if dataclasses.is_dataclass(field.default):
-        return "its own"
-    return "nothing" if field.default in (None, "") else f"`{json.dumps(to_plain(field.default))}`"
+        return "see below"
+    return "none" if field.default in (None, "") else f"`{json.dumps(to_plain(field.default))}`"
 
 
 def results_table() -> str:
@@ -165,6 +348,11 @@ def _fenced(text: str, language: str = "text") -> str:
     return f"```{language}\n{text.rstrip()}\n```"
 
 
-def _table(header: list[str], rows: list[list[str]]) -> str:
+def _names_table(header: list[str], meanings: dict[str, str]) -> str:
+    """A table of names, which may be several with commas between them, and what is said of them."""
+    return _table(header, [[f"`{names.replace(', ', '`, `')}`", text] for names, text in meanings.items()])
+
+
+def _table(header: list[str], rows: Iterable[list[str]]) -> str:
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)

@@ -39,9 +39,19 @@ _KNOWN = {"digits": (10, None), "cifar10": (10, 3), "cifar100": (100, 3), "svhn"
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig(Config):
-    """The images. `val` is a count, or a fraction below 1, of the training images; 0 trains on all of them.
+    """The images, and which of them are trained on.
 
-    `fraction` of the images that are left to train on is kept, stratified: less work, for trying things out.
+    Attributes:
+        name: The data set. `digits`: 1,797 handwritten digits of 8 x 8 pixels that come with scikit-learn, 360 of them
+            for testing. `cifar10`, `cifar100`, `svhn`: downloaded where they are not found. `folder`: your own images,
+            in the folder that `--data-dir` or RESFIT_DATA_DIR names; unless it has `train/` and `test/`, a fifth of
+            each class is set apart for testing.
+        val: Number of training images to keep for validation, or their share where it is below 1; taken from each class
+            in proportion. 0: none, all are trained on. An image folder with a `val/` of its own uses that instead.
+        split_seed: Seed of the split into training and validation images, and of what `fraction` keeps. Runs with
+            different seeds still have the same split.
+        fraction: Share of the remaining training images to train on, above 0, at most 1; taken from each class in
+            proportion. Less than 1 saves time when trying things out.
     """
 
     name: Literal["digits", "cifar10", "cifar100", "svhn", "folder"] = "cifar10"
@@ -59,11 +69,35 @@ class DataConfig(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig(Config):
-    """What is drawn anew for each training image, in this order; zeros and `none` switch an operation off.
+    """The augmentation of training images, drawn anew each time they are seen.
 
-    policy, crop (pixels of padding), flip, rotate (degrees), translate (fraction of the side), brightness, contrast,
-    saturation (factors drawn from 1 ± value), blur (largest sigma in pixels), cutout (side in pixels), and then mixup
-    or cutmix (the alpha of their Beta distribution; with both on, each batch takes one of them), or ricap (likewise).
+    The operations follow one another in the order of the fields. Each is off at 0 or `none`.
+
+    Attributes:
+        policy: A random policy. `trivial`: TrivialAugment, one operation at a random strength (Müller & Hutter 2021).
+            `rand`: RandAugment, two operations at level 9 of 30 (Cubuk et al. 2020). `autoaugment`: the policy that
+            AutoAugment found for CIFAR-10 (Cubuk et al. 2019).
+        crop: Pixels of padding on each side, from which a window of the image's size is cut at random.
+        crop_mode: What the padding is made of. `zero`: black. `reflect`: the image mirrored at its edges.
+        flip: `random`: mirror left to right with probability 1/2. `alternating`: mirror each image in every other
+            epoch; a coin decides with which it begins (Jordan 2024, airbench).
+        rotate: Largest angle in degrees, to either side; black fills the corners.
+        translate: Largest shift along each side, as a fraction of it; by whole pixels, black fills the rest.
+        brightness: The brightness is multiplied by a random factor from 1 - value to 1 + value.
+        contrast: The contrast is multiplied by a random factor from 1 - value to 1 + value.
+        saturation: The saturation is multiplied by a random factor from 1 - value to 1 + value. Grey images stay as
+            they are.
+        blur: Largest sigma of a Gaussian blur, in pixels; the smallest is 0.
+        cutout: Side in pixels of a square at a random place that is filled with the mean colour of the training images
+            (DeVries & Taylor 2017). It may reach beyond the edge.
+        mixup: Alpha of mixup: two images and their labels are blended, with a weight drawn from Beta(alpha, alpha) for
+            each batch (Zhang et al. 2018).
+        cutmix: Alpha of CutMix: a box of one image is put into another, and labels are weighted by area; the area is
+            drawn from Beta(alpha, alpha) for each batch (Yun et al. 2019). With `mixup` also on, each batch takes one
+            of the two, with equal probability.
+        ricap: Alpha of RICAP: patches of four images meet at a point whose coordinates are drawn from Beta(alpha,
+            alpha) for each batch, and labels are weighted by area (Takahashi et al. 2018). Not together with `mixup` or
+            `cutmix`.
     """
 
     policy: Literal["none", "trivial", "rand", "autoaugment"] = "none"
@@ -100,10 +134,14 @@ class AugmentConfig(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class InitConfig(Config):
-    """How weights begin. he: He et al. 2015, fan out. identity: filters pass their input on (dirac).
+    """How the weights are initialized.
 
-    `zero_last_norm` begins each residual at zero (Goyal et al. 2017): the gain of its last norm, or in preact blocks
-    its last convolution.
+    Attributes:
+        filters: The filters of convolutions. `he`: normally distributed, with a variance from the fan-out (He et al.
+            2015). `identity`: as many filters as there are input channels pass one of them on (dirac), and the others
+            keep torch's own initialization.
+        zero_last_norm: Whether each residual begins at zero (Goyal et al. 2017), by the gain of its last norm
+            (`spec.norm.gain`), or in preact blocks by its last convolution.
     """
 
     filters: Literal["he", "identity"] = "he"
@@ -112,11 +150,15 @@ class InitConfig(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class SamConfig(Config):
-    """Sharpness-aware minimization, at about twice the time a step.
+    """Sharpness-aware minimization: a step follows the gradient at the weights nearby where the loss is highest.
 
-    The step's gradient is taken at weights that are `rho` away, where the loss is highest: in the weights' own space
-    (Foret et al. 2021; 0.05 is usual), or `adaptive`, in units of each weight's size (Kwon et al. 2021; 0.5 is usual).
-    The batches of one step (train.accumulate) are perturbed together; train.clip bounds the gradient that is followed.
+    It takes about twice the time per step. All batches of a step (`train.accumulate`) are perturbed together, and
+    `train.clip` bounds the gradient that is followed.
+
+    Attributes:
+        rho: How far away these weights are, above 0. Usual: 0.05, or 0.5 where `adaptive`.
+        adaptive: Measure the distance in units of each weight's size (Kwon et al. 2021) instead of in the weights' own
+            space (Foret et al. 2021).
     """
 
     rho: float = 0.05
@@ -129,12 +171,25 @@ class SamConfig(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig(Config):
-    """The optimizer and its peak rates.
+    """The optimizer, with the peak of its learning rates.
 
-    `bias_lr` (norms, biases) and `head_lr` (the classifier's weight) replace `lr` for their group. A group with its own
-    rate decays as fast per step as `lr x weight_decay` says. `decay_norm_and_bias: false` spares norms and biases.
-    muon orthogonalizes the update of filters (Jordan et al. 2024) and leaves the rest to Nesterov SGD with
-    `sgd_momentum`. `sam` goes with all of them.
+    Attributes:
+        name: `sgd`, `adam`, `adamw`, `adadelta`, or `muon`. Muon orthogonalizes the update of convolution filters
+            (Jordan et al. 2024) and leaves all other parameters to SGD with Nesterov momentum.
+        lr: Peak learning rate.
+        momentum: Momentum of SGD, or of Muon for the filters.
+        nesterov: Whether that momentum is Nesterov's; it has to be above 0 then.
+        weight_decay: Weight decay; `adamw` decouples it from the gradient. A group of parameters with a learning rate
+            of its own decays as fast per step as lr x weight_decay says. The filters that Muon updates are kept at a
+            fixed norm instead.
+        decay_norm_and_bias: Whether norms and biases decay too.
+        bias_lr: Peak learning rate of norms and biases. `null`: `lr`.
+        head_lr: Peak learning rate of the classifier's weight. `null`: `lr`.
+        sgd_momentum: Nesterov momentum of the SGD beside Muon; 0: none.
+        betas: For `adam` and `adamw`: decay per step of the averages of the gradient and of its square.
+        rho: For `adadelta`: decay per step of its averages.
+        eps: For `adam`, `adamw` and `adadelta`: added to the denominator. `null`: 1e-8, and 1e-6 for `adadelta`.
+        sam: Sharpness-aware minimization, with any of the optimizers. `null`: off.
     """
 
     name: Literal["sgd", "adam", "adamw", "adadelta", "muon"] = "sgd"
@@ -165,12 +220,23 @@ class OptimConfig(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleConfig(Config):
-    """The learning rate over time, as a factor of its peak; times are in epochs.
+    """The learning rate over time, as a factor of its peak. Times are in epochs, and fractions of an epoch count.
 
-    constant; step (x `gamma` every `period`); multistep (x `gamma` at each milestone); cosine (to `final` at the end,
-    or at `period` where that is given); restarts (cosines of `period`, each `growth` times as long as the last);
-    triangular (straight down to `final` after the warm-up); onecycle (cosine up through the warm-up, cosine down to
-    `final`: Smith 2018). `warmup` epochs climb straight from `start` ahead of all the others.
+    Attributes:
+        name: What follows the warm-up. `constant`: the peak. `step`: x `gamma` after every `period`. `multistep`: x
+            `gamma` at each of the `milestones`. `cosine`: half a cosine down to `final`. `restarts`: cosines one after
+            the other, each from the peak (Loshchilov & Hutter 2017). `triangular`: straight down to `final`.
+            `onecycle`: as `cosine`, after a warm-up that is half a cosine too (Smith 2018).
+        warmup: Epochs in which the rate climbs from `start` to the peak, in a straight line except for `onecycle`. 0:
+            none.
+        start: Where the warm-up begins, as a fraction of the peak.
+        final: Where `cosine`, `restarts`, `triangular` and `onecycle` end, as a fraction of the peak.
+        period: Length in epochs: between two steps (`step`), of the first cosine (`restarts`), or of the only cosine
+            (`cosine`, `onecycle`), after which the rate stays at `final`; 0.01 or more. `null`: what is left of the
+            training after the warm-up; `step` and `restarts` need a number.
+        growth: For `restarts`: each cosine takes this many times as long as the one before it, from 1 to 100.
+        milestones: For `multistep`: the epochs after which the rate falls, counted from the beginning of the training.
+        gamma: For `step` and `multistep`: what the rate is multiplied by, above 0, at most 1.
     """
 
     name: Literal["constant", "step", "multistep", "cosine", "restarts", "triangular", "onecycle"] = "cosine"
@@ -203,12 +269,16 @@ class ScheduleConfig(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class AverageConfig(Config):
-    """Averaged weights that replace the last ones at evaluation.
+    """Averaged weights, which are evaluated and kept in place of the last ones.
 
-    ema: an exponential moving average with `decay` per step. swa: the mean of the weights at each epoch's end, or after
-    each step (`every`), from the fraction `start` of training on (Izmailov et al. 2018). Before it is evaluated, one
-    pass over the training images gives its batch norms their statistics; evaluate.every spares such passes. It wants a
-    schedule that does not end at zero (schedule.final).
+    Attributes:
+        name: `none`: the last weights. `ema`: an exponential moving average. `swa`: the mean of the weights at several
+            times (Izmailov et al. 2018). Before SWA's mean is evaluated, one pass over the training images estimates
+            the statistics of its batch norms (`evaluate.every` saves such passes); it wants a schedule that does not
+            end at zero (`schedule.final`).
+        decay: For `ema`: what the average keeps of itself at each optimizer step, from 0 to below 1.
+        start: For `swa`: the fraction of training from which weights are taken in.
+        every: For `swa`: take them in at the end of each `epoch`, or after each optimizer `step`.
     """
 
     name: Literal["none", "ema", "swa"] = "none"
@@ -224,10 +294,15 @@ class AverageConfig(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class DistillConfig(Config):
-    """What is learned from trained networks: run folders or model.safetensors of the same classes and training data.
+    """Learning from trained networks, the teachers, beside the labels (Hinton et al. 2015).
 
-    The loss is (1 - `weight`) x the labels' + `weight` x T² KL from the teachers' mean probabilities, both softened by
-    the `temperature` T (Hinton et al. 2015). Teachers see the images that the student sees, augmented and mixed.
+    The teachers see the same images as the network, augmented and mixed.
+
+    Attributes:
+        teacher: A run folder or a model.safetensors, or a list of them, whose mean probabilities are learned from. They
+            have to know the same classes and come from the same training data.
+        weight: Weight of the teachers' part of the loss, above 0, at most 1; the labels' part has 1 - weight.
+        temperature: T, which softens both probabilities. The teachers' part is T² x the KL divergence from them.
     """
 
     teacher: str | tuple[str, ...]
@@ -248,19 +323,36 @@ class DistillConfig(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(Config):
-    """The loop.
+    """The training loop.
 
-    `accumulate` batches share an optimizer step; `clip` bounds the gradient's norm; `resize` lists (from this fraction
-    of training on, this side in pixels); `freeze_stem_after` stops a whitening stem's bias at that epoch; `freeze`
-    lists (from this fraction of training on, stem and so many stages keep their weights), as early layers settle first
-    (Brock et al. 2017, FreezeOut): a step then computes less, and a network that was trained before is changed less;
-    `patience` stops after so many epochs without a better validation accuracy; `drop_last` leaves an epoch's last
-    partial batch out; `skip_easy` leaves this share of the images out of each epoch but the first, those with the
-    lowest loss when they were last trained on and none twice in a row (so half of them at most), up to the fraction
-    `skip_easy_until` of training. precision auto: bf16 where the device has instructions for it, else fp32.
-
-    The state is saved every `checkpoint_minutes`. Where a loss or weight is not finite, the run goes back to the state
-    up to `rollbacks` times, with learning rates times `rollback_factor` each time.
+    Attributes:
+        epochs: Number of epochs.
+        batch_size: Images in a batch. With torchrun, those of all processes together.
+        accumulate: Number of batches that share an optimizer step.
+        drop_last: Whether to leave out an epoch's last batch where it is smaller than the others, unless it is the only
+            one. Otherwise a single last image joins the batch before it.
+        label_smoothing: Share of the label that is spread evenly over all classes, from 0 to below 1.
+        clip: Largest norm of the gradient of a step; longer ones are scaled down to it. `null`: no limit.
+        resize: Pairs of a fraction of training and a side in pixels: from that fraction on, training images are scaled
+            to that side. Before the first pair, and without any, they have the network's `input.size`.
+        freeze_stem_after: Number of epochs after which the bias of a whitening stem is trained no more. `null`: it
+            always is.
+        freeze: Pairs of a fraction of training and a number of stages: from that fraction on, the stem and this many of
+            the first stages keep their weights, as early layers settle first (Brock et al. 2017, FreezeOut). Steps then
+            compute less, and a network that was trained before (`--init`) changes less.
+        patience: Stop after this many epochs without a better validation accuracy, or test accuracy where
+            `evaluate.selection` is `best-test`. `null`: never.
+        skip_easy: Share of the images to leave out of each epoch but the first: those with the lowest loss when they
+            were last trained on. No image is left out twice in a row, so at most half of them are.
+        skip_easy_until: Fraction of training after which no image is left out.
+        precision: `fp32`, `bf16` or `fp16` (mixed precision). `auto`: bf16 where the device has instructions for it or
+            is clearly faster with it, else fp32.
+        compile: Whether to compile the network with torch.compile. Not in several processes (torchrun).
+        checkpoint_minutes: Minutes between two saves of the state; more after a slow save, so that saving takes at most
+            a hundredth of the time.
+        rollbacks: How often a run goes back to its last state when a loss or weight is not finite. 0: it ends with an
+            error.
+        rollback_factor: What all learning rates are multiplied by each time it goes back.
     """
 
     epochs: int = 200
@@ -303,11 +395,20 @@ class TrainConfig(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig(Config):
-    """How the result is chosen and scored.
+    """Which weights are kept, and how they are scored.
 
-    selection: which weights are scored; best-test looks at the test set every epoch, and the record says that it did.
-    tta: test-time augmentation beside the plain accuracy, of the share `tta_share` of the images that the network is
-    least sure of; the others keep their plain score. `every`: epochs between validations.
+    Attributes:
+        selection: `last`: the weights at the end, averaged ones where there are any. `best-val`: those of the epoch
+            with the best validation accuracy. `best-test`: those of the epoch with the best test accuracy, so the test
+            set is looked at in every epoch; the record and the report then say that the run peeked.
+        tta: Test-time augmentation, scored beside the plain accuracy: the mean of the logits over several views of an
+            image. `none`: the plain accuracy alone. `flip`: the image and its mirror image. `flip+shift`: these two
+            with weight 1/4 each, and both shifted by a pixel up-left and down-right with weight 1/8 each (Jordan 2024,
+            airbench).
+        tta_share: Share of the test images, those that the network is least sure of, that are seen in several views.
+            The others keep their plain score.
+        every: Number of epochs from one validation to the next. The last epoch is always validated.
+        batch_size: Images per batch in evaluation, a matter of speed and memory.
     """
 
     selection: Literal["last", "best-val", "best-test"] = "last"
@@ -325,9 +426,23 @@ class EvaluateConfig(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe(Config):
-    """One complete description of a training: with a seed it determines a run.
+    """A complete description of a training. Together with a seed it determines a run.
 
-    `deviations` says in words where it departs from the published setting that it is named after.
+    Attributes:
+        name: The recipe's name, which is also that of the folder of its runs.
+        spec: The network.
+        description: What it is, in a line.
+        budget: Largest number of trainable parameters. A network with more is refused before anything is built.
+        data: The images.
+        augment: The augmentation of training images.
+        init: How the weights are initialized.
+        optim: The optimizer.
+        schedule: The learning rate over time.
+        average: Averages of the weights.
+        distill: Learning from trained networks. `null`: from the labels alone.
+        train: The training loop.
+        evaluate: Selection and scoring.
+        deviations: In words, where the recipe departs from the published setting that it is named after.
     """
 
     name: str

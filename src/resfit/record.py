@@ -25,7 +25,15 @@ def settings(config: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class ClassScore:
-    """One class: precision, recall and F1 as fractions, support in images."""
+    """How well one class is told from the others. Scores are fractions.
+
+    Attributes:
+        name: The class.
+        precision: Of the images taken for the class, the share that are of it. 0 where none is taken for it.
+        recall: Of the images of the class, the share that are taken for it.
+        f1: Harmonic mean of precision and recall.
+        support: Number of images of the class.
+    """
 
     name: str
     precision: float
@@ -36,7 +44,13 @@ class ClassScore:
 
 @dataclass(frozen=True, kw_only=True)
 class ConfidenceBin:
-    """One bin of the reliability diagram: mean confidence, accuracy as a fraction, images in it."""
+    """One bin of the reliability diagram: the images whose highest probability lies in its range.
+
+    Attributes:
+        confidence: Mean of their highest probabilities.
+        accuracy: Their accuracy, a fraction.
+        count: Number of images.
+    """
 
     confidence: float
     accuracy: float
@@ -45,7 +59,13 @@ class ConfidenceBin:
 
 @dataclass(frozen=True, kw_only=True)
 class Calibrated:
-    """Loss and calibration error of the same logits divided by a temperature, which was fitted on other images."""
+    """Scores of the same logits divided by a temperature, which was fitted on the validation images.
+
+    Attributes:
+        temperature: The temperature.
+        loss: Mean cross-entropy, in nats.
+        ece: Expected calibration error.
+    """
 
     temperature: float
     loss: float
@@ -54,7 +74,20 @@ class Calibrated:
 
 @dataclass(frozen=True, kw_only=True)
 class Metrics:
-    """A labelled set's scores. Accuracies are fractions; confusion[i][j] counts images of class i taken for class j."""
+    """The scores of the images of one split.
+
+    Attributes:
+        accuracy: Share of the images whose most likely class is the label, without test-time augmentation.
+        accuracy_tta: The same with test-time augmentation. `null`: not scored with it.
+        loss: Mean cross-entropy, in nats.
+        ece: Expected calibration error: mean gap between confidence and accuracy over 15 bins of equal width, weighted
+            by images (Guo et al. 2017).
+        per_class: The scores of each class.
+        confusion: A row for each class, a column for each class: confusion[i][j] images of class i were taken for class
+            j.
+        reliability: The bins of the reliability diagram that hold an image, by rising confidence.
+        calibrated: Loss and calibration error after calibration. `null`: no validation images, and so no temperature.
+    """
 
     accuracy: float
     accuracy_tta: float | None = None
@@ -68,7 +101,20 @@ class Metrics:
 
 @dataclass(frozen=True, kw_only=True)
 class EpochPoint:
-    """One epoch of the curve: `images` trained on, the main group's `lr` in its last step, `seconds` spent training."""
+    """One epoch of the training curve, and one line of metrics.jsonl.
+
+    Attributes:
+        epoch: The epoch, counted from 1.
+        train_loss: Mean training loss, with all that the recipe adds to it (label smoothing, mixed labels, teachers).
+        train_accuracy: Accuracy on the augmented images, as they were trained on; a fraction. Of a mixed image, its
+            predicted class's part counts as right.
+        val_loss: Mean cross-entropy on the validation images. `null`: not validated in this epoch.
+        val_accuracy: Accuracy on the validation images, a fraction. `null`: not validated in this epoch.
+        test_accuracy: Accuracy on the test images. `null` unless `evaluate.selection` is `best-test`.
+        lr: Learning rate of the main group of parameters in the epoch's last step.
+        seconds: Seconds spent training, validation apart.
+        images: Number of images trained on. `null`: not noted.
+    """
 
     epoch: int
     train_loss: float
@@ -83,7 +129,14 @@ class EpochPoint:
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """One test image and its prediction; `image` is a PNG in base64."""
+    """One test image and what the network takes it for.
+
+    Attributes:
+        image: The image, a PNG in base64.
+        label: Its class.
+        prediction: The class that the network finds most likely.
+        confidence: That class's probability.
+    """
 
     image: str
     label: str
@@ -93,7 +146,16 @@ class Sample:
 
 @dataclass(frozen=True, kw_only=True)
 class LayerRow:
-    """One line of the layer table; `shape` is the output's [channels, height, width]."""
+    """One line of the layer table.
+
+    Attributes:
+        name: The layer's name, that of its module in the network.
+        kind: What it is, such as `conv 3x3`, `norm` or `linear`.
+        shape: Its output: channels, height and width.
+        params: Its trainable parameters.
+        macs: Its multiply-accumulate operations for one image.
+        activation_bytes: Bytes of its output for one image, in fp32.
+    """
 
     name: str
     kind: str
@@ -105,7 +167,14 @@ class LayerRow:
 
 @dataclass(frozen=True, kw_only=True)
 class Latency:
-    """Median seconds of a forward pass of `batch` images on so many threads, over `passes`."""
+    """How long a forward pass takes, in fp32.
+
+    Attributes:
+        batch: Number of images in the pass.
+        threads: Number of CPU threads.
+        seconds: Median of the passes' times.
+        passes: Number of passes timed.
+    """
 
     batch: int
     threads: int
@@ -115,7 +184,15 @@ class Latency:
 
 @dataclass(frozen=True, kw_only=True)
 class PrunedNetwork:
-    """A network at one step of its pruning: plain test accuracy (a fraction), price and speed."""
+    """A network at one step of its pruning.
+
+    Attributes:
+        name: The step: `before`, `pruned` or `fine-tuned`.
+        accuracy: Its test accuracy without test-time augmentation, a fraction.
+        params: Its trainable parameters.
+        macs: Its multiply-accumulate operations for one image.
+        latency: Its forward pass, timed for several batch sizes and numbers of threads.
+    """
 
     name: str
     accuracy: float
@@ -126,7 +203,13 @@ class PrunedNetwork:
 
 @dataclass(frozen=True, kw_only=True)
 class ParentRun:
-    """The run that a pruned network comes from, and the SHA-256 of its model.safetensors."""
+    """The run that a pruned network comes from.
+
+    Attributes:
+        recipe: Its recipe's name.
+        seed: Its seed.
+        sha256: SHA-256 of its model.safetensors.
+    """
 
     recipe: str
     seed: int
@@ -135,7 +218,14 @@ class ParentRun:
 
 @dataclass(frozen=True, kw_only=True)
 class Pruning:
-    """How a network was pruned: its steps in order, and the channels of each part before and after."""
+    """How a network was pruned.
+
+    Attributes:
+        parent: The run that it comes from.
+        criterion: What the channels were judged by, in words.
+        networks: The network before, pruned and fine-tuned, in this order.
+        widths: Each part of the network with its number of channels before and after.
+    """
 
     parent: ParentRun
     criterion: str
@@ -145,7 +235,13 @@ class Pruning:
 
 @dataclass(frozen=True, kw_only=True)
 class CorruptionScore:
-    """One kind of corruption: its group, and the accuracy at severities 1 to 5, fractions."""
+    """Accuracy under one kind of corruption.
+
+    Attributes:
+        kind: The corruption.
+        group: Its group, such as noise or blur.
+        accuracy: The accuracy at severities 1 to 5, fractions.
+    """
 
     kind: str
     group: str
@@ -154,9 +250,15 @@ class CorruptionScore:
 
 @dataclass(frozen=True, kw_only=True)
 class Robustness:
-    """Accuracy on corrupted test images, as in robustness.json: `set` names the corruptions and their version.
+    """Accuracy on corrupted test images, as robustness.json holds it.
 
-    `clean` is the accuracy without corruption, `mean` that over all kinds and severities.
+    Attributes:
+        set: Name and version of the set of corruptions, which are resfit's own; other sets cannot be compared.
+        seed: Seed of the corruptions.
+        images: Number of test images.
+        clean: Accuracy without corruption, a fraction.
+        mean: Mean accuracy over all kinds and severities, a fraction.
+        kinds: The accuracy under each kind.
     """
 
     set: str
@@ -169,11 +271,16 @@ class Robustness:
 
 @dataclass(frozen=True, kw_only=True)
 class HumanAgreement:
-    """The network beside people who labelled the same test images, as in human.json.
+    """The network beside people who labelled the same test images, as human.json holds it.
 
-    `agreement` is the share of images whose most likely class is also the people's most frequent one, `human_accuracy`
-    the share on which that is the label. `cross_entropy` is the network's against the people's distribution and
-    `human_entropy` that distribution's own, the least that is possible: means over images, in nats.
+    Attributes:
+        images: Number of test images.
+        agreement: Share of the images whose most likely class is also the one that most people chose.
+        human_accuracy: Share of the images for which the class that most people chose is the label.
+        cross_entropy: Cross-entropy of the network's probabilities against the people's distribution; mean over images,
+            in nats.
+        human_entropy: Entropy of the people's distribution, the least cross-entropy possible; mean over images, in
+            nats.
     """
 
     images: int
@@ -185,7 +292,14 @@ class HumanAgreement:
 
 @dataclass(frozen=True, kw_only=True)
 class Agreement:
-    """An export held against its network: largest difference of logits, share of equal predictions."""
+    """An export held against its network, in batches of one size.
+
+    Attributes:
+        batch_size: Images in a batch.
+        images: Number of images.
+        largest_difference: Largest difference of two logits.
+        equal: Share of images for which both predict the same class.
+    """
 
     batch_size: int
     images: int
@@ -195,7 +309,15 @@ class Agreement:
 
 @dataclass(frozen=True, kw_only=True)
 class CallTimes:
-    """Times of single calls on one thread, in milliseconds."""
+    """How long single calls take on one CPU thread.
+
+    Attributes:
+        runtime: What is called, the network or the export, and by what it is run.
+        batch_size: Images in a call.
+        calls: Number of calls timed.
+        median_ms: Median time of a call, in milliseconds.
+        p99_ms: 99th percentile of the times, in milliseconds.
+    """
 
     runtime: str
     batch_size: int
@@ -206,10 +328,27 @@ class CallTimes:
 
 @dataclass(frozen=True, kw_only=True)
 class ExportRecord:
-    """An export in numbers. "Before" is the network that it came from; accuracies are fractions of the test images.
+    """One export, as export.json lists it. "Before" is the network that was exported.
 
-    `smallest_equal` and `largest_allowed` (of logits, None: not judged) are what the agreement was held to;
-    `model_sha256` is that of the network's file.
+    Attributes:
+        resfit: Version of resfit.
+        file: The file's name.
+        format: Its format, as `resfit export --format` names it.
+        input: What the graph takes: `uint8` from 0 to 255, or `float` from 0 to 1. `null`: the file holds weights
+            alone.
+        runtime: What ran it when it was checked.
+        bytes: Its size.
+        bytes_before: Size of the model file.
+        norms_folded: Number of batch norms folded into convolutions.
+        data: Name of the data set that it was checked on.
+        agreement: How it agrees with the network, at each batch size.
+        smallest_equal: The smallest `equal` that was accepted.
+        largest_allowed: The largest `largest_difference` that was accepted. `null`: any.
+        accuracy_before: Test accuracy of the network, a fraction.
+        accuracy_after: Test accuracy of the export, a fraction.
+        latency: Times of calls to both, at each batch size.
+        env: What it was checked on, as the record's `env`.
+        model_sha256: SHA-256 of the model file. `null`: not noted.
     """
 
     resfit: str
@@ -233,9 +372,16 @@ class ExportRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class GivenModel:
-    """A trained network that a run was given: its file as it was named, what of it was taken, and what to know of it.
+    """A trained network that the run was given.
 
-    `sha256` is the file's; `recipe` and `data` (digest) are from the record beside it, None where there is none.
+    Attributes:
+        path: Its place, as it was given.
+        sha256: SHA-256 of its model file.
+        params: Its trainable parameters.
+        recipe: Its recipe, from the record beside it. `null`: there is no record.
+        data: Digest of the data that it was trained on, from the record beside it. `null`: there is no record.
+        taken: What was taken of it.
+        note: What to know of it, as that it was trained on images that this run validates on.
     """
 
     path: str
@@ -252,16 +398,51 @@ class GivenModel:
 
 @dataclass(frozen=True, kw_only=True)
 class RunRecord(Plain):
-    """Everything that a run leaves in numbers.
+    """Everything that a run leaves in numbers. Accuracies are fractions from 0 to 1.
 
-    `data`: name, digest, n_train, n_val, n_test, classes, mean, std, duplicates. `protocol`: selection, tta,
-    test_scored, peeking. `env`: python, torch, cpu, cpu_features, gpu, threads, commit, command. `seconds_to_result`
-    runs from data in memory to the last test score, compile warm-up apart, and `seconds_saving` of it went into the
-    checkpoints (None: not measured); `images_per_second` is over the training steps. `robustness` and `human` come from
-    files of their own beside record.json, where they were measured. `init` gave the first weights, `teachers` were
-    learned from. `temperature` is what logits are divided by for calibrated probabilities, fitted on the validation
-    split. `exports` are those that export.json beside the record lists. `events` are one-line remarks on what befell
-    the run: changed fields, rollbacks, lack of memory.
+    Attributes:
+        resfit: Version of resfit.
+        recipe: The recipe's name.
+        description: The recipe's description.
+        config: The recipe as it was run, with every override.
+        spec: Its network.
+        params: Trainable parameters.
+        macs: Multiply-accumulate operations of convolutions and linear layers for one image.
+        budget: The limit on trainable parameters.
+        layers: The layer table.
+        seed: The run's seed.
+        epochs: Number of epochs trained, fewer than the recipe's where the run stopped early.
+        device: `cpu` or `cuda`.
+        precision: The precision it was computed in: `fp32`, `bf16` or `fp16`.
+        env: What it ran on: `python`, `torch`, `platform`, `cpu`, `cpu_features`, `cpu_count`, `gpu`, `threads`,
+            `commit` of the source (with -dirty where the working tree had other changes), `command`, `kernels` of
+            resfit that were used, `world_size` (number of processes).
+        data: `name`, `digest` of images and splits, `test_digest` of an image folder's test files, `n_train`, `n_val`,
+            `n_test`, `classes`, `mean` and `std` of each channel on the scale from 0 to 1, `duplicates` (images of the
+            second split that also occur in the first), `notes`.
+        protocol: `selection`; `tta` (whether), `tta_views` and `tta_share`; `test_scored`, how often the test set was
+            scored; `peeking`, whether the test set decided which weights are kept; `best_epoch`, the epoch of these,
+            `null` for the last; `deviations` of the recipe.
+        seconds_to_result: Seconds from data in memory to the last test score, initialization and test-time augmentation
+            included, compilation apart. Of a resumed run all parts count.
+        seconds_saving: How many of these went into saving the state. `null`: not measured.
+        images_per_second: Images trained on per second of training.
+        val: Scores on the validation images. `null`: there are none.
+        test: Scores on the test images, of the weights that were selected.
+        temperature: What logits are divided by for calibrated probabilities, fitted on the validation images. `null`:
+            there are none.
+        curve: The training curve, a point for each epoch.
+        init: The network whose weights the run began with (`--init`). `null`: it began anew.
+        teachers: The networks that it learned from.
+        augmented: Training images, a PNG in base64: each as it is in the first column, and beside it as training may
+            see it.
+        samples: The test images that the network is surest of: up to 8 that it gets right, then up to 8 that it gets
+            wrong.
+        pruning: How the network was pruned. `null`: it was not.
+        events: One-line remarks on what happened to the run: changed fields, rollbacks, lack of memory.
+        robustness: Accuracy on corrupted images, from robustness.json. `null`: not measured.
+        human: Agreement with people, from human.json. `null`: not measured.
+        exports: Exports of the network, from export.json.
     """
 
     resfit: str

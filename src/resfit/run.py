@@ -53,7 +53,7 @@ def train(
     data: Dataset | None = None,
     observer: Observer | None = None,
 ) -> RunRecord:
-    """Train one recipe with one seed into the folder out/<recipe>/<seed>, and return its record.
+    """Train one recipe with one seed into the folder `out/<recipe>/<seed>`, and return its record.
 
     `resume` goes on from the folder's state, with the data folder and device that the run began with unless others are
     given, and `override` with a recipe, precision or kernels that have changed since. `init` is a run folder or a

@@ -73,7 +73,12 @@ def _check_kernel(name: str, value: int) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class InputSpec(Config):
-    """The images: `channels` planes of `size` x `size` pixels."""
+    """The images that the network takes. They are square.
+
+    Attributes:
+        channels: Number of colour channels: 1 for grey images, 3 for colour.
+        size: Side in pixels. Images of another size are scaled to it when the data is loaded.
+    """
 
     channels: int = 3
     size: int = 32
@@ -86,11 +91,17 @@ class InputSpec(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class StemSpec(Config):
-    """The layer ahead of the stages.
+    """The layer between the images and the first stage.
 
-    conv: convolution, norm, activation (the convolution alone ahead of preact blocks). whiten: convolution with frozen
-    patch-whitening filters and a trained bias, activation; its channels are 2 x input channels x kernel² (Jordan 2024,
-    airbench); `pad` surrounds the image with zeros, so that the map keeps its side.
+    Attributes:
+        kind: `conv`: a trained convolution with a norm and an activation; ahead of act-first and pyramid blocks it has
+            only the norm, ahead of preact blocks neither. `whiten`: a convolution with frozen filters that whiten
+            patches of the training images, a trained bias, and an activation (Jordan 2024, airbench).
+        channels: Number of output channels. For `whiten` it has to be 2 x input channels x kernel².
+        kernel: Side of the filters in pixels; odd for `conv`.
+        stride: Stride of the convolution.
+        pad: For `whiten` only: surround the image with zeros, so that at stride 1 the map is as large as the image. A
+            `conv` stem always does.
     """
 
     kind: Literal["conv", "whiten"] = "conv"
@@ -117,13 +128,16 @@ class StemSpec(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class ShortcutSpec(Config):
-    """How a block that changes shape brings its input to its output.
+    """How a block that changes the shape adds its input to its output. Other blocks add it unchanged.
 
-    conv: a convolution of `kernel` (K_i), and a norm in all but preact blocks. shift: two 1 x 1 convolutions, half of
-    the channels each, the second of the map moved by one pixel, and a norm (Gastaldi 2017). pad: strided identity with
-    zero-padded channels, free of parameters (He et al. 2015, option A). avg-pad: the same of the average-pooled map
-    (Han et al. 2017). late: the identity of what the block's first convolution has brought to the new shape, behind its
-    norm and activation; no parameters (airbench96, Jordan 2024).
+    Attributes:
+        kind: `conv`: a convolution, followed by a norm except in preact blocks. `shift`: two 1 x 1 convolutions, each
+            giving half of the channels, the second one of the map moved by one pixel; followed by a norm as `conv` is
+            (Gastaldi 2017). `pad`: the strided input, with zeros for the new channels; no parameters (He et al. 2015,
+            option A). `avg-pad`: as `pad`, but average-pooled instead of strided (Han et al. 2017). `late`: the output
+            of the block's first convolution after its norm and activation; no parameters, and for basic blocks with one
+            branch only (airbench96, Jordan 2024).
+        kernel: Side of the filters of `conv` in pixels (K_i), odd. `shift` needs 1; the other kinds ignore it.
     """
 
     kind: Literal["conv", "pad", "shift", "avg-pad", "late"] = "conv"
@@ -143,10 +157,19 @@ class ShortcutSpec(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class StageSpec(Config):
-    """`blocks` (B_i) residual blocks of `channels` (C_i, before expansion) with convolutions of `kernel` (F_i).
+    """A stage: residual blocks one after the other. The first of them carries the stage's stride.
 
-    The first block carries the stride: 1 in the first stage and 2 in the others unless said. `block`, `shortcut` and
-    `downsample` override the network's own. `inner` is the width between a block's convolutions, if not `channels`.
+    Attributes:
+        blocks: Number of blocks (B_i).
+        channels: Number of channels of the blocks (C_i), before the network's `expansion`.
+        stride: Stride of the first block. `null`: 1 in the first stage, 2 in all others.
+        kernel: Side of the filters in pixels (F_i), odd. In bottlenecks that of the middle convolution; the outer two
+            are 1 x 1.
+        block: Kind of the stage's blocks. `null`: the network's `block`.
+        shortcut: The stage's shortcut. `null`: the network's `shortcut`.
+        downsample: How the stage's stride is taken. `null`: the network's `downsample`.
+        inner: Number of channels between a block's convolutions. `null`: the block's own `channels`. Where a `late`
+            shortcut changes the shape, its output channels are used instead.
     """
 
     blocks: int
@@ -171,7 +194,12 @@ class StageSpec(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class SESpec(Config):
-    """Squeeze-and-excitation on a block's residual (Hu et al. 2018): hidden width channels // reduction, at least 1."""
+    """Squeeze-and-excitation (Hu et al. 2018): gates, made from the means of all channels, scale a block's residual.
+
+    Attributes:
+        reduction: The hidden layer has channels // reduction units, at least 1.
+        bias: Whether the two linear layers have biases.
+    """
 
     reduction: int = 16
     bias: bool = False
@@ -183,9 +211,11 @@ class SESpec(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class ECASpec(Config):
-    """Efficient channel attention on a block's residual (Wang et al. 2020): a convolution over neighbouring channels.
+    """Efficient channel attention (Wang et al. 2020): a channel's gate is made from its neighbours' means.
 
-    Without `kernel` each block takes the paper's for its channels C: (log2(C) + 1) / 2, up to the next odd number.
+    Attributes:
+        kernel: Number of neighbouring channels that a gate is made from, odd. `null`: the paper's choice for a block of
+            C channels, (log2(C) + 1) / 2 rounded down, plus 1 where that is even.
     """
 
     kernel: int | None = None
@@ -203,9 +233,12 @@ class ECASpec(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class WidenSpec(Config):
-    """Channels that are gained evenly over all blocks (Han et al. 2017, PyramidNet's alpha).
+    """Widths that grow evenly from block to block through the whole network (Han et al. 2017, PyramidNet).
 
-    Block k of n has its stage's channels and k / n of `channels` more, in whole multiples of `multiple`, rounded down.
+    Attributes:
+        channels: Channels that the last block has in addition to its stage's (the paper's alpha). Block k of n has k /
+            n of them.
+        multiple: The added channels are rounded down to a multiple of this number.
     """
 
     channels: int
@@ -223,12 +256,16 @@ class WidenSpec(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class DropoutSpec(Config):
-    """Rates. block: whole channels, after each norm on a block's residual. head: features, ahead of the classifier.
+    """Dropout in training. Each probability is from 0, which is off, to below 1.
 
-    path: a block's whole residual, image by image (stochastic depth, Huang et al. 2016); what is kept is scaled up, so
-    that evaluation needs nothing. shakedrop: at that rate a residual is multiplied by a random number from -1 to 1 on
-    the way forward and from 0 to 1 on the way back; evaluation takes the mean (Yamada et al. 2019). Both rates are the
-    last block's and rise evenly from the first on.
+    Attributes:
+        block: Probability that a channel is dropped, after each norm that follows a convolution of a block's residual.
+        head: Probability that a feature is dropped ahead of the classifier.
+        path: Probability that the last block drops an image's whole residual (stochastic depth, Huang et al. 2016). It
+            rises evenly from the first block to the last. Kept residuals are scaled up, so evaluation needs no change.
+        shakedrop: Probability that the last block multiplies an image's residual by a random number, from -1 to 1 on
+            the way forward and another from 0 to 1 on the way back. It rises evenly from the first block to the last.
+            Evaluation takes the mean factor, 1 - probability (Yamada et al. 2019). Not together with `path`.
     """
 
     block: float = 0.0
@@ -248,7 +285,14 @@ class DropoutSpec(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class NormSpec(Config):
-    """Batch normalization: `gain` trains a scale a channel; `momentum` is the weight of the newest batch."""
+    """Batch normalization. Each channel always has a trained shift.
+
+    Attributes:
+        gain: Whether each channel also has a trained scale; without it the scale stays 1.
+        momentum: Weight of the newest batch in the running mean and variance, which evaluation uses. Above 0, at most
+            1.
+        eps: Added to the variance, so that nothing is divided by zero.
+    """
 
     gain: bool = True
     momentum: float = 0.1
@@ -264,7 +308,13 @@ class NormSpec(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class PoolSpec(Config):
-    """The pool ahead of the classifier: the whole map, or windows of `size` pixels (P) that tile it."""
+    """The pooling between the last stage and the classifier.
+
+    Attributes:
+        kind: `avg`: the mean of each window. `max`: its maximum.
+        size: `global`: one window, the whole map. A number: the side in pixels (P) of windows that tile the map; pixels
+            beyond the last whole window are left out.
+    """
 
     kind: Literal["avg", "max"] = "avg"
     size: int | Literal["global"] = "global"
@@ -277,7 +327,12 @@ class PoolSpec(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class HeadSpec(Config):
-    """The linear classifier; its logits are multiplied by `scale`."""
+    """The linear classifier.
+
+    Attributes:
+        bias: Whether it has a bias.
+        scale: Factor that the logits are multiplied by, above 0.
+    """
 
     bias: bool = True
     scale: float = 1.0
@@ -405,13 +460,38 @@ class BlockPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class NetSpec(Config):
-    """A residual network: stem, N stages of blocks, pool, linear classifier.
+    """A residual network: a stem, stages of residual blocks, a pool, and a linear classifier.
 
-    A block puts out `expansion` times its channels: 4 for bottlenecks and 1 for the others unless said. `groups`
-    divides a bottleneck's inner convolution (Xie et al. 2017, ResNeXt). With two `branches` a block's residual is their
-    mean; in training, `mix: shake` weighs them at random, image by image, and anew on the way back (Gastaldi 2017).
-    downsample maxpool, blur: convolutions keep the map, and a max-pool or a binomial blur (Zhang 2019) takes the
-    stride.
+    Attributes:
+        stages: The stages in order, 1 to 16 of them.
+        input: Channels and size of the images.
+        stem: The layer ahead of the stages.
+        block: Kind of the blocks. `basic`: two convolutions, each followed by a norm, and an activation between them
+            and after the addition (He et al. 2015). `preact`: a norm and an activation ahead of each convolution (He et
+            al. 2016b). `act-first`: as `basic`, but with an activation ahead of the first convolution and none after
+            the addition (He et al. 2016b, figure 4 (d); Gastaldi 2017). `pyramid`: a norm ahead of the first
+            convolution and after each of them, an activation only between them (Han et al. 2017). `bottleneck` is
+            `basic` with three convolutions, the outer two 1 x 1; the other kinds that end on it likewise.
+        expansion: A block puts out this many times its `channels`; from 1/64 to 64. `null`: 4 for bottlenecks, 1 for
+            the other kinds.
+        groups: Groups of a bottleneck's middle convolution (Xie et al. 2017, ResNeXt). It has to divide the channels.
+        branches: Number of residual branches of a block. The residual of two is their mean.
+        mix: How two branches are mixed in training. `shake`: with random weights for each image, drawn anew for the way
+            back (Gastaldi 2017). `mean`: evenly, as in evaluation.
+        widen: Widths that grow from block to block. `null`: they do not.
+        shortcut: The shortcut of blocks that change the shape.
+        downsample: What takes a block's stride. `stride`: its first convolution, or a bottleneck's middle one.
+            `maxpool`: a max-pool behind that convolution. `blur`: a 3 x 3 binomial blur behind it (Zhang 2019). The
+            shortcut's input is strided, pooled or blurred likewise.
+        se: Squeeze-and-excitation on each block's residual. `null`: none.
+        eca: Efficient channel attention on each block's residual. `null`: none. Not together with `se`.
+        conv_bias: Whether convolutions have biases. A whitening stem always has one.
+        norm: The batch norms.
+        dropout: Dropout in the blocks and ahead of the classifier.
+        pool: The pooling ahead of the classifier.
+        head: The classifier.
+        activation: The activation everywhere but within `se` and `eca`.
+        num_classes: Number of classes. For an image folder the number of its class folders replaces it.
     """
 
     stages: tuple[StageSpec, ...]

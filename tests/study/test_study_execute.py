@@ -278,8 +278,8 @@ def test_points_that_validate_on_different_images_are_judged_on_test(
 ) -> None:
     options, plain = RunOptions(out=tmp_path), study.recipes()["plain"]
     jobs = [Job(recipe=plain, seed=0), Job(recipe=plain.replace({"name": "other", **other}), seed=0)]
-    assert judged_by(jobs[:1], place) == "validation"
-    assert judged_by(jobs, place) == "test"
+    assert judged_by(jobs[:1], options) == "validation"
+    assert judged_by(jobs, options) == "test"
 
 
 def test_without_a_validation_split_the_page_says_that_the_test_set_judged(study: Study, tmp_path: Path) -> None:
@@ -294,7 +294,7 @@ def test_several_processes_give_the_same_runs_and_one_failure_stays_alone(study:
     recipes = study.recipes({"train.epochs": 1})
     alone, _ = run(study, tmp_path / "alone", recipes=recipes)
     recipes["bad"] = recipes["plain"].replace({"name": "bad", "optim.lr": 1e30, "optim.momentum": 0.0})
-    place, log = RunOptions(out=tmp_path / "s"), Log()
+    options, log = RunOptions(out=tmp_path / "s"), Log()
     bigger = Study(name="s", recipe=study.recipe, baseline="plain", points={**study.points, "bad": {}})
     result = execute(bigger, recipes, Processes(options, ["cpu", "cpu"]), seeds=1, watcher=log)
     assert "not finite" in log.ended["bad, seed 0"] and len(result.failed) == 1
