@@ -8,7 +8,7 @@ import pytest
 from resfit.budget import judge, parse_count, require_fit, short_count
 from resfit.cost import cost
 from resfit.errors import BadInput
-from resfit.fitting import filled
+from resfit.fitting import fitted_spec
 from resfit.recipe import get_recipe
 from resfit.scale import fitted
 from resfit.solver import design
@@ -31,7 +31,7 @@ def test_the_limit_itself_fits_and_one_less_does_not():
 
 
 def test_a_refusal_tells_the_excess_and_the_nearest_network_that_fits():
-    fitting = filled(WIDE, 5_000_000)
+    fitting = fitted_spec(WIDE, 5_000_000)
     with pytest.raises(BadInput) as caught:
         require_fit(WIDE, 5_000_000)
     line = str(caught.value)
@@ -48,7 +48,7 @@ def test_what_is_offered_fits_when_it_is_given(name, budget):
         require_fit(recipe.spec, budget)
     _, _, fields = str(caught.value).partition(", with ")
     offered = recipe.replace({field: int(value) for field, value in (pair.split() for pair in fields.split(", "))})
-    assert offered.spec == filled(recipe.spec, budget)
+    assert offered.spec == fitted_spec(recipe.spec, budget)
     assert judge(offered.spec, budget).fits
 
 

@@ -15,13 +15,13 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from resfit.cost import cost
-from resfit.layers import FrozenConv
+from resfit.layers import WhiteningConv
 from resfit.net import build
 from resfit.recipe import get_recipe
 from resfit.spec import NetSpec
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "params.json").read_text())
-PRICED = (nn.Conv2d, nn.Conv1d, nn.BatchNorm2d, nn.Linear, FrozenConv)
+PRICED = (nn.Conv2d, nn.Conv1d, nn.BatchNorm2d, nn.Linear, WhiteningConv)
 
 
 @pytest.mark.parametrize(("name", "params"), GOLDEN["recipes"].items())
@@ -95,7 +95,7 @@ def test_every_row_is_the_built_layer(spec):
     for layer in price.layers:
         assert layer.params == sum(p.numel() for p in built[layer.name].parameters()), layer.name
     assert price.params == sum(p.numel() for p in net.parameters())
-    assert price.frozen == sum(m.weight.numel() for m in built.values() if isinstance(m, FrozenConv))
+    assert price.frozen == sum(m.weight.numel() for m in built.values() if isinstance(m, WhiteningConv))
 
 
 @settings(max_examples=60, deadline=None)

@@ -21,7 +21,7 @@ from resfit.errors import BadInput, RunFailed
 from resfit.export import FORMATS, export
 from resfit.export.check import BATCH_SIZES, agreement
 from resfit.export.deploy import Deployed, fold_norms
-from resfit.export.formats import Job, network_answer
+from resfit.export.formats import ExportJob, network_answer
 from resfit.layers import Norm
 from resfit.modelfile import load
 from resfit.modelheader import ModelInfo
@@ -82,7 +82,7 @@ def assert_agrees(net: Network, folder: Path, name: str, kind: str = "uint8", to
     folded, _ = fold_norms(net)
     images = pictures(net.spec)
     expected, file = network_answer(net)(images), folder / f"model{FORMATS[name].suffix}"
-    FORMATS[name].write(Job(net=net, folded=folded, kind=kind, train=images), file)
+    FORMATS[name].write(ExportJob(net=net, folded=folded, kind=kind, train=images), file)
     answer = FORMATS[name].open(file, kind)
     for size in BATCH_SIZES:
         found = agreement(answer(images[:size]), expected[:size], size)

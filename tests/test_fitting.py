@@ -12,7 +12,7 @@ from strategies import specs
 
 from resfit import fitting
 from resfit.cost import cost
-from resfit.fitting import FULL, departure, filled
+from resfit.fitting import FULL, departure, fitted_spec
 from resfit.recipe import get_recipe, recipe_names
 from resfit.spec import NetSpec
 
@@ -28,7 +28,7 @@ def widths(spec: NetSpec) -> list[int]:
 def test_every_recipe_s_network_fills_a_budget_in_its_own_proportions(name, budget):
     """Narrower and wider ones alike; only what can be scaled differs."""
     spec = get_recipe(name).spec
-    found = filled(spec, budget)
+    found = fitted_spec(spec, budget)
     assert FULL * budget <= cost(found).params <= budget
     assert departure(spec, found) <= 0.2 * len(set(widths(spec)))
     for wider, stage in zip(found.stages, spec.stages, strict=True):
@@ -41,16 +41,16 @@ def test_every_recipe_s_network_fills_a_budget_in_its_own_proportions(name, budg
 @pytest.mark.parametrize("name", recipe_names())
 def test_a_network_that_fills_its_budget_stays_as_it_is(name):
     spec = get_recipe(name).spec
-    assert filled(spec, cost(spec).params) == spec
+    assert fitted_spec(spec, cost(spec).params) == spec
 
 
 @pytest.mark.parametrize("budget", [1_000_000, 5_000_000])
 def test_widths_stay_multiples_of_eight(budget):
-    assert all(width % 8 == 0 for width in widths(filled(WIDE, budget)))
+    assert all(width % 8 == 0 for width in widths(fitted_spec(WIDE, budget)))
 
 
 def test_equal_widths_stay_equal():
-    first, *others = widths(filled(get_recipe("cifar10-94").spec, 1_000_000))[1:]
+    first, *others = widths(fitted_spec(get_recipe("cifar10-94").spec, 1_000_000))[1:]
     assert first < min(others) and len(set(others)) == 1
 
 
@@ -71,14 +71,14 @@ def filled_by_hand(spec: NetSpec, new: list[int]) -> NetSpec:
 
 
 def test_widths_leave_the_multiples_of_eight_only_where_nothing_else_fits():
-    smallest = filled(WIDE, 5_000)
+    smallest = fitted_spec(WIDE, 5_000)
     assert any(width % 8 for width in widths(smallest))
     assert widths(smallest) == sorted(widths(smallest))
 
 
 def test_a_whitening_stem_keeps_the_width_that_its_filters_need():
     spec = get_recipe("cifar10-94").spec
-    fitting = filled(spec, 1_000_000)
+    fitting = fitted_spec(spec, 1_000_000)
     assert fitting.stem == spec.stem
     assert cost(fitting).params <= 1_000_000
 
@@ -87,7 +87,7 @@ def test_groups_and_widening_are_narrowed_with_the_rest():
     grouped = NetSpec.from_dict(
         {"stages": [{"blocks": 2, "channels": 256}] * 3, "block": "bottleneck", "groups": 32, "expansion": 2}
     )
-    fitting = filled(grouped, 500_000)
+    fitting = fitted_spec(grouped, 500_000)
     assert fitting.groups == 32
     assert 250_000 < cost(fitting).params <= 500_000
     pyramid = NetSpec.from_dict(
@@ -99,26 +99,26 @@ def test_groups_and_widening_are_narrowed_with_the_rest():
             "shortcut": {"kind": "avg-pad"},
         }
     )
-    fitting = filled(pyramid, 500_000)
+    fitting = fitted_spec(pyramid, 500_000)
     assert 0 < fitting.widen.channels < 200
     assert 250_000 < cost(fitting).params <= 500_000
 
 
 def test_where_one_channel_everywhere_is_too_much_there_is_none():
-    assert filled(WIDE, 100) is None
+    assert fitted_spec(WIDE, 100) is None
 
 
 def test_pad_shortcuts_can_be_narrowed_too():
     bottlenecks = {"stages": [{"blocks": 1, "channels": 16}], "block": "bottleneck", "shortcut": {"kind": "pad"}}
     spec = NetSpec.from_dict(bottlenecks)  # 64 channels in the stem and after expansion
-    assert cost(filled(spec, cost(spec).params - 1)).params < cost(spec).params
+    assert cost(fitted_spec(spec, cost(spec).params - 1)).params < cost(spec).params
 
 
 @settings(max_examples=30, deadline=None)
 @given(specs(), st.floats(0.01, 1.2))
 def test_whatever_the_spec_an_offer_fits_and_is_valid(spec, share):
     budget = max(1, int(cost(spec).params * share))
-    fitting = filled(spec, budget)
+    fitting = fitted_spec(spec, budget)
     assert fitting is None or cost(fitting).params <= budget
     assert fitting is None or NetSpec.from_dict(fitting.to_dict()) == fitting
 
@@ -130,7 +130,7 @@ def network(*channels: int, blocks: int = 2, **fields: object) -> NetSpec:
 
 def test_any_network_that_fills_its_budget_stays_as_it_is():
     spec = network(10, 20, 44)
-    assert filled(spec, cost(spec).params) == filled(spec, int(cost(spec).params / 0.99)) == spec
+    assert fitted_spec(spec, cost(spec).params) == fitted_spec(spec, int(cost(spec).params / 0.99)) == spec
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def test_any_network_that_fills_its_budget_stays_as_it_is():
     ],
 )
 def test_what_fills_a_budget_is_found_among_networks_that_are_none(spec, budget):
-    assert FULL * budget <= cost(filled(spec, budget)).params <= budget
+    assert FULL * budget <= cost(fitted_spec(spec, budget)).params <= budget
 
 
 def test_a_fractional_expansion_hides_no_network():
@@ -153,19 +153,19 @@ def test_a_fractional_expansion_hides_no_network():
     stages = [{"blocks": 4, "channels": 96}, {"blocks": 4, "channels": 128}, {"blocks": 4, "channels": 64, "inner": 16}]
     plain = {"block": "act-first", "expansion": 1.5, "shortcut": {"kind": "shift"}, "stem": {"channels": 16}}
     spec = NetSpec.from_dict({**plain, "stages": [*stages, {"blocks": 1, "channels": 8}]})
-    found = filled(spec, 233_243)
+    found = fitted_spec(spec, 233_243)
     assert found is not None and cost(found).params <= 233_243
 
 
 def test_groups_bind_only_where_they_must():
     stages = [{"blocks": 2, "channels": width, "inner": 2 * width} for width in (64, 128, 256)]
-    found = filled(NetSpec.from_dict({"stages": stages, "block": "bottleneck", "groups": 32}), 100_000)
+    found = fitted_spec(NetSpec.from_dict({"stages": stages, "block": "bottleneck", "groups": 32}), 100_000)
     assert 0.8 * 100_000 <= cost(found).params <= 100_000
 
 
 def test_deep_networks_take_no_time_to_speak_of():
     began = time.perf_counter()
-    assert filled(network(16, 32, 64, blocks=200), 1_000_000) is not None
+    assert fitted_spec(network(16, 32, 64, blocks=200), 1_000_000) is not None
     assert time.perf_counter() - began < 10  # 0.7 s alone; some hundred prices of 1,200 layers
 
 

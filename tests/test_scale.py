@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tiny_recipe import TINY
 
 from resfit.errors import BadInput
-from resfit.fitting import filled
+from resfit.fitting import fitted_spec
 from resfit.optim import lr_factor
 from resfit.recipe import Recipe, get_recipe
 from resfit.scale import fitted, scaled
@@ -82,7 +82,7 @@ def test_a_fitted_recipe_differs_in_its_network_s_widths_alone():
     recipe = get_recipe("cifar10-94")
     found = fitted(recipe, 500_000)
     assert (found.name, found.budget) == ("cifar10-94-fit-500k", 500_000)
-    assert found.spec == filled(recipe.spec, 500_000) != recipe.spec
+    assert found.spec == fitted_spec(recipe.spec, 500_000) != recipe.spec
     same = {"name": recipe.name, "budget": recipe.budget, "description": recipe.description}
     assert found.replace({**same, "spec": recipe.spec.to_dict()}) == recipe
 

@@ -13,7 +13,7 @@ import resfit
 from resfit import solver
 from resfit.cost import cost
 from resfit.errors import BadInput
-from resfit.families import FAMILIES, Images
+from resfit.families import FAMILIES, ImageShape
 from resfit.net import build
 from resfit.solver import Design, design
 
@@ -69,7 +69,7 @@ def test_departure_counts_doublings_in_blocks_and_widths():
 
 def test_the_first_network_is_the_published_one_where_the_budget_is_its_own():
     for family, widths in (("shake", (32, 64, 128)), ("wrn", (64, 128, 256))):  # 26 2x32d and WRN-28-4
-        spec = FAMILIES[family].spec(Images(), (4, 4, 4), widths)
+        spec = FAMILIES[family].spec(ImageShape(), (4, 4, 4), widths)
         assert design(cost(spec).params, family=family)[0].spec == spec
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from resfit.cost import cost
 from resfit.errors import BadInput
 from resfit.fields import differences
-from resfit.fitting import filled
+from resfit.fitting import fitted_spec
 from resfit.spec import NetSpec
 
 _MOST = 10_000_000_000  # parameters: the widths of a larger network have no end
@@ -57,7 +57,7 @@ def require_fit(spec: NetSpec, budget: int) -> Verdict:
     verdict = judge(spec, budget)
     if verdict.fits:
         return verdict
-    fitting = filled(spec, budget)
+    fitting = fitted_spec(spec, budget)
     if fitting is None:
         raise BadInput(f"{verdict} (spec): no narrower network of its proportions fits; use fewer stages or blocks")
     changes = differences({"spec": spec.to_dict()}, {"spec": fitting.to_dict()})
@@ -65,9 +65,9 @@ def require_fit(spec: NetSpec, budget: int) -> Verdict:
     raise BadInput(f"{verdict} (spec): the nearest that fits has {cost(fitting).params:,} parameters, with {fields}")
 
 
-def require_filled(spec: NetSpec, budget: int, name: str) -> NetSpec:
-    """`filled`; raises BadInput, with the network's name, where no network of its proportions is within `budget`."""
-    found = filled(spec, checked_budget(budget))
+def require_fitted_spec(spec: NetSpec, budget: int, name: str) -> NetSpec:
+    """`fitted_spec`; raises BadInput, which says the network's `name`, where nothing of its proportions fits."""
+    found = fitted_spec(spec, checked_budget(budget))
     if found is None:
         raise BadInput(f"no network of {name}'s proportions has {budget:,} parameters or less (budget): give more")
     return found

@@ -54,7 +54,7 @@ class Diverged(RunFailed):
     """A loss or a weight is no longer finite."""
 
 
-def told(error: Exception) -> ResfitError:
+def sendable(error: Exception) -> ResfitError:
     """What of an error another process is told: one of the two kinds that commands end with."""
     if isinstance(error, BadInput):
         return BadInput(str(error))

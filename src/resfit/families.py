@@ -11,7 +11,7 @@ from resfit.spec import ECASpec, InputSpec, NetSpec, SESpec, ShortcutSpec, Stage
 
 
 @dataclass(frozen=True, kw_only=True)
-class Images:
+class ImageShape:
     """What a network is designed for: images of `channels` x `size` x `size` pixels, in so many classes."""
 
     size: int = 32
@@ -67,7 +67,7 @@ class Family:
         groups = self.fields.get("groups", 1)
         return [self.step, *(step for step in (8, 4, 2) if step < self.step and step % groups == 0)]
 
-    def spec(self, images: Images, blocks: tuple[int, ...], widths: tuple[int, ...]) -> NetSpec:
+    def spec(self, images: ImageShape, blocks: tuple[int, ...], widths: tuple[int, ...]) -> NetSpec:
         """The member with so many blocks in each stage and these widths."""
         fields = dict(self.fields)
         stem = self.stem or widths[0]

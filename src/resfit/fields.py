@@ -24,9 +24,12 @@ def from_plain(kind: type[T], data: object, where: str = "") -> T:
     return _convert(kind, data, where)  # type: ignore[no-any-return]
 
 
-def unwritten(default: T) -> T:
-    """A field that `to_plain` leaves out at its default, so that what was written before it came keeps its form."""
-    found: T = dataclasses.field(default=default, metadata={"unwritten": True})
+def omitted_at_default(default: T) -> T:
+    """A dataclass field that `to_plain` omits while it has its default.
+
+    For fields that are added after a release: files and digests that don't use them stay as they were, byte for byte.
+    """
+    found: T = dataclasses.field(default=default, metadata={"omitted_at_default": True})
     return found
 
 
@@ -37,7 +40,7 @@ def to_plain(value: object, *, whole: bool = False) -> Any:
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         values = ((f, getattr(value, f.name)) for f in dataclasses.fields(value))
-        kept = [(f, v) for f, v in values if whole or not (f.metadata.get("unwritten") and v == f.default)]
+        kept = [(f, v) for f, v in values if whole or not (f.metadata.get("omitted_at_default") and v == f.default)]
         return {f.name: to_plain(v, whole=whole) for f, v in kept}
     if isinstance(value, Mapping):
         return {key: to_plain(item, whole=whole) for key, item in value.items()}

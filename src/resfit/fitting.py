@@ -23,7 +23,7 @@ Widths = tuple[int, ...]  # all that can be scaled, each different one once, ris
 Found = tuple[float, float, int, NetSpec]  # what is left over where that is much, departure, -parameters
 
 
-def filled(spec: NetSpec, budget: int) -> NetSpec | None:
+def fitted_spec(spec: NetSpec, budget: int) -> NetSpec | None:
     """The network of `spec`'s shape that fills `budget` parameters: all its widths scaled alike, and never over.
 
     Of widths in multiples of 8 that leave at most 2 % of the budget over, those nearest to the spec's proportions.

@@ -92,7 +92,7 @@ def mix_branches(a: Tensor, b: Tensor, *, shake: bool) -> Tensor:
     """
     if not shake:
         return (a + b) / 2
-    forward, backward = _an_image(a).uniform_(), _an_image(a).uniform_()
+    forward, backward = _per_image(a).uniform_(), _per_image(a).uniform_()
     first: Tensor = TwoWayScale.apply(a, forward, backward)
     second: Tensor = TwoWayScale.apply(b, 1 - forward, 1 - backward)
     return first + second
@@ -109,7 +109,7 @@ class DropPath(nn.Module):
         """[N, C, H, W] -> same."""
         if not self.training:
             return x
-        return x * _an_image(x).bernoulli_(1 - self.rate).div_(1 - self.rate)
+        return x * _per_image(x).bernoulli_(1 - self.rate).div_(1 - self.rate)
 
 
 class ShakeDrop(nn.Module):
@@ -126,14 +126,14 @@ class ShakeDrop(nn.Module):
         """[N, C, H, W] -> same."""
         if not self.training:
             return x * (1 - self.rate)
-        shaken = _an_image(x).bernoulli_(self.rate).bool()
-        forward = torch.where(shaken, _an_image(x).uniform_(-1, 1), 1.0)
-        backward = torch.where(shaken, _an_image(x).uniform_(), 1.0)
+        shaken = _per_image(x).bernoulli_(self.rate).bool()
+        forward = torch.where(shaken, _per_image(x).uniform_(-1, 1), 1.0)
+        backward = torch.where(shaken, _per_image(x).uniform_(), 1.0)
         out: Tensor = TwoWayScale.apply(x, forward, backward)
         return out
 
 
-def _an_image(x: Tensor) -> Tensor:
+def _per_image(x: Tensor) -> Tensor:
     """Room for one weight an image, [N, 1, 1, 1]."""
     return x.new_empty((len(x), 1, 1, 1))
 
@@ -263,7 +263,7 @@ class PadShortcut(nn.Module):
         return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.new_channels))
 
 
-class FrozenConv(nn.Module):
+class WhiteningConv(nn.Module):
     """A convolution whose filters are set once, by `whiten`, and whose bias is trained."""
 
     weight: Tensor

@@ -20,12 +20,12 @@ from resfit.layers import (
     Blur,
     DropPath,
     EfficientChannelAttention,
-    FrozenConv,
     Layers,
     Norm,
     PadShortcut,
     ShakeDrop,
     SqueezeExcite,
+    WhiteningConv,
     finish,
     for_second_reader,
     mix_branches,
@@ -170,7 +170,7 @@ def _stem(spec: NetSpec) -> Layers:
     stem, first = spec.stem, spec.first_layout
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     if stem.kind == "whiten":
-        layers["conv"] = FrozenConv(spec.input.channels, stem)
+        layers["conv"] = WhiteningConv(spec.input.channels, stem)
         layers["act"] = _activation(spec)
         return Layers(layers)
     plan = ConvPlan(in_channels=spec.input.channels, out_channels=stem.channels, kernel=stem.kernel, stride=stem.stride)

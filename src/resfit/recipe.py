@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from resfit.errors import BadField, BadInput
-from resfit.fields import Config, override, unwritten
+from resfit.fields import Config, omitted_at_default, override
 from resfit.shipped import read_named, shipped_names
 from resfit.spec import NetSpec
 
@@ -113,7 +113,7 @@ class AugmentConfig(Config):
     cutout: int = 0
     mixup: float = 0.0
     cutmix: float = 0.0
-    ricap: float = unwritten(0.0)
+    ricap: float = omitted_at_default(0.0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -204,7 +204,7 @@ class OptimConfig(Config):
     betas: tuple[float, float] = (0.9, 0.999)
     rho: float = 0.9
     eps: float | None = None
-    sam: SamConfig | None = unwritten(None)
+    sam: SamConfig | None = omitted_at_default(None)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -283,8 +283,8 @@ class AverageConfig(Config):
 
     name: Literal["none", "ema", "swa"] = "none"
     decay: float = 0.999
-    start: float = unwritten(0.75)
-    every: Literal["epoch", "step"] = unwritten("epoch")
+    start: float = omitted_at_default(0.75)
+    every: Literal["epoch", "step"] = omitted_at_default("epoch")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -363,7 +363,7 @@ class TrainConfig(Config):
     clip: float | None = None
     resize: tuple[tuple[float, int], ...] = ()
     freeze_stem_after: float | None = None
-    freeze: tuple[tuple[float, int], ...] = unwritten(())
+    freeze: tuple[tuple[float, int], ...] = omitted_at_default(())
     patience: int | None = None
     skip_easy: float = 0.0
     skip_easy_until: float = 1.0
@@ -455,7 +455,7 @@ class Recipe(Config):
     optim: OptimConfig = OptimConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     average: AverageConfig = AverageConfig()
-    distill: DistillConfig | None = unwritten(None)
+    distill: DistillConfig | None = omitted_at_default(None)
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     deviations: tuple[str, ...] = ()

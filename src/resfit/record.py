@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from resfit.errors import BadInput
-from resfit.fields import Plain, from_json, json_file, read_json, to_plain, unwritten
+from resfit.fields import Plain, from_json, json_file, omitted_at_default, read_json, to_plain
 from resfit.files import sha256, write_atomic
 
 EXPORTS = "export.json"
@@ -96,7 +96,7 @@ class Metrics:
     per_class: tuple[ClassScore, ...]
     confusion: tuple[tuple[int, ...], ...]
     reliability: tuple[ConfidenceBin, ...]
-    calibrated: Calibrated | None = unwritten(None)
+    calibrated: Calibrated | None = omitted_at_default(None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -462,20 +462,20 @@ class RunRecord(Plain):
     data: dict[str, Any]
     protocol: dict[str, Any]
     seconds_to_result: float
-    seconds_saving: float | None = unwritten(None)
+    seconds_saving: float | None = omitted_at_default(None)
     images_per_second: float
     val: Metrics | None = None
     test: Metrics
     temperature: float | None = None
     curve: tuple[EpochPoint, ...]
-    init: GivenModel | None = unwritten(None)
-    teachers: tuple[GivenModel, ...] = unwritten(())
+    init: GivenModel | None = omitted_at_default(None)
+    teachers: tuple[GivenModel, ...] = omitted_at_default(())
     augmented: str = ""
     samples: tuple[Sample, ...] = ()
     pruning: Pruning | None = None
     events: tuple[str, ...] = ()
-    robustness: Robustness | None = unwritten(None)
-    human: HumanAgreement | None = unwritten(None)
+    robustness: Robustness | None = omitted_at_default(None)
+    human: HumanAgreement | None = omitted_at_default(None)
     exports: tuple[ExportRecord, ...] = ()
 
     @property

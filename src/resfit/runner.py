@@ -24,7 +24,7 @@ from resfit.fields import to_plain
 from resfit.files import append_line, write_atomic
 from resfit.history import Best, History
 from resfit.interrupt import Interrupted, Interrupts
-from resfit.layers import FrozenConv
+from resfit.layers import WhiteningConv
 from resfit.memory import require_room
 from resfit.modelfile import save_model
 from resfit.modelheader import ModelInfo
@@ -420,5 +420,5 @@ def _processes(count: int) -> str:
 def whiten_stem(net: Network, images: Tensor) -> None:
     """Set a whitening stem's filters from normalized training images [N, C, H, W]; other stems stay as they are."""
     for module in net.modules():
-        if isinstance(module, FrozenConv):
+        if isinstance(module, WhiteningConv):
             module.whiten(images)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from resfit.budget import require_filled, short_count
+from resfit.budget import require_fitted_spec, short_count
 from resfit.errors import BadInput
 from resfit.recipe import SHORTEST_PERIOD, Recipe
 
@@ -43,7 +43,7 @@ def fitted(recipe: Recipe, budget: int) -> Recipe:
     It is called after both, as in cifar10-94-fit-500k; everything else stays. The classes count: those of an image
     folder have to be in `spec.num_classes` first. Raises BadInput where no network of its proportions is so small.
     """
-    spec = require_filled(recipe.spec, budget, recipe.name)
+    spec = require_fitted_spec(recipe.spec, budget, recipe.name)
     fields = {
         "name": f"{recipe.name}-fit-{short_count(budget)}",
         "description": f"{recipe.name}, its widths scaled to fill {budget:,} parameters",

@@ -11,9 +11,9 @@ from itertools import pairwise, product
 from resfit.budget import checked_budget
 from resfit.cost import Layer, cost
 from resfit.errors import BadInput
-from resfit.families import FAMILIES, Family, Images
+from resfit.families import FAMILIES, Family, ImageShape
 from resfit.fields import nearest
-from resfit.fitting import FULL, departure, filled
+from resfit.fitting import FULL, departure, fitted_spec
 from resfit.spec import NetSpec
 
 OWN = "own"  # what stands in a design for the family, where it is a given network's own shape
@@ -77,7 +77,7 @@ def design(
     Raises BadInput for an unknown family, or where no network keeps to the limits.
     """
     checked_budget(budget)
-    images = Images(size=size, channels=channels, classes=classes)
+    images = ImageShape(size=size, channels=channels, classes=classes)
     found = {each.name: _Search(each, images, budget, macs).ranked(top) for each in _chosen(family)}
     names = sorted(found, key=lambda name: _by_known(FAMILIES[name]))
     most = max(map(len, found.values()))
@@ -94,10 +94,10 @@ def fitted_design(spec: NetSpec, budget: int, *, macs: int | None = None) -> Des
     A limit on `macs` may leave more of the budget over. The departure is from the spec's proportions. None where no
     network of these keeps to the limits.
     """
-    found, within = filled(spec, budget), budget
+    found, within = fitted_spec(spec, budget), budget
     while found and macs is not None and (needed := cost(found).macs) > macs:
         within = min(within - 1, int(within * macs / needed))
-        found = filled(spec, within) if within else None
+        found = fitted_spec(spec, within) if within else None
     if found is None:
         return None
     return _designed(OWN, found, budget, departure(spec, found), tuple(stage.channels for stage in found.stages))
@@ -118,7 +118,7 @@ def _by_known(family: Family) -> tuple[float, str]:
 class _Search:
     """The search through one family."""
 
-    def __init__(self, family: Family, images: Images, budget: int, macs: int | None) -> None:
+    def __init__(self, family: Family, images: ImageShape, budget: int, macs: int | None) -> None:
         self.family, self.images, self.budget, self.macs = family, images, budget, macs
         self.price = _price_of_whole(family, images) if family.widening else _price_by_stages(family, images)
 
@@ -234,7 +234,7 @@ def _widest(fits: Callable[[int], bool], step: int, *, least: int, near: int) ->
 Price = Callable[[Counts, Counts], tuple[int, int]]  # of blocks and widths, in parameters and MACs
 
 
-def _price_of_whole(family: Family, images: Images) -> Price:
+def _price_of_whole(family: Family, images: ImageShape) -> Price:
     """The price of a network as a whole."""
 
     @cache
@@ -245,7 +245,7 @@ def _price_of_whole(family: Family, images: Images) -> Price:
     return price
 
 
-def _price_by_stages(family: Family, images: Images) -> Price:
+def _price_by_stages(family: Family, images: ImageShape) -> Price:
     """The same to the unit, as a sum over blocks of which like ones are priced once: a search asks for thousands."""
 
     @cache

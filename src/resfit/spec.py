@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from resfit.errors import BadField
-from resfit.fields import Config, read_yaml, unwritten
+from resfit.fields import Config, omitted_at_default, read_yaml
 
 BlockKind = Literal[
     "basic",
@@ -108,7 +108,7 @@ class StemSpec(Config):
     channels: int = 64
     kernel: int = 3
     stride: int = 1
-    pad: bool = unwritten(False)
+    pad: bool = omitted_at_default(False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -179,7 +179,7 @@ class StageSpec(Config):
     block: BlockKind | None = None
     shortcut: ShortcutSpec | None = None
     downsample: Downsample | None = None
-    inner: int | None = unwritten(None)
+    inner: int | None = omitted_at_default(None)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -270,8 +270,8 @@ class DropoutSpec(Config):
 
     block: float = 0.0
     head: float = 0.0
-    path: float = unwritten(0.0)
-    shakedrop: float = unwritten(0.0)
+    path: float = omitted_at_default(0.0)
+    shakedrop: float = omitted_at_default(0.0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -498,15 +498,15 @@ class NetSpec(Config):
     input: InputSpec = InputSpec()
     stem: StemSpec = StemSpec()
     block: BlockKind = "basic"
-    expansion: int | float | None = unwritten(None)
-    groups: int = unwritten(1)
-    branches: Literal[1, 2] = unwritten(1)
-    mix: Literal["shake", "mean"] = unwritten("shake")
-    widen: WidenSpec | None = unwritten(None)
+    expansion: int | float | None = omitted_at_default(None)
+    groups: int = omitted_at_default(1)
+    branches: Literal[1, 2] = omitted_at_default(1)
+    mix: Literal["shake", "mean"] = omitted_at_default("shake")
+    widen: WidenSpec | None = omitted_at_default(None)
     shortcut: ShortcutSpec = ShortcutSpec()
     downsample: Downsample = "stride"
     se: SESpec | None = None
-    eca: ECASpec | None = unwritten(None)
+    eca: ECASpec | None = omitted_at_default(None)
     conv_bias: bool = False
     norm: NormSpec = NormSpec()
     dropout: DropoutSpec = DropoutSpec()

@@ -61,7 +61,7 @@ class Batch:
 
 
 @dataclass(kw_only=True, eq=False)
-class EpochUnderWay:
+class EpochProgress:
     """How far an epoch has come: its order of the images, int64 [N], how many of them were trained on, and their sums.
 
     `began` is when it began by time.perf_counter(), as if it had never been broken off.
@@ -97,7 +97,7 @@ class Trainer:
     on_step: Callable[[int, float], None] = lambda epoch, done: None
     on_note: Callable[[str], None] = lambda line: None
     epoch: int = 0
-    under_way: EpochUnderWay | None = None
+    under_way: EpochProgress | None = None
     rate: float = 1.0
     pieces: int = 1
     forward: Callable[[Tensor], Tensor] = field(init=False)
@@ -168,10 +168,10 @@ class Trainer:
             images=now.seen,
         )
 
-    def _begin_epoch(self) -> EpochUnderWay:
+    def _begin_epoch(self) -> EpochProgress:
         began, zero = time.perf_counter(), torch.zeros((), device=self.device)
         order = self._trained_on(self._shuffled(self.generator))
-        return EpochUnderWay(order=order, loss_sum=zero, hits=zero.clone(), began=began)
+        return EpochProgress(order=order, loss_sum=zero, hits=zero.clone(), began=began)
 
     def _steps_done(self) -> int:
         """Optimizer steps of the epoch under way that are done, of today's size where it was another."""
@@ -446,14 +446,14 @@ def _hits(logits: Tensor, targets: Tensor) -> Tensor:
     return (predicted == targets).sum() if targets.ndim == 1 else targets.gather(1, predicted[:, None]).sum()
 
 
-def _saved(now: EpochUnderWay) -> dict[str, Any]:
+def _saved(now: EpochProgress) -> dict[str, Any]:
     plain = {field.name: getattr(now, field.name) for field in fields(now)}
     return {**plain, "began": time.perf_counter() - now.began}
 
 
-def _restored(saved: dict[str, Any], device: torch.device) -> EpochUnderWay:
+def _restored(saved: dict[str, Any], device: torch.device) -> EpochProgress:
     moved = {name: saved[name].to(device, copy=True) for name in ("order", "loss_sum", "hits")}
-    return EpochUnderWay(**moved, seen=saved["seen"], began=time.perf_counter() - saved["began"])
+    return EpochProgress(**moved, seen=saved["seen"], began=time.perf_counter() - saved["began"])
 
 
 def _resized(images: Tensor, resize: tuple[tuple[float, int], ...], progress: float) -> Tensor:

@@ -15,11 +15,11 @@ from resfit.layers import (
     Blur,
     DropPath,
     EfficientChannelAttention,
-    FrozenConv,
     PadShortcut,
     ShakeDrop,
     SqueezeExcite,
     TwoWayScale,
+    WhiteningConv,
     mix_branches,
 )
 from resfit.net import Block, Network, ShiftShortcut, build
@@ -475,7 +475,7 @@ def correlated_images() -> Tensor:
 @pytest.mark.parametrize("kernel", [1, 2, 3])
 def test_whitened_patches_are_uncorrelated_with_unit_variance(kernel):
     components, data = 3 * kernel**2, correlated_images()
-    stem = FrozenConv(3, StemSpec(kind="whiten", kernel=kernel, channels=2 * components))
+    stem = WhiteningConv(3, StemSpec(kind="whiten", kernel=kernel, channels=2 * components))
     stem.whiten(data, eps=1e-6)
     out = stem(data).detach().permute(0, 2, 3, 1).reshape(-1, 2 * components)
     first, second = out[:, :components], out[:, components:]

@@ -6,7 +6,7 @@ import argparse
 import json
 from typing import Any
 
-from resfit.cli.words import print_table
+from resfit.cli.common import print_table
 from resfit.errors import BadInput
 
 

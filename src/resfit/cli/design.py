@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from resfit.cli.words import RECIPE, print_table
+from resfit.cli.common import RECIPE, print_table
 from resfit.errors import BadInput
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from resfit.cli.words import DATA_SET, add_data_options, print_table
+from resfit.cli.common import DATA_SET, add_data_options, print_table
 
 if TYPE_CHECKING:
     from resfit.record import ExportRecord

@@ -8,7 +8,7 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any
 
-from resfit.cli.words import print_table
+from resfit.cli.common import print_table
 
 if TYPE_CHECKING:
     from resfit.predict import Predictions

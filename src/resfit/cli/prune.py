@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from resfit.cli.words import RECIPE, REPEAT, add_data_options, print_table
+from resfit.cli.common import RECIPE, REPEAT, add_data_options, print_table
 from resfit.interrupt import Interruptible
 
 

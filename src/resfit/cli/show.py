@@ -7,7 +7,7 @@ import json
 from dataclasses import replace
 from typing import Any
 
-from resfit.cli.words import TARGET, TWO_BUDGETS, print_table
+from resfit.cli.common import TARGET, TWO_BUDGETS, print_table
 from resfit.errors import BadInput
 
 
@@ -26,7 +26,7 @@ def add(commands: Any) -> None:
 
 
 def _show(options: argparse.Namespace) -> int:
-    from resfit.budget import judge, parse_count, require_filled
+    from resfit.budget import judge, parse_count, require_fitted_spec
     from resfit.cost import cost
     from resfit.fields import to_plain
     from resfit.target import find_target
@@ -37,7 +37,7 @@ def _show(options: argparse.Namespace) -> int:
         if options.budget is not None:
             raise BadInput(TWO_BUDGETS)
         budget = parse_count(options.fit, "--fit")
-        target = replace(target, spec=require_filled(target.spec, budget, target.name))
+        target = replace(target, spec=require_fitted_spec(target.spec, budget, target.name))
     price, verdict = cost(target.spec), judge(target.spec, budget)
     if options.json:
         facts = {

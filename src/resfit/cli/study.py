@@ -7,8 +7,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from resfit.cli.common import REPEAT, add_data_options, add_scale_options, check_scale_options, print_table
 from resfit.cli.executors import add_executor_options, check_executor_options, executor
-from resfit.cli.words import REPEAT, add_data_options, add_scale_options, check_scale_options, print_table
 from resfit.errors import BadInput
 from resfit.interrupt import Interruptible
 

@@ -11,8 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from resfit.cli.executors import add_executor_options, check_executor_options, executor
-from resfit.cli.words import (
+from resfit.cli.common import (
     RECIPE,
     REPEAT,
     TWO_BUDGETS,
@@ -21,6 +20,7 @@ from resfit.cli.words import (
     check_scale_options,
     print_table,
 )
+from resfit.cli.executors import add_executor_options, check_executor_options, executor
 from resfit.errors import BadInput
 from resfit.interrupt import Interrupted, Interruptible
 

@@ -7,8 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from resfit.cli.executors import add_executor_options, check_executor_options, on_ray
-from resfit.cli.words import (
+from resfit.cli.common import (
     RECIPE,
     REPEAT,
     add_data_options,
@@ -16,6 +15,7 @@ from resfit.cli.words import (
     check_scale_options,
     print_table,
 )
+from resfit.cli.executors import add_executor_options, check_executor_options, on_ray
 from resfit.errors import BadInput, RunFailed
 from resfit.interrupt import Interrupted, Interruptible
 

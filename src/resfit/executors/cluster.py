@@ -26,7 +26,7 @@ import torch
 
 from resfit.checkpoint import PREVIOUS, STATE, has_state
 from resfit.data import Dataset, Images, load_dataset
-from resfit.errors import BadInput, ResfitError, told
+from resfit.errors import BadInput, ResfitError, sendable
 from resfit.executors.local import RunOptions
 from resfit.files import claimed, write_atomic
 from resfit.observer import Observer
@@ -202,7 +202,7 @@ class OnRay:
             try:
                 run.ref = self.work.remote(self._shipped(run.recipe), self._task(run, number), self.queue)
             except Exception as error:  # data that cannot be used, or is too large for the cluster
-                run.future.set_exception(told(error))
+                run.future.set_exception(sendable(error))
             else:
                 self.running[number] = run
 
@@ -362,7 +362,7 @@ def _on_node(arrays: dict[str, Any], task: _Task, queue: Queue) -> Any:
         with TemporaryDirectory(prefix="resfit-") as out:
             return _train(task, data, Path(out), observer)
     except Exception as error:
-        return told(error)
+        return sendable(error)
 
 
 def _train(task: _Task, data: Dataset, out: Path, observer: Observer) -> dict[str, bytes]:

@@ -16,7 +16,7 @@ from typing import Protocol
 from resfit import processes
 from resfit.checkpoint import has_state
 from resfit.environment import pick_device, spread
-from resfit.errors import RunFailed, told
+from resfit.errors import RunFailed, sendable
 from resfit.observer import Observer
 from resfit.recipe import Recipe
 from resfit.record import EpochPoint, RunRecord, read_record
@@ -85,7 +85,7 @@ class InProcess:
         try:
             future.set_result(self.options.train(recipe, seed, device=self.device, observer=observer))
         except Exception as error:
-            future.set_exception(told(error))
+            future.set_exception(sendable(error))
         return future
 
     def __enter__(self) -> InProcess:
@@ -173,7 +173,7 @@ def _train(options: RunOptions, recipe: Recipe, seed: int, device: str, tells: C
     try:
         options.train(recipe, seed, device=device, observer=_Teller(tells))
     except Exception as error:
-        tells.send(("failed", told(error)))
+        tells.send(("failed", sendable(error)))
 
 
 class _Teller(Observer):

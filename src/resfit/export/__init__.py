@@ -18,7 +18,7 @@ from resfit.errors import BadInput, RunFailed
 from resfit.evaluate import accuracy
 from resfit.export.check import agreement, agreements, latency, logits_of, one_thread
 from resfit.export.deploy import InputKind, fold_norms
-from resfit.export.formats import FORMATS, Format, Job, network_answer
+from resfit.export.formats import FORMATS, ExportJob, Format, network_answer
 from resfit.fields import to_plain
 from resfit.files import sha256, write_atomic
 from resfit.modelfile import model_file
@@ -68,7 +68,7 @@ def export(
     folded, norms = _folded(net, images[:_FEWEST], expected[:_FEWEST])
     with _draft(file) as draft:
         progress(f"writing {file}")
-        chosen.write(Job(net=net, folded=folded, kind=input, train=dataset.train.images), draft)
+        chosen.write(ExportJob(net=net, folded=folded, kind=input, train=dataset.train.images), draft)
         progress(f"holding it against its network on {len(images):,} images")
         exported = chosen.open(draft, input)
         found, logits = agreements(exported, images, expected)

@@ -33,7 +33,7 @@ _CALIBRATION_IMAGES, _CALIBRATION_BATCH = 512, 64
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class ExportJob:
     """What is exported: the network, and the same with its norms folded; training images uint8 [N, C, H, W]."""
 
     net: Network
@@ -57,7 +57,7 @@ class Format:
     equal: float
     logits: float | None
     is_graph: bool = True
-    write: Callable[[Job, Path], None]
+    write: Callable[[ExportJob, Path], None]
     open: Callable[[Path, InputKind], Answer]
 
 
@@ -67,7 +67,7 @@ def network_answer(net: Network) -> Answer:
     return lambda images: net(normalize(images))
 
 
-def _facts(job: Job) -> dict[str, str]:
+def _facts(job: ExportJob) -> dict[str, str]:
     """What a user of the file has to know, as the metadata of a file holds it."""
     scale = {"uint8": "uint8 from 0 to 255", "float": "float32 from 0 to 1"}[job.kind]
     info = job.net.info
@@ -83,7 +83,7 @@ def _facts(job: Job) -> dict[str, str]:
     return facts if info.temperature is None else {**facts, "temperature": repr(info.temperature)}
 
 
-def _program(job: Job) -> torch.export.ExportedProgram:
+def _program(job: ExportJob) -> torch.export.ExportedProgram:
     """The deployed network as a graph with any number of images."""
     side, channels = job.net.spec.input.size, job.net.spec.input.channels
     dtype = torch.uint8 if job.kind == "uint8" else torch.float32
@@ -95,7 +95,7 @@ def _program(job: Job) -> torch.export.ExportedProgram:
     return program
 
 
-def _write_program(job: Job, file: Path) -> None:
+def _write_program(job: ExportJob, file: Path) -> None:
     with warnings.catch_warnings(category=UserWarning, action="ignore"):  # of channels_last weights, saved well
         torch.export.save(_program(job), file, extra_files={"resfit.json": json.dumps(_facts(job))})
 
@@ -109,13 +109,13 @@ def _as_input(images: Tensor, kind: InputKind) -> Tensor:
     return images if kind == "uint8" else images.float() / 255
 
 
-def _write_onnx(job: Job, file: Path) -> None:
+def _write_onnx(job: ExportJob, file: Path) -> None:
     import onnx
 
     onnx.save(_with_facts(_onnx_model(job), job), file)
 
 
-def _onnx_model(job: Job) -> onnx.ModelProto:
+def _onnx_model(job: ExportJob) -> onnx.ModelProto:
     program = torch.onnx.export(
         _program(job), input_names=["images"], output_names=["logits"], dynamo=True, verbose=False
     )
@@ -124,7 +124,7 @@ def _onnx_model(job: Job) -> onnx.ModelProto:
     return model
 
 
-def _with_facts(model: onnx.ModelProto, job: Job) -> onnx.ModelProto:
+def _with_facts(model: onnx.ModelProto, job: ExportJob) -> onnx.ModelProto:
     """The model with its user's facts in place of its maker's notes on every node."""
     import onnx
 
@@ -145,7 +145,7 @@ def _open_onnx(file: Path, kind: InputKind) -> Answer:
     return lambda images: torch.from_numpy(session.run(None, {"images": _as_input(images, kind).numpy()})[0])
 
 
-def _write_int8(job: Job, file: Path) -> None:
+def _write_int8(job: ExportJob, file: Path) -> None:
     """Activations in 8 bits and weights in 8 bits per channel, by ONNX Runtime's static quantization."""
     import onnx
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
@@ -173,17 +173,17 @@ def _write_int8(job: Job, file: Path) -> None:
     onnx.save(_with_facts(onnx.load(file), job), file)
 
 
-def _calibration(job: Job) -> Iterator[dict[str, np.ndarray]]:
+def _calibration(job: ExportJob) -> Iterator[dict[str, np.ndarray]]:
     """Batches of training images, the same for every export of one network."""
     order = torch.randperm(len(job.train), generator=torch.Generator().manual_seed(0))[:_CALIBRATION_IMAGES]
     for index in order.split(_CALIBRATION_BATCH):
         yield {"images": _as_input(job.train[index], job.kind).numpy()}
 
 
-def _write_weights(dtype: torch.dtype) -> Callable[[Job, Path], None]:
+def _write_weights(dtype: torch.dtype) -> Callable[[ExportJob, Path], None]:
     """A model file whose filters and matrices are in `dtype`; norms and biases, which are small, stay in fp32."""
 
-    def write(job: Job, file: Path) -> None:
+    def write(job: ExportJob, file: Path) -> None:
         net = copy.deepcopy(job.net)
         for tensor in (*net.parameters(), *net.buffers()):
             if tensor.ndim > 1:

@@ -33,7 +33,7 @@ from resfit.budget import judge
 from resfit.cost import cost
 from resfit.data import has_validation
 from resfit.environment import environment, pick_device, spread, without_password
-from resfit.errors import BadInput, ResfitError, RunFailed, told
+from resfit.errors import BadInput, ResfitError, RunFailed, sendable
 from resfit.fields import to_plain
 from resfit.files import is_alive
 from resfit.observer import Observer
@@ -264,7 +264,7 @@ def _check_identity(study: optuna.Study, search: Search) -> None:
 
 
 def _orphans(study: optuna.Study) -> Iterator[FrozenTrial]:
-    """Trials under way whose process on this machine is gone, or was before it told its name."""
+    """Trials under way whose process on this machine is gone, or was killed before it gave its name."""
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         host, _, pid = str(trial.user_attrs.get("process", "")).rpartition(":")
         if not pid:
@@ -301,7 +301,7 @@ def _work_in_parallel(search: Search, trials: int, workers: int) -> None:
 
 
 def _last_word(hears: Connection) -> ResfitError | None:
-    """The error that a process told of before it ended."""
+    """The error that a process sent before it ended."""
     try:
         error: ResfitError = hears.recv()
     except (EOFError, OSError):  # it was killed, in the middle of a word perhaps
@@ -327,7 +327,7 @@ def _worker(search: Search, trials: int, tells: Connection) -> None:
     try:
         _work(search, trials)
     except ResfitError as error:
-        tells.send(told(error))
+        tells.send(sendable(error))
 
 
 def _work(search: Search, trials: int, train: Fit | None = None) -> None:
