@@ -17,7 +17,7 @@ from resfit.data import Dataset, Images
 from resfit.observer import Observer
 from resfit.recipe import Recipe
 from resfit.record import EpochPoint
-from resfit.run import fit, train
+from resfit.run import train, validation_curve
 
 Load = Callable[..., Dataset]
 
@@ -76,14 +76,14 @@ class Watcher(Observer):
 
 def test_tuning_sees_no_test_image(tiny: Recipe, spoil: Callable[[], None]) -> None:
     def curve() -> list[EpochPoint]:
-        return [replace(point, seconds=0.0) for point in fit(tiny, seed=0)]
+        return [replace(point, seconds=0.0) for point in validation_curve(tiny, seed=0)]
 
     before = curve()
     spoil()
     assert curve() == before
     assert all(point.val_accuracy is not None and point.test_accuracy is None for point in before)
     watcher = Watcher()
-    fit(tiny, seed=0, observer=watcher)
+    validation_curve(tiny, seed=0, observer=watcher)
     assert watcher.test_images == 0
 
 

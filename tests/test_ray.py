@@ -279,13 +279,13 @@ def test_a_hopeless_trial_is_ended_where_it_runs(two_nodes: Cluster, tiny: Recip
     judge, long = Judge(), tiny.replace({"train.epochs": 100_000})
     with OnRay(RunOptions(out=tmp_path), two_nodes.address, cpus=1) as cluster:
         with pytest.raises(Hopeless):
-            cluster.fit(long, 0, judge)
+            cluster.validation_curve(long, 0, judge)
         assert judge.epochs == [1]
         deadline = time.monotonic() + 60
         while ray.available_resources().get("CPU") != 2 and time.monotonic() < deadline:
             time.sleep(0.5)
         assert ray.available_resources().get("CPU") == 2, "its core is free again"
-        assert len(cluster.fit(tiny, 0, Observer())) == 3
+        assert len(cluster.validation_curve(tiny, 0, Observer())) == 3
 
 
 def test_what_comes_home_does_not_replace_a_finished_run(tiny: Recipe, tmp_path: Path) -> None:

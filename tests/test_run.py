@@ -25,7 +25,7 @@ from resfit.net import Network
 from resfit.observer import Observer
 from resfit.recipe import Recipe
 from resfit.record import EpochPoint, RunRecord, read_record, write_summary
-from resfit.run import fit, train
+from resfit.run import train, validation_curve
 
 
 class Interrupt(Observer):
@@ -202,7 +202,7 @@ def test_single_images_are_trained_on_or_refused_ahead(tiny: Recipe, resize: lis
     """A norm needs more than one value of a channel."""
     stages = [{"blocks": 1, "channels": 8}] * (3 if resize else 4)
     single = tiny.replace({"train.batch_size": 1, "train.epochs": 1, "data.fraction": 0.02, "spec.stages": stages[:-1]})
-    assert fit(single)[0].images == 25
+    assert validation_curve(single)[0].images == 25
     with pytest.raises(BadInput, match=r"train.batch_size is 1 \(train.batch_size\): give 2 or more"):
         single.replace({"spec.stages": stages, "train.resize": resize})
 
@@ -222,7 +222,7 @@ def test_validating_less_often_changes_no_weight(tiny: Recipe, tmp_path: Path) -
 
 @pytest.mark.parametrize("seed", [-1, 2**64, True, "3", 1.0, None])
 def test_what_is_no_seed_is_refused(seed: object, tiny: Recipe, tmp_path: Path) -> None:
-    for work in (lambda: train(tiny, seed=seed, out=tmp_path), lambda: fit(tiny, seed=seed)):  # type: ignore[arg-type]
+    for work in (lambda: train(tiny, seed=seed, out=tmp_path), lambda: validation_curve(tiny, seed=seed)):  # type: ignore[arg-type]
         with pytest.raises(BadInput, match="is no seed"):
             work()
     assert not list(tmp_path.iterdir())
@@ -308,7 +308,7 @@ def test_a_summary_of_several_runs(tiny: Recipe, tmp_path: Path) -> None:
     assert summary["seeds"] == [0, 1]
 
 
-@pytest.mark.parametrize("work", [train, fit])
+@pytest.mark.parametrize("work", [train, validation_curve])
 def test_a_run_lets_go_of_its_network_and_images_when_it_ends(work, tiny: Recipe, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     gc.collect()

@@ -13,7 +13,7 @@ from resfit.errors import BadInput
 from resfit.files import sha256, write_atomic
 from resfit.record import RunRecord, read_record, runs_alike, summarize
 from resfit.report import words
-from resfit.report.figures import wilson
+from resfit.report.figures import tested, wilson
 
 # The names of the data sets on the hub; what is not there is not linked.
 _HUB_NAMES = {"cifar10": "uoft-cs/cifar10", "cifar100": "uoft-cs/cifar100", "svhn": "ufldl-stanford/svhn"}
@@ -59,7 +59,7 @@ def render_card(record: RunRecord, runs: list[RunRecord], sha256: str = "", lice
             sha256=sha256,
             runs=runs,
             summary=summarize([run.accuracy for run in runs]),
-            interval=wilson(record.accuracy, sum(map(sum, record.test.confusion))),
+            interval=wilson(record.accuracy, tested(record)),
             recipe=yaml.safe_dump(record.config, sort_keys=False, allow_unicode=True, width=100),
             duplicates={pair: count for pair, count in (record.data.get("duplicates") or {}).items() if count},
         )

@@ -19,6 +19,7 @@ from resfit.record import Calibrated, ClassScore, ConfidenceBin, Metrics
 TTA = Literal["none", "flip", "flip+shift"]
 
 _TEMPERATURES = (0.01, 100.0)
+_MOST_CONFUSED = 200  # classes of a confusion matrix: a larger one would fill memory, record and page
 
 
 @torch.no_grad()
@@ -95,17 +96,15 @@ def score(
 
     With a `temperature` from other images, loss and calibration error with it as well.
     """
-    labels = labels.cpu()
-    predicted, count = logits.argmax(1), len(classes)
-    confusion = torch.bincount(labels * count + predicted, minlength=count * count).view(count, count)
+    labels, predicted = labels.cpu(), logits.argmax(1)
     reliability = _reliability(logits, labels, bins)
     return Metrics(
         accuracy=accuracy(logits, labels),
         accuracy_tta=None if logits_tta is None else accuracy(logits_tta, labels),
         loss=F.cross_entropy(logits, labels).item(),
         ece=_calibration_error(reliability),
-        per_class=tuple(_class_scores(confusion, classes)),
-        confusion=tuple(tuple(row) for row in confusion.tolist()),
+        per_class=tuple(_class_scores(predicted, labels, classes)),
+        confusion=_confusion(predicted, labels, len(classes)) if len(classes) <= _MOST_CONFUSED else (),
         reliability=tuple(reliability),
         calibrated=None if temperature is None else _calibrated(logits, labels, temperature, bins),
     )
@@ -147,9 +146,16 @@ def accuracy(logits: Tensor, labels: Tensor) -> float:
     return int((logits.argmax(1) == labels).sum()) / len(labels)
 
 
-def _class_scores(confusion: Tensor, classes: Sequence[str]) -> Iterator[ClassScore]:
+def _confusion(predicted: Tensor, labels: Tensor, count: int) -> tuple[tuple[int, ...], ...]:
+    """How many images of each class (rows) were taken for each (columns)."""
+    flat = torch.bincount(labels * count + predicted, minlength=count * count)
+    return tuple(tuple(row) for row in flat.view(count, count).tolist())
+
+
+def _class_scores(predicted: Tensor, labels: Tensor, classes: Sequence[str]) -> Iterator[ClassScore]:
     """Precision, recall and F1 of every class, 0 where nothing was predicted or there is nothing to find."""
-    right, taken, present = confusion.diagonal().tolist(), confusion.sum(0).tolist(), confusion.sum(1).tolist()
+    found = (labels[predicted == labels], predicted, labels)
+    right, taken, present = (torch.bincount(each, minlength=len(classes)).tolist() for each in found)
     for name, hits, n_taken, n_present in zip(classes, right, taken, present, strict=True):
         yield ClassScore(
             name=name,

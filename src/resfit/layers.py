@@ -141,7 +141,7 @@ def _per_image(x: Tensor) -> Tensor:
 class Norm(nn.BatchNorm2d):
     """Batch normalization over channels; without a gain the scale stays one and is not trained.
 
-    Of a run in several processes it takes the statistics of the whole batch, in one process and in all.
+    With several processes the statistics are those of the images of all of them.
     """
 
     def __init__(self, channels: int, norm: NormSpec) -> None:

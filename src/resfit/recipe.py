@@ -33,8 +33,8 @@ def _check(field: str, value: object, good: object, allowed: str) -> None:
 
 SHORTEST_PERIOD = 0.01  # of a schedule, in epochs
 
-# Classes and channels of the data sets that have a name; the digits are grey or in three channels alike.
-_KNOWN = {"digits": (10, None), "cifar10": (10, 3), "cifar100": (100, 3), "svhn": (10, 3)}
+# Classes of the data sets that have a name, and channels that their images may have.
+_KNOWN = {"digits": (10, (1, 3)), "cifar10": (10, (3,)), "cifar100": (100, (3,)), "svhn": (10, (3,))}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,9 +231,9 @@ class ScheduleConfig(Config):
             none.
         start: Where the warm-up begins, as a fraction of the peak.
         final: Where `cosine`, `restarts`, `triangular` and `onecycle` end, as a fraction of the peak.
-        period: Length in epochs: between two steps (`step`), of the first cosine (`restarts`), or of the only cosine
-            (`cosine`, `onecycle`), after which the rate stays at `final`; 0.01 or more. `null`: what is left of the
-            training after the warm-up; `step` and `restarts` need a number.
+        period: Length in epochs, counted from the end of the warm-up: between two steps (`step`), of the first cosine
+            (`restarts`), or of the only cosine (`cosine`, `onecycle`), after which the rate stays at `final`; 0.01 or
+            more. `null`: what is left of the training after the warm-up; `step` and `restarts` need a number.
         growth: For `restarts`: each cosine takes this many times as long as the one before it, from 1 to 100.
         milestones: For `multistep`: the epochs after which the rate falls, counted from the beginning of the training.
         gamma: For `step` and `multistep`: what the rate is multiplied by, above 0, at most 1.
@@ -337,13 +337,14 @@ class TrainConfig(Config):
             to that side. Before the first pair, and without any, they have the network's `input.size`.
         freeze_stem_after: Number of epochs after which the bias of a whitening stem is trained no more. `null`: it
             always is.
-        freeze: Pairs of a fraction of training and a number of stages: from that fraction on, the stem and this many of
-            the first stages keep their weights, as early layers settle first (Brock et al. 2017, FreezeOut). Steps then
-            compute less, and a network that was trained before (`--init`) changes less.
+        freeze: Pairs of a fraction of training and a number of stages: from the first epoch that begins after that
+            fraction, the stem and this many of the first stages keep their weights, as early layers settle first (Brock
+            et al. 2017, FreezeOut). Steps then compute less, and a network that was trained before (`--init`) changes
+            less.
         patience: Stop after this many epochs without a better validation accuracy, or test accuracy where
             `evaluate.selection` is `best-test`. `null`: never.
         skip_easy: Share of the images to leave out of each epoch but the first: those with the lowest loss when they
-            were last trained on. No image is left out twice in a row, so at most half of them are.
+            were last trained on. No image is left out twice in a row, so 0.5 at most.
         skip_easy_until: Fraction of training after which no image is left out.
         precision: `fp32`, `bf16` or `fp16` (mixed precision). `auto`: bf16 where the device has instructions for it or
             is clearly faster with it, else fp32.
@@ -385,7 +386,7 @@ class TrainConfig(Config):
         _check("rollback_factor", self.rollback_factor, 0 < self.rollback_factor < 1, "a number between 0 and 1")
         limit = self.freeze_stem_after
         _check("freeze_stem_after", limit, limit is None or limit >= 0, "0 or a number of epochs")
-        _check("skip_easy", self.skip_easy, 0 <= self.skip_easy < 1, "a share from 0 to below 1")
+        _check("skip_easy", self.skip_easy, 0 <= self.skip_easy <= 0.5, "a share from 0 to 0.5")
         _check("skip_easy_until", self.skip_easy_until, 0 <= self.skip_easy_until <= 1, "a fraction of training")
         sides = _rising(self.resize) and all(side >= 4 for _, side in self.resize)
         _check("resize", self.resize, sides, "rising fractions below 1, each with a side of at least 4 pixels")
@@ -472,11 +473,12 @@ class Recipe(Config):
         if needs_val and not self.data.val:
             raise BadField("there are no validation images to look at", needs_val, "give data.val")
         name, wanted, given = self.data.name, self.spec.num_classes, self.spec.input.channels
-        classes, channels = _KNOWN.get(name, (None, None))
-        if classes not in (None, wanted):
+        classes, channels = _KNOWN.get(name, (wanted, (1, 3)))  # of an image folder it counts the classes
+        if wanted != classes:
             raise BadField(f"{wanted} classes, but {name} has {classes}", "spec.num_classes", f"give {classes}")
-        if channels not in (None, given):
-            raise BadField(f"{name} has no {given}-channel images", "spec.input.channels", f"give {channels}")
+        if given not in channels:
+            advice = f"give {' or '.join(map(str, channels))}"
+            raise BadField(f"{name} has no {given}-channel images", "spec.input.channels", advice)
         pads = self.augment.crop_mode == "reflect" and self.augment.crop >= self.spec.input.size
         _check("augment.crop", self.augment.crop, not pads, "less than the image's side, which is reflected")
         smallest = self.spec.sizes()[1][-1]

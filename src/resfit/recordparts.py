@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from resfit.augment import augment
@@ -11,6 +12,8 @@ from resfit.data import Dataset
 from resfit.pictures import png, png_grid
 from resfit.recipe import AugmentConfig
 from resfit.record import LayerRow, Sample
+
+_SHOWN_SIDE = 64  # pixels: a page shows no more, and a record holds dozens of images
 
 
 def layer_rows(price: Cost) -> list[LayerRow]:
@@ -28,6 +31,14 @@ def layer_rows(price: Cost) -> list[LayerRow]:
     ]
 
 
+def _shown(images: Tensor) -> Tensor:
+    """uint8 images [N, C, H, W] as a record shows them: of 64 pixels at the most, in grey where C is not 3."""
+    images = images if images.shape[1] == 3 else images[:, :1]
+    if images.shape[-1] <= _SHOWN_SIDE:
+        return images
+    return F.interpolate(images, size=(_SHOWN_SIDE, _SHOWN_SIDE), mode="bilinear", antialias=True)
+
+
 def augmented_grid(data: Dataset, config: AugmentConfig, seed: int, fill: Tensor | None) -> str:
     """A few training images, each as it is (first column) and as training may see it, as a base64 PNG."""
     rows, columns = min(6, len(data.train)), 9
@@ -43,7 +54,7 @@ def augmented_grid(data: Dataset, config: AugmentConfig, seed: int, fill: Tensor
         fill=None if fill is None else fill.cpu(),
     )
     seen[::columns] = images[::columns]
-    return png_grid(seen, columns)
+    return png_grid(_shown(seen), columns)
 
 
 def samples(logits: Tensor, data: Dataset, count: int = 8) -> tuple[Sample, ...]:
@@ -56,7 +67,7 @@ def samples(logits: Tensor, data: Dataset, count: int = 8) -> tuple[Sample, ...]
         chosen += members[confidence[members].argsort(descending=True)][:count].tolist()
     return tuple(
         Sample(
-            image=png(data.test.images[i]),
+            image=png(_shown(data.test.images[i : i + 1])[0]),
             label=data.classes[int(data.test.labels[i])],
             prediction=data.classes[int(predicted[i])],
             confidence=float(confidence[i]),

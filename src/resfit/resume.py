@@ -63,7 +63,7 @@ def begun_run(folder: Path, recipe: Recipe, *, override: bool, tell: Callable[[s
         recipe = replace(recipe, spec=replace(recipe.spec, num_classes=began.spec.num_classes))
     changed = differences(settings(began.to_dict()), settings(recipe.to_dict()))
     words = "; ".join(f"{field}: {json.dumps(old)} -> {json.dumps(new)}" for field, old, new in changed)
-    if fixed := [field for field, _, _ in changed if field.startswith(_FIXED)]:
+    if fixed := [field for field, _, _ in changed if _is_fixed(field)]:
         raise BadInput(f"a run cannot change {fixed[0]} under way ({words}): start a new run for it")
     if changed and not override:
         raise BadInput(
@@ -71,6 +71,10 @@ def begun_run(folder: Path, recipe: Recipe, *, override: bool, tell: Callable[[s
             f"--resume {folder} --override"
         )
     return Begun(state=state, recipe=recipe, changes=words)
+
+
+def _is_fixed(field: str) -> bool:
+    return any(field == fixed or field.startswith(f"{fixed}.") for fixed in _FIXED)
 
 
 def _tell_damaged_metrics(path: Path, tell: Callable[[str], None]) -> None:

@@ -84,9 +84,8 @@ def train(
         elif distributed.is_main():
             require_unused(folder)
         where = distributed.own_device(pick_device(device))
-        if data is None:
-            with distributed.local_main_first():
-                data = _load(recipe, data_dir, offline, observer)
+        with distributed.local_main_first():  # all processes, also where some of them have the data already
+            data = data or _load(recipe, data_dir, offline, observer)
         recipe = fit_classes(recipe, data.classes)
         require_fit(recipe.spec, recipe.budget)
         if recipe.field_needing_val and not len(data.val):
@@ -117,7 +116,7 @@ def train(
 
 @_alone_with_the_generators()
 @fast_process()
-def fit(
+def validation_curve(
     recipe: Recipe,
     *,
     seed: int = 0,
@@ -144,7 +143,7 @@ def fit(
     require_fit(recipe.spec, recipe.budget)
     run = Runner(recipe=recipe, seed=seed, data=data, folder=Path(), device=where, observer=observer)
     with _let_go(run):
-        return run.fit()
+        return run.validation_curve()
 
 
 @contextmanager

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from resfit import distributed, kernels
@@ -19,7 +21,7 @@ from resfit.data import Dataset, Images
 from resfit.data.normalize import normalizer
 from resfit.environment import environment
 from resfit.errors import BadInput, Diverged, RunFailed
-from resfit.evaluate import fit_temperature, predict_logits, score
+from resfit.evaluate import accuracy, fit_temperature, predict_logits, score
 from resfit.fields import to_plain
 from resfit.files import append_line, write_atomic
 from resfit.history import Best, History
@@ -33,7 +35,7 @@ from resfit.observer import Apart, Observer
 from resfit.precision import autocast, usable_precision
 from resfit.pretrained import begin_from, load_teacher
 from resfit.recipe import Recipe
-from resfit.record import EpochPoint, GivenModel, Metrics, RunRecord, record_text
+from resfit.record import EpochPoint, GivenModel, RunRecord, record_text
 from resfit.recordparts import augmented_grid, layer_rows, samples
 from resfit.report import write_report
 from resfit.report.words import thread_count
@@ -73,7 +75,7 @@ class Runner:
         self.clock = time.perf_counter()
         self.net = build(self.recipe.spec, self.recipe.init).to(self.device)
         count = max(1, min(_WHITENING_IMAGES, _WHITENING_PIXELS // images[0, 0].numel()))
-        whiten_stem(self.net, self.normalize(images[:count]))
+        whiten_stem(self.net, images[:count], self.normalize)
         if self.begin is not None:
             self.history.init = begin_from(self.begin, self.net, self.data, self.recipe.data)
             self.observer.message(f"begins from {self.history.init}")
@@ -109,7 +111,7 @@ class Runner:
     def _selection(self) -> str:
         return self.recipe.evaluate.selection
 
-    def fit(self) -> tuple[EpochPoint, ...]:
+    def validation_curve(self) -> tuple[EpochPoint, ...]:
         """Train and validate; nothing is written and the test set is not scored."""
         self.save_due = math.inf
         self._tell_the_start()
@@ -223,24 +225,24 @@ class Runner:
     def _validated(self, result: EpochResult) -> EpochPoint:
         """The epoch's point on the curve; validates, and keeps the weights that are the best so far."""
         config, last = self.recipe.evaluate, result.epoch == self.recipe.train.epochs
-        val = test = None
+        val_loss = val_accuracy = test_accuracy = None
         if len(self.data.val) and (result.epoch % config.every == 0 or last):
-            val = self._score(self.data.val)
+            val_loss, val_accuracy = self._loss_and_accuracy(self.data.val)
         if self._selection == "best-test":
-            test = self._score(self.data.test)
+            _, test_accuracy = self._loss_and_accuracy(self.data.test)
             self.history.test_scored += 1
-        judged = test if self._selection == "best-test" else val
-        if judged is not None and (self.history.best is None or judged.accuracy > self.history.best.accuracy):
+        judged = test_accuracy if self._selection == "best-test" else val_accuracy
+        if judged is not None and (self.history.best is None or judged > self.history.best.accuracy):
             keep = {} if self._selection == "last" else self.trainer.evaluated.state_dict()
             weights = {name: value.clone() for name, value in keep.items()}
-            self.history.best = Best(accuracy=judged.accuracy, epoch=result.epoch, weights=weights)
+            self.history.best = Best(accuracy=judged, epoch=result.epoch, weights=weights)
         return EpochPoint(
             epoch=result.epoch,
             train_loss=result.loss,
             train_accuracy=result.accuracy,
-            val_loss=val.loss if val else None,
-            val_accuracy=val.accuracy if val else None,
-            test_accuracy=test.accuracy if test else None,
+            val_loss=val_loss,
+            val_accuracy=val_accuracy,
+            test_accuracy=test_accuracy,
             lr=result.lr,
             seconds=result.seconds,
             images=result.images,
@@ -255,19 +257,26 @@ class Runner:
 
     def _logits(self, part: Images, tta: bool = False) -> tuple[Tensor, Tensor | None]:
         config = self.recipe.evaluate
-        with autocast(self.precision, self.device):
-            return predict_logits(
-                self.trainer.evaluated,
-                part.images,
-                self.normalize,
-                tta=config.tta if tta else "none",
-                tta_share=config.tta_share,
-                batch_size=config.batch_size,
-            )
+        try:
+            with autocast(self.precision, self.device):
+                return predict_logits(
+                    self.trainer.evaluated,
+                    part.images,
+                    self.normalize,
+                    tta=config.tta if tta else "none",
+                    tta_share=config.tta_share,
+                    batch_size=config.batch_size,
+                )
+        except torch.OutOfMemoryError:
+            raise RunFailed(
+                "out of memory while scoring (evaluate.batch_size): go on with a smaller one, by resfit train "
+                f"--resume {self.folder} --evaluate.batch_size {max(1, config.batch_size // 4)} --override"
+            ) from None
 
-    def _score(self, part: Images) -> Metrics:
+    def _loss_and_accuracy(self, part: Images) -> tuple[float, float]:
         logits, _ = self._logits(part)
-        return score(logits, part.labels, self.data.classes)
+        labels = part.labels.cpu()
+        return F.cross_entropy(logits, labels).item(), accuracy(logits, labels)
 
     def _finish(self) -> RunRecord:
         """Score the chosen weights on the test set, once, and write model, record and report."""
@@ -417,8 +426,8 @@ def _processes(count: int) -> str:
     return "one process" if count == 1 else f"{count} processes"
 
 
-def whiten_stem(net: Network, images: Tensor) -> None:
-    """Set a whitening stem's filters from normalized training images [N, C, H, W]; other stems stay as they are."""
+def whiten_stem(net: Network, images: Tensor, normalize: Callable[[Tensor], Tensor]) -> None:
+    """Set a whitening stem's filters from uint8 training images [N, C, H, W]; other stems stay as they are."""
     for module in net.modules():
         if isinstance(module, WhiteningConv):
-            module.whiten(images)
+            module.whiten(normalize(images))

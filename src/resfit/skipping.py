@@ -27,10 +27,7 @@ class EasyImages:
         self.losses[index] = F.cross_entropy(logits.detach().float(), labels, reduction="none")
 
     def leave_out(self, order: Tensor) -> Tensor:
-        """`order`, indices int64 [N], without the images of lowest loss; these stay in the next time.
-
-        Fewer are left out where too few are known by a loss, as with a share above one half.
-        """
+        """`order`, indices int64 [N], without the images of lowest loss; the next call leaves these in."""
         easiest = self.losses.argsort(stable=True)[: self.skipped]
         kept = torch.ones(len(self.losses), dtype=torch.bool, device=order.device)
         kept[easiest] = self.losses[easiest].isinf()

@@ -273,10 +273,14 @@ class Trainer:
         if not self.recipe.train.compile:
             return 0.0
         started, saved = time.perf_counter(), copy.deepcopy(self.state_dict())
-        batches = self._batches(self._left(torch.arange(len(self.images), device=self.device)))
-        of_each_size = {len(batch): batch for batch in batches}.values()
+        every = torch.arange(len(self.images), device=self.device)
+        orders = [every, every[: len(every) - self.easy.skipped]] if self.easy is not None else [every]
+        of_each_size = {len(batch): batch for order in orders for batch in self._batches(self._left(order))}
+        combinations = list(product(self._turning_points(), of_each_size.values()))
+        limits = torch._dynamo.config  # beyond the limit torch would compute uncompiled
+        limits.recompile_limit = max(limits.recompile_limit, len(combinations))
         self.net.train()
-        for (epoch, progress), batch in product(self._turning_points(), of_each_size):
+        for (epoch, progress), batch in combinations:
             self.epoch = epoch
             self._freeze()
             self._gradients([batch], progress)

@@ -117,11 +117,12 @@ def _needed_bytes(name: str, size: int) -> int:
 
 
 def _source(config: DataConfig, locations: Locations, *, size: int, channels: int) -> Source:
+    allowed = (1, 3) if config.name in ("digits", "folder") else (3,)
+    if channels not in allowed:
+        advice = " or ".join(map(str, allowed))
+        raise BadInput(f"{config.name} has no {channels}-channel images (spec.input.channels): give {advice}")
     if config.name == "digits":
         return load_digits(channels)
-    if channels != 3 and (config.name != "folder" or channels != 1):
-        allowed = "1 or 3" if config.name == "folder" else "3"
-        raise BadInput(f"{config.name} has no {channels}-channel images (spec.input.channels): give {allowed}")
     if config.name == "folder":
         return load_folder(config, locations, size=size, channels=channels)
     return load_svhn(locations) if config.name == "svhn" else load_cifar(config.name, locations)

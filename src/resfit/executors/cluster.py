@@ -32,7 +32,7 @@ from resfit.files import claimed, write_atomic
 from resfit.observer import Observer
 from resfit.recipe import Recipe
 from resfit.record import EpochPoint, RunRecord, read_record
-from resfit.run import fit, run_folder, train
+from resfit.run import run_folder, train, validation_curve
 from resfit.version import __version__
 
 try:
@@ -172,8 +172,8 @@ class OnRay:
 
         return self._submit(_Run(recipe=recipe, seed=seed, folder=folder, observer=observer, whole=True, take=take))
 
-    def fit(self, recipe: Recipe, seed: int, observer: Observer) -> tuple[EpochPoint, ...]:
-        """The validation curve of a run, as `resfit.run.fit` gives it, when it is there."""
+    def validation_curve(self, recipe: Recipe, seed: int, observer: Observer) -> tuple[EpochPoint, ...]:
+        """The validation curve of a run, as `resfit.run.validation_curve` returns it, when it is there."""
         run = _Run(recipe=recipe, seed=seed, folder=Path(), observer=observer, whole=False, take=tuple)
         curve: tuple[EpochPoint, ...] = self._submit(run).result()
         return curve
@@ -358,7 +358,7 @@ def _on_node(arrays: dict[str, Any], task: _Task, queue: Queue) -> Any:
     try:
         data = _as_dataset(arrays)
         if not task.whole:
-            return fit(task.recipe, seed=task.seed, data=data, device=task.device, observer=observer)
+            return validation_curve(task.recipe, seed=task.seed, data=data, device=task.device, observer=observer)
         with TemporaryDirectory(prefix="resfit-") as out:
             return _train(task, data, Path(out), observer)
     except Exception as error:

@@ -39,7 +39,7 @@ from resfit.files import is_alive
 from resfit.observer import Observer
 from resfit.recipe import Recipe
 from resfit.record import EpochPoint, settings
-from resfit.run import fit
+from resfit.run import validation_curve
 from resfit.scale import scaled
 from resfit.tune.space import Dimension, Space
 from resfit.tunerecord import Outcome, TrialRecord, TuneRecord, read_search
@@ -110,9 +110,9 @@ class Search:
         words = f"{origin} with settings found on its validation split"
         return self.space.apply(self.recipe, drawn).replace({"name": f"{origin}-tuned", "description": words})
 
-    def fit(self, recipe: Recipe, seed: int, observer: Observer) -> tuple[EpochPoint, ...]:
+    def validation_curve(self, recipe: Recipe, seed: int, observer: Observer) -> tuple[EpochPoint, ...]:
         """Train a trial in this process."""
-        return fit(
+        return validation_curve(
             recipe,
             seed=seed,
             data_dir=self.data_dir,
@@ -315,7 +315,7 @@ def _work_on(cluster: OnRay, search: Search, trials: int) -> None:
     try:
         with cluster:
             pool = ThreadPoolExecutor(cluster.slots)
-            threads = [pool.submit(_work, search, trials, cluster.fit) for _ in range(cluster.slots)]
+            threads = [pool.submit(_work, search, trials, cluster.validation_curve) for _ in range(cluster.slots)]
             for ended in as_completed(threads):
                 ended.result()
     finally:  # what the cluster did not end was given up, and its trial is marked as failed
@@ -338,7 +338,7 @@ def _work(search: Search, trials: int, train: Fit | None = None) -> None:
             drawn = {path: _draw(trial, path, dimension) for path, dimension in search.space.dimensions.items()}
             reason = _refusal(search, trial, drawn)
             if reason is None:
-                line = _train(search, study, trial, drawn, train or search.fit)
+                line = _train(search, study, trial, drawn, train or search.validation_curve)
                 refusals = 0
             else:
                 trial.set_user_attr("refused", reason)
