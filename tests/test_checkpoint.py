@@ -163,3 +163,18 @@ def test_what_is_no_state_is_refused(tmp_path):
     (tmp_path / "state.pt").unlink()
     (tmp_path / "state.pt").mkdir()
     complaint(tmp_path / "state.pt")
+
+
+def test_the_whole_content_is_on_the_disk_before_a_file_takes_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced, fsync = [], os.fsync
+
+    def watched(descriptor: int) -> None:
+        kept = os.fstat(descriptor)
+        synced.append("folder" if stat.S_ISDIR(kept.st_mode) else kept.st_size)
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", watched)
+    write_atomic(tmp_path / "file", b"x" * 100)
+    assert synced == [100, "folder"]

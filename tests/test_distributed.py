@@ -29,6 +29,7 @@ from torch import Tensor, nn
 import resfit
 from resfit import distributed, run, runner
 from resfit.checkpoint import load_state
+from resfit.data import Dataset
 from resfit.errors import BadInput, RunFailed
 from resfit.evaluate import predict_logits
 from resfit.interrupt import Interrupted
@@ -513,3 +514,23 @@ def test_torchrun_hands_ctrl_c_on_and_a_killed_process_ends_it(tmp_path: Path) -
     assert again.returncode == 1
     assert len([line for line in said if line.startswith("error: another process of this run was killed")]) == 1
     assert not any(line.startswith("Traceback") and "resfit" in line for line in said)
+
+
+def train_two_seeds(recipe: Recipe, out: str) -> list[float]:
+    """As the command does it: the data that the first process was shown serves the second run."""
+
+    class Kept(Observer):
+        data = None
+
+        def started(self, recipe: Recipe, data: Dataset, folder: Path, note: str) -> None:
+            self.data = data
+
+    kept = Kept()
+    return [train(recipe, seed=seed, out=out, observer=kept, data=kept.data).test.accuracy for seed in (0, 1)]
+
+
+def test_several_runs_in_turn_may_keep_their_data_in_the_first_process_alone(tiny: Recipe, tmp_path: Path) -> None:
+    with patch.object(distributed, "_PATIENCE", timedelta(seconds=60)):
+        first, second = together(train_two_seeds, tiny.replace({"train.epochs": 1}), str(tmp_path))
+    assert first == second
+    assert [read_record(tmp_path / "tiny" / str(seed)).test.accuracy for seed in (0, 1)] == first

@@ -202,3 +202,16 @@ def test_where_every_image_is_right_confidence_stays_below_certainty(count):
     logits = F.one_hot(labels, 5).float()
     confidence = (logits / fit_temperature(logits, labels)).softmax(1).max(1).values
     assert confidence.max() == pytest.approx(1 - 1 / (count + 2), abs=0.01)
+
+
+def test_many_classes_have_scores_and_no_matrix():
+    generator = torch.Generator().manual_seed(0)
+    for count in (200, 201):
+        logits, labels = torch.randn(500, count, generator=generator), torch.randint(0, count, (500,))
+        found = score(logits, labels, [str(n) for n in range(count)])
+        assert len(found.confusion) == (200 if count == 200 else 0)
+        assert sum(one.support for one in found.per_class) == 500
+        if found.confusion:
+            assert [row[i] for i, row in enumerate(found.confusion)] == [
+                round(one.recall * one.support) for one in found.per_class
+            ]

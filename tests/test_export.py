@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import Tensor
 import resfit
 from resfit import export as export_module
 from resfit.cli import main
+from resfit.data import load_dataset
 from resfit.errors import BadInput, RunFailed
 from resfit.export import FORMATS, export
 from resfit.export.check import BATCH_SIZES, agreement
@@ -253,6 +255,27 @@ def test_an_export_that_disagrees_is_an_error_and_not_kept(
     assert main(["export", str(run), "--format", "torch"]) == 1
     assert "disagrees with its network" in capsys.readouterr().err
     assert {path.name for path in run.iterdir()} == names
+
+
+def test_logits_that_are_far_off_are_an_error_also_where_every_prediction_is_equal(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Deployed, "forward", lambda self, x: self.net(x.float() * self.scale - self.shift) + 5)
+    assert main(["export", str(run), "--format", "torch"]) == 1
+    assert "100.00% equal predictions" in (said := capsys.readouterr().err)
+    assert "apart of at most" in said
+
+
+def test_int8_is_calibrated_on_training_images(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(export_module.check, "_SECONDS", 0.0)
+    seen: list[Tensor] = []
+    chosen = FORMATS["safetensors-fp32"]
+    spy = replace(chosen, write=lambda job, path: seen.append(job.train) or chosen.write(job, path))
+    monkeypatch.setitem(FORMATS, "safetensors-fp32", spy)
+    export(run, format="safetensors-fp32")
+    recipe = Recipe.from_yaml(run / "recipe.yaml")
+    data = load_dataset(recipe.data, size=8, channels=1)
+    assert torch.equal(seen[0], data.train.images)
 
 
 def test_what_cannot_be_exported_is_refused(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -104,6 +104,20 @@ def test_the_test_set_is_scored_as_often_as_the_record_says(
     assert record.protocol["peeking"] is (selection == "best-test")
 
 
+def test_a_run_scores_as_its_recipe_says(tiny: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[float, int, bool]] = []
+    predict = runner.predict_logits
+
+    def watched(*arguments: Any, **options: Any) -> tuple[Tensor, Tensor | None]:
+        seen.append((options["tta_share"], options["batch_size"], torch.is_autocast_enabled("cpu")))
+        return predict(*arguments, **options)
+
+    monkeypatch.setattr(runner, "predict_logits", watched)
+    scored = {"evaluate.tta_share": 0.3, "evaluate.batch_size": 77, "train.precision": "bf16", "train.epochs": 1}
+    train(tiny.replace(scored), out=tmp_path)
+    assert set(seen) == {(0.3, 77, True)}
+
+
 class Curious(Observer):
     """Draws from torch's global generator, as a careless metric may."""
 

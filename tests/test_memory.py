@@ -30,10 +30,10 @@ def test_the_system_says_how_much_is_free() -> None:
     before = free_bytes()
     assert before is not None
     assert 2**20 < before < 2**50
-    held = torch.ones(2**26)  # 256 MB, written to
+    held = torch.ones(2**28)  # 1 GB, written to: more than others give back meanwhile
     after = free_bytes()
     assert after is not None
-    assert after < before or held.sum() == 2**26  # others may give memory back meanwhile
+    assert after < before - held.nbytes / 2
 
 
 FORTY_LARGE_BUFFERS = """

@@ -16,8 +16,15 @@ CPU = torch.device("cpu")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def test_auto_is_one_that_can_be_trained_in() -> None:
-    assert usable_precision("auto", CPU) in ("fp32", "bf16")
+@pytest.mark.parametrize(
+    ("features", "precision"),
+    [(("avx2", "avx512f"), "fp32"), (("avx2", "avx512f", "avx512_bf16"), "bf16")],
+)
+def test_auto_is_bf16_where_the_processor_has_instructions_for_it(
+    features: tuple[str, ...], precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("resfit.precision.processor", lambda: ("some CPU", features))
+    assert usable_precision("auto", CPU) == precision
     assert usable_precision("fp16", CPU) == "fp16"
 
 

@@ -16,7 +16,6 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 @dataclass(frozen=True)
@@ -191,6 +190,17 @@ def outcome(folder: Path, protection: Protection | None, *tests: str) -> subproc
 
 
 @pytest.mark.parametrize("protection", PROTECTIONS.values(), ids=PROTECTIONS)
+def test_its_line_and_its_test_are_there(protection: Protection) -> None:
+    text = (ROOT / "src" / "resfit" / protection.file).read_text(encoding="utf-8")
+    assert text.count(protection.line) == 1
+    for word in (word for word in protection.tests.split() if "test_" in word and not word.startswith("-")):
+        file, _, name = word.partition("::")
+        assert f"def {name}" in (ROOT / "tests" / file).read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("protection", PROTECTIONS.values(), ids=PROTECTIONS)
 def test_its_loss_is_noticed(protection: Protection, tmp_path: Path) -> None:
     done = outcome(tmp_path, protection, protection.tests)
     failed = done.returncode == 1 and " failed" in done.stdout
@@ -198,6 +208,8 @@ def test_its_loss_is_noticed(protection: Protection, tmp_path: Path) -> None:
     assert failed or ended, f"status {done.returncode}\n{done.stdout[-3000:]}{done.stderr[-1000:]}"
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_without_a_loss_there_is_nothing_to_notice(tmp_path: Path) -> None:
     files = sorted({protection.tests.split("::")[0].split(" ")[0] for protection in PROTECTIONS.values()})
     done = outcome(tmp_path, None, *files)

@@ -247,3 +247,15 @@ def test_a_budget_is_at_least_one_parameter():
 def test_a_recipe_cannot_be_changed():
     with pytest.raises(dataclasses.FrozenInstanceError):
         get_recipe("digits").budget = 1
+
+
+@pytest.mark.parametrize(
+    ("overrides", "line"),
+    [
+        ({"train.skip_easy": 0.51}, r"\(train.skip_easy\): give a share from 0 to 0.5"),
+        ({"spec.input.channels": 5}, r"digits has no 5-channel images \(spec.input.channels\): give 1 or 3"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_ahead(overrides, line):
+    with pytest.raises(BadInput, match=line):
+        get_recipe("digits", overrides)

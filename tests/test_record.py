@@ -13,7 +13,17 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from resfit.errors import BadInput
-from resfit.record import ClassScore, Metrics, RunRecord, compare, find_records, group_runs, read_record, summarize
+from resfit.record import (
+    ClassScore,
+    GivenModel,
+    Metrics,
+    RunRecord,
+    compare,
+    find_records,
+    group_runs,
+    read_record,
+    summarize,
+)
 
 METRICS = Metrics(
     accuracy=0.9,
@@ -192,3 +202,9 @@ def test_without_spread_nothing_is_certain():
     apart = compare([0.1, 0.1, 0.1], [0.7, 0.7, 0.7])
     assert apart.interval is apart.p_value is None
     assert math.isclose(apart.difference, 0.6)
+
+
+def test_runs_of_other_teachers_are_no_runs_of_one_recipe():
+    by = [dataclasses.replace(RECORD, teachers=(GivenModel(path="t", sha256=sha, params=1),)) for sha in ("aa", "bb")]
+    assert by[0].identity != by[1].identity
+    assert by[0].identity == dataclasses.replace(by[0], seed=7).identity

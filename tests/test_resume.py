@@ -312,6 +312,10 @@ def test_a_changed_recipe_is_shown_and_refused_and_with_override_taken(everythin
         fixed = r"(distill|train\.skip_easy|evaluate\.selection)"
         with pytest.raises(BadInput, match=rf"a run cannot change {fixed} under way"):
             train(everything.replace(late), out=tmp_path, resume=True, override=True)
+    with pytest.raises(
+        BadInput, match=r"^the recipe changed since the run began \(train\.skip_easy_until: 1\.0 -> 0\.5\)"
+    ):
+        train(everything.replace({"train.skip_easy_until": 0.5}), out=tmp_path, resume=True)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     record = train(changed, out=tmp_path, resume=True, override=True)
     assert record.events == ("epoch 1, image 1,024: resumed with another recipe, " + words.replace("\\", "")[1:-1],)

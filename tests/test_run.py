@@ -10,6 +10,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,14 +19,16 @@ from PIL import Image
 
 import resfit
 from resfit import kernels, runner
-from resfit.checkpoint import load_state
-from resfit.data import Dataset
+from resfit.checkpoint import STATE, load_state, save_state
+from resfit.data import Dataset, load_dataset
+from resfit.data.normalize import normalizer
 from resfit.errors import BadInput, RunFailed
 from resfit.net import Network
 from resfit.observer import Observer
-from resfit.recipe import Recipe
+from resfit.recipe import DataConfig, Recipe
 from resfit.record import EpochPoint, RunRecord, read_record, write_summary
 from resfit.run import train, validation_curve
+from resfit.train import Trainer
 
 
 class Interrupt(Observer):
@@ -84,10 +87,44 @@ def test_the_record_holds_what_the_design_promises(tiny: Recipe, tmp_path: Path)
     assert plain["params"] == resfit.cost(tiny.spec).params
     assert sum(layer["params"] for layer in plain["layers"]) == plain["params"]
     assert plain["seconds_to_result"] > sum(point.seconds for point in record.curve)
-    assert plain["images_per_second"] > 0
+    images, seconds = (sum(getattr(point, name) for point in record.curve) for name in ("images", "seconds"))
+    assert plain["images_per_second"] == pytest.approx(images / seconds)
     assert sum(map(sum, plain["test"]["confusion"])) == plain["data"]["n_test"]
     assert len(plain["samples"]) > 8
     assert plain["augmented"].startswith("iVBOR")
+
+
+def test_the_digest_of_a_data_set_never_changes() -> None:
+    """Resuming, grouping and teachers rest on it, and so do the records of earlier versions."""
+    digits = load_dataset(DataConfig(name="digits", val=0.1), size=8, channels=1)
+    assert digits.digest == "37862c6680af1346a37ae9a191c4627ea1ec9194b09ef43ad632335721b0cebe"
+
+
+def test_a_whitening_stem_gets_its_filters_from_the_training_images(tiny: Recipe, tmp_path: Path) -> None:
+    recipe = tiny.replace({"spec.stem": {"kind": "whiten", "kernel": 2, "channels": 8}, "train.epochs": 1})
+    train(recipe, out=tmp_path)
+    data, net = load_dataset(recipe.data, size=8, channels=1), resfit.build(recipe.spec)
+    runner.whiten_stem(net, data.train.images[:5000], normalizer(data.mean, data.std, torch.device("cpu")))
+    filters = resfit.load(tmp_path / "tiny" / "0").state_dict()["stem.conv.weight"]
+    torch.testing.assert_close(filters, net.state_dict()["stem.conv.weight"])
+
+
+def test_cutout_is_filled_with_the_mean_of_the_training_images(
+    tiny: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, Any] = {}
+    monkeypatch.setattr(runner, "Trainer", lambda **options: seen.update(options) or Trainer(**options))
+    record = train(tiny.replace({"train.epochs": 1}), out=tmp_path)
+    assert seen["fill"].tolist() == [round(255 * mean) for mean in record.data["mean"]]
+
+
+def test_the_time_before_an_interruption_counts(tiny: Recipe, tmp_path: Path) -> None:
+    folder = tmp_path / "tiny" / "0"
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny.replace({"train.checkpoint_minutes": 1e-9}), out=tmp_path, observer=Interrupt(1))
+    save_state(folder / STATE, {**load_state(folder / STATE), "seconds": 1000.0})
+    record = train(tiny.replace({"train.checkpoint_minutes": 1e-9}), out=tmp_path, resume=True)
+    assert 1000 < record.seconds_to_result < 1500
 
 
 def test_same_seed_same_record(tiny: Recipe, tmp_path: Path) -> None:
@@ -177,8 +214,7 @@ def test_best_test_is_marked_as_peeking(tiny: Recipe, tmp_path: Path) -> None:
 def test_patience_stops_early(tiny: Recipe, tmp_path: Path) -> None:
     still = {"optim.lr": 1e-9, "optim.weight_decay": 0.0, "spec.norm.momentum": 1e-6}
     record = train(tiny.replace({**still, "train.epochs": 30, "train.patience": 2}), out=tmp_path)
-    assert record.epochs <= 6
-    assert len(record.curve) == record.epochs
+    assert record.epochs == len(record.curve) == 3
 
 
 @pytest.mark.parametrize(("field", "value"), [("evaluate.selection", "best-val"), ("train.patience", 1)])
@@ -330,3 +366,16 @@ def test_training_leaves_the_processs_arithmetic_as_it_was(tiny: Recipe, tmp_pat
     smallest = torch.tensor(1e-310, dtype=torch.float64)
     train(tiny.replace({"train.epochs": 1}), out=tmp_path)
     assert smallest * 1.0 > 0
+
+
+def test_memory_that_runs_out_while_scoring_is_one_line_that_says_how_to_go_on(
+    tiny: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_much(*arguments: object, **options: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with monkeypatch.context() as patch, pytest.raises(RunFailed, match=r"--evaluate.batch_size 125 --override$"):
+        patch.setattr(runner, "predict_logits", too_much)
+        train(tiny, out=tmp_path)
+    smaller = tiny.replace({"evaluate.batch_size": 125})
+    assert train(smaller, out=tmp_path, resume=True, override=True).epochs == 3

@@ -328,14 +328,70 @@ def test_accumulated_batches_make_one_step(tiny: Recipe, batch_size: int, accumu
     torch.testing.assert_close(one.net.head.weight, many.net.head.weight)
 
 
-def test_clip_bounds_a_step(tiny: Recipe) -> None:
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_clip_bounds_a_step(tiny: Recipe, precision: str) -> None:
     step = {"optim.lr": 1.0, "optim.momentum": 0.0, "optim.weight_decay": 0.0, "schedule.name": "constant"}
     recipe = tiny.replace({**step, "train.clip": 0.01, "train.epochs": 1, "train.batch_size": 256})
-    run = trainer(recipe)
+    run = trainer(recipe, precision=precision)
+    run.scaler = torch.amp.GradScaler("cpu", init_scale=256.0, enabled=precision == "fp16")
     before = torch.cat([p.detach().flatten().clone() for p in run.net.parameters()])
     run.train_epoch()
     moved = (torch.cat([p.detach().flatten() for p in run.net.parameters()]) - before).norm()
     assert moved == pytest.approx(0.01, rel=1e-3)
+
+
+class Idle(nn.Module):
+    """A network with a parameter that takes no part."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        super().__init__()
+        self.used, self.idle = Linear(recipe), nn.Parameter(torch.ones(1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.used(images)
+
+
+def test_a_parameter_that_no_gradient_reaches_stops_the_first_step(tiny: Recipe) -> None:
+    with pytest.raises(AssertionError, match="no gradient reached idle"):
+        trainer(tiny, kind=Idle).train_epoch()
+
+
+def test_a_loss_is_looked_at_in_the_middle_of_a_long_epoch(tiny: Recipe) -> None:
+    run = trainer(tiny.replace({"train.batch_size": 2, "augment.crop": 0}), kind=Linear)
+    steps = []
+
+    def poison(epoch: int, done: float) -> None:
+        steps.append(done)
+        with torch.no_grad():
+            run.net.head.weight.fill_(torch.nan)
+
+    run.on_step = poison
+    with pytest.raises(Diverged):
+        run.train_epoch()
+    assert len(steps) <= 51 < len(run.images) // 2
+
+
+def test_statistics_of_an_average_are_taken_at_the_last_size(tiny: Recipe) -> None:
+    swa = {"average.name": "swa", "average.start": 0.5, "train.resize": [[0.0, 4], [0.5, 8]]}
+    run = trainer(tiny.replace(swa))
+    assert {tuple(batch.shape[-2:]) for batch in run._batches_apart()} == {(8, 8)}
+
+
+def test_every_size_that_is_met_is_compiled_ahead_and_none_beyond_torchs_limit(
+    tiny: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "compile", lambda net, **options: net)  # what is asked for counts here
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 8)
+    sides = [[n / 5, side] for n, side in enumerate((4, 5, 6, 7, 8))]
+    fields = {"train.compile": True, "train.resize": sides, "train.batch_size": 100, "train.skip_easy": 0.25}
+    run, met = trainer(tiny.replace({**fields, "train.epochs": 5})), set()
+    forward = run.forward
+    run.forward = lambda images: met.add((len(images), images.shape[-1])) or forward(images)
+    run.warm_up()
+    ahead, _ = set(met), met.clear()
+    list(run.epochs())
+    assert ahead >= met
+    assert torch._dynamo.config.recompile_limit >= len(ahead) > 8
 
 
 def test_a_loss_that_is_not_finite_stops_loudly(tiny: Recipe) -> None:

@@ -51,4 +51,5 @@ def test_another_folder_that_sets_its_test_images_apart_is_scored(run: Path, ima
     for part in ("train", "test"):
         (tmp_path / "apart").mkdir(exist_ok=True)
         (tmp_path / "apart" / part).symlink_to(images)
-    assert evaluate(run, data_dir=tmp_path / "apart", data="folder").accuracy >= 0.0
+    scores = evaluate(run, data_dir=tmp_path / "apart", data="folder").per_class
+    assert [score.support for score in scores] == [20, 20]

@@ -15,6 +15,7 @@ from resfit.layers import (
     Blur,
     DropPath,
     EfficientChannelAttention,
+    Norm,
     PadShortcut,
     ShakeDrop,
     SqueezeExcite,
@@ -499,3 +500,17 @@ def test_a_network_compiles_in_one_graph() -> None:
     net = build(recipe.spec)
     found = torch._dynamo.explain(net)(torch.randn(2, 3, 32, 32))
     assert (found.graph_count, found.graph_break_count) == (1, 0), found.break_reasons
+
+
+def test_norms_have_the_momentum_and_eps_of_the_spec():
+    norms = [m for m in built(tiny(norm={"eps": 1e-3, "momentum": 0.25})).modules() if isinstance(m, Norm)]
+    assert norms
+    assert {(norm.eps, norm.momentum) for norm in norms} == {(1e-3, 0.25)}
+
+
+def test_dropout_is_of_whole_channels_behind_each_norm_of_a_block_and_of_features_in_the_head():
+    net = built(tiny(dropout={"block": 0.25, "head": 0.4}))
+    order = ["conv1", "norm1", "dropout1", "act1", "conv2", "norm2", "dropout2"]
+    assert [name for name, _ in net.stages[0][0].branch.named_children()] == order
+    assert [module.p for module in net.modules() if isinstance(module, nn.Dropout2d)] == [0.25] * 8
+    assert (type(net.dropout), net.dropout.p) == (nn.Dropout, 0.4)

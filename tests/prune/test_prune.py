@@ -7,13 +7,15 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import resfit
-from resfit import cli, latency
+from resfit import cli, latency, trained
 from resfit.errors import BadInput
 from resfit.modelfile import save_model
 from resfit.observer import Observer
@@ -48,6 +50,21 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def pruned(whole: Path) -> tuple[RunRecord, Path]:
     out = whole.parents[1]
     return prune(whole, budget=40_000, overrides=SHORTER, out=out), out / "wide-40k" / "0"
+
+
+def test_pruning_sees_no_test_image(pruned, whole, tmp_path, monkeypatch):
+    load = trained.load_dataset
+
+    def noise(*arguments, **options):
+        data = load(*arguments, **options)
+        spoiled = replace(data.test, images=torch.randint_like(data.test.images, 0, 256))
+        return replace(data, test=spoiled)
+
+    monkeypatch.setattr(trained, "load_dataset", noise)
+    prune(whole, budget=40_000, overrides=SHORTER, out=tmp_path)
+    kept = [load_file(folder / "pruned.safetensors") for folder in (pruned[1], tmp_path / "wide-40k" / "0")]
+    assert kept[0].keys() == kept[1].keys()
+    assert all(torch.equal(kept[0][name], kept[1][name]) for name in kept[0])
 
 
 def test_the_pruned_run_is_a_run_like_any_other(pruned):

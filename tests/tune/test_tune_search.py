@@ -23,6 +23,7 @@ from resfit.cost import cost
 from resfit.environment import command_line, without_password
 from resfit.errors import BadInput, RunFailed
 from resfit.recipe import Recipe
+from resfit.record import EpochPoint
 from resfit.tunerecord import TuneRecord, read_search
 
 pytest.importorskip("optuna")
@@ -70,6 +71,17 @@ def test_the_test_set_is_not_even_scored(tiny: Recipe, tmp_path: Path, monkeypat
         search(tiny.replace({"evaluate.selection": "best-test"}), tmp_path)
     with pytest.raises(BadInput, match="no validation split"):
         search(tiny.replace({"data.val": 0}), tmp_path)
+
+
+@pytest.mark.parametrize(("selection", "accuracy"), [("last", 0.5), ("best-val", 0.9)])
+def test_a_trial_counts_by_the_weights_that_its_recipe_selects(
+    tiny: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, selection: str, accuracy: float
+) -> None:
+    point = EpochPoint(epoch=1, train_loss=1.0, train_accuracy=0.5, val_loss=1.0, val_accuracy=0.9, lr=0.1, seconds=1.0)
+    curve = (point, replace(point, epoch=2, val_accuracy=0.5))
+    monkeypatch.setattr("resfit.tune.search.validation_curve", lambda *arguments, **options: curve)
+    found = run_search(search(tiny.replace({"evaluate.selection": selection}), tmp_path), 1)
+    assert found.trials[0].accuracy == accuracy
 
 
 @pytest.mark.parametrize("split", ["val", "validation", "class"])
