@@ -210,12 +210,16 @@ def test_a_renamed_run_is_not_resumed_as_another(
     assert "call it tiny again" in fails(capsys, "train", "--resume", str(tmp_path / "runs" / "old" / "0"))
 
 
-def test_the_time_left_counts_the_epochs_of_this_process(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_time_left_counts_the_epochs_of_this_process(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from resfit import progress
     from resfit.progress import Progress
     from resfit.record import EpochPoint
 
+    clock = iter((1000.0, 1010.0))
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: next(clock))
     shown = Progress(epochs=100)
-    shown.began -= 10
     times = {"lr": 0.1, "seconds": 10.0, "images": 1}
     unseen = dict.fromkeys(("val_loss", "val_accuracy", "test_accuracy"))
     shown.epoch_ended(EpochPoint(epoch=90, train_loss=1.0, train_accuracy=0.5, **unseen, **times))

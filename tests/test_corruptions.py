@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from resfit.corruptions import CORRUPTIONS, SEVERITIES, corrupt
+from resfit.corruptions import CORRUPTIONS, SET, SEVERITIES, corrupt
 from resfit.errors import BadInput
 
 KINDS = tuple(CORRUPTIONS)
 DRAWN = set(KINDS) - {"defocus_blur", "zoom_blur", "brightness", "contrast", "pixelate", "jpeg"}
+
+
+VALUES = Path(__file__).parent / "golden" / "corruptions.json"
 
 
 def pictures(channels: int = 3, side: int = 32, count: int = 6) -> np.ndarray:
@@ -80,3 +86,20 @@ def test_blurs_keep_an_even_image():
 def test_what_is_not_in_the_set_is_refused(kind, severity, line):
     with pytest.raises(BadInput, match=line):
         corrupt(pictures(), kind, severity)
+
+
+def values() -> dict[str, object]:
+    """Mean and deviation of the pixels of each kind at each severity."""
+    found: dict[str, list[list[float]]] = {}
+    for kind in CORRUPTIONS:
+        damaged = [corrupt(pictures(), kind, severity) for severity in SEVERITIES]
+        found[kind] = [[round(float(each.mean()), 2), round(float(each.std()), 2)] for each in damaged]
+    return {"set": SET, "pixels": found}
+
+
+def test_a_set_that_has_a_name_stays_as_it_is():
+    """Accuracies on it are compared between records; regenerate_corruptions.py is for a set of another name."""
+    committed, now = json.loads(VALUES.read_text()), values()
+    assert now["set"] == committed["set"]
+    for kind, expected in committed["pixels"].items():
+        np.testing.assert_allclose(now["pixels"][kind], expected, atol=0.05, err_msg=kind)
