@@ -35,7 +35,7 @@ class Verdict:
 
 
 def judge(spec: NetSpec, budget: int) -> Verdict:
-    """Compare the size of `spec` with `budget`; raise BadInput unless `budget` is a whole number from 1 to 10 billion."""
+    """Compare the size of `spec` with `budget`; raise BadInput unless that is a whole number from 1 to 10 billion."""
     return Verdict(params=cost(spec).params, budget=checked_budget(budget))
 
 

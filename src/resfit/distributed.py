@@ -190,7 +190,7 @@ def _added_up(tensor: Tensor) -> Tensor:
 
 
 def broadcast(make: Callable[[], T]) -> T:
-    """Call `make` on rank 0 and return its result, plain values and tensors, in all processes (elsewhere on the CPU)."""
+    """Return the result of `make` on rank 0, plain values and tensors, in all processes (on other ranks on the CPU)."""
     if is_single():
         return make()
     if is_main():
