@@ -1,13 +1,13 @@
-"""resfit fits residual networks to a parameter budget, and trains them.
+"""resfit: fit residual networks to a parameter budget and train them.
 
     import resfit
 
     recipe = resfit.get_recipe("digits")
-    print(resfit.cost(recipe.spec).params)      # priced, nothing is built
-    record = resfit.train(recipe, seed=0)       # runs/digits/0
+    print(resfit.cost(recipe.spec).params)      # computed without building the network
+    record = resfit.train(recipe, seed=0)       # writes to runs/digits/0
     net = resfit.load("runs/digits/0")
 
-All of it is imported at first use: torch, which takes seconds, and the rest, so that each command starts at once.
+Every name is imported on first use, so that commands start without waiting seconds for torch.
 """
 
 from __future__ import annotations
@@ -86,14 +86,14 @@ _HOMES = {
 
 
 class _Package(ModuleType):
-    """Gives what is exported at first use.
+    """Import exported names on first use.
 
-    Some functions share their names with modules. Properties keep `resfit.train` the function after Python, on
-    importing the module of that name, would have put the module in its place.
+    Some functions share their name with a submodule. Python sets `resfit.train` to the submodule when that is imported;
+    the properties keep it the function.
     """
 
     def __dir__(self) -> list[str]:
-        """What completion offers."""
+        """List the names for tab completion."""
         return sorted({*super().__dir__(), *__all__})
 
 
@@ -102,7 +102,7 @@ def _at_first_use(module: str, name: str) -> property:
         return getattr(import_module(f"resfit.{module}"), name)
 
     def put(package: ModuleType, value: object) -> None:
-        if not isinstance(value, ModuleType):  # which Python does on its own
+        if not isinstance(value, ModuleType):  # Python sets a submodule as an attribute when it is imported
             raise AttributeError(f"resfit.{name} cannot be replaced: replace resfit.{module}.{name} where it is used")
 
     return property(get, put)

@@ -1,4 +1,4 @@
-"""python -m resfit."""
+"""Run the command line with `python -m resfit`."""
 
 import sys
 

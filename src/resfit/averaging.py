@@ -1,4 +1,4 @@
-"""Averages of the weights over training, which are evaluated in place of the last ones."""
+"""Weight averaging during training (EMA, SWA); the averaged weights are evaluated instead of the last ones."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from resfit.recipe import AverageConfig
 
 
 class WeightAverage(AveragedModel):
-    """An average of a network's weights, in `module`; call `step_ended` after each optimizer step.
+    """The average of a network's weights, in `module`; call `step_ended` after each optimizer step.
 
-    ema follows the running statistics of batch norms as it does the weights. The mean that swa takes has none of its
-    own (Izmailov et al. 2018): they have to be estimated where `needs_statistics` says so.
+    ema averages the running statistics of batch norms like the weights. swa does not: they have to be estimated for the
+    averaged weights (Izmailov et al. 2018) when `needs_statistics` is true.
     """
 
     def __init__(self, net: nn.Module, config: AverageConfig) -> None:
@@ -27,25 +27,25 @@ class WeightAverage(AveragedModel):
 
     @property
     def begun(self) -> bool:
-        """Whether there is anything in the average yet."""
+        """Whether the average contains any weights yet."""
         return bool(self.n_averaged)
 
     @property
     def needs_statistics(self) -> bool:
-        """Whether the average changed since its batch norms' statistics were estimated."""
+        """Whether the swa average changed since its batch norm statistics were estimated."""
         return self.config.name == "swa" and self._estimated_at != int(self.n_averaged)
 
     def step_ended(self, net: nn.Module, progress: float, *, epoch_ended: bool) -> None:
-        """Take the weights in where the recipe wants them; `progress` is the part of all training that is over."""
+        """Update the average if the recipe asks for it now; `progress` is the finished fraction of all training."""
         complete = self.config.every == "step" or epoch_ended
         if self.config.name == "ema" or (complete and progress >= self.config.start):
             self.update_parameters(net)
 
     @torch.no_grad()
     def update_parameters(self, model: nn.Module) -> None:
-        """Take a network's weights and buffers in.
+        """Add a network's weights and buffers to the average.
 
-        As torch does it, but in few operations, and without making the host wait for a GPU.
+        Same result as torch's method, but with few fused operations and without a GPU synchronization.
         """
         ema, taken = self.config.name == "ema", int(self.n_averaged)
         weights = list(zip(self.module.parameters(), model.parameters(), strict=True))
@@ -61,12 +61,12 @@ class WeightAverage(AveragedModel):
         self.n_averaged += 1
 
     def estimate_statistics(self, batches: Iterable[Tensor]) -> None:
-        """Estimate the statistics of batch norms over `batches` of the network's input."""
+        """Estimate the batch norm statistics over `batches` of network inputs."""
         estimate_statistics(self.module, batches)
         self._estimated_at = int(self.n_averaged)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Go on from a saved average; its statistics are estimated anew."""
+        """Load a saved average; its batch norm statistics have to be estimated again."""
         self._estimated_at = 0
         return super().load_state_dict(state_dict, strict, assign)
 
@@ -75,8 +75,8 @@ class WeightAverage(AveragedModel):
 def estimate_statistics(net: nn.Module, batches: Iterable[Tensor]) -> None:
     """Set the running statistics of all batch norms to their means over batches [N, C, H, W], weighted by N.
 
-    All else is as in evaluation: nothing is dropped, and torch's random numbers stay where they are. Several processes
-    give their shares of the batches.
+    All other layers are in evaluation mode: nothing is dropped and no random numbers are drawn. In a distributed run
+    each process passes its shard of the batches.
     """
     norms = [module for module in net.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
     momenta, training, seen = [norm.momentum for norm in norms], net.training, 0

@@ -1,4 +1,4 @@
-"""The limit on trainable parameters: whether a spec fits, and the nearest one that does."""
+"""The parameter budget: check whether a spec fits, find the nearest one that does, parse and format counts."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from resfit.fields import differences
 from resfit.fitting import fitted_spec
 from resfit.spec import NetSpec
 
-_MOST = 10_000_000_000  # parameters: the widths of a larger network have no end
+_MOST = 10_000_000_000  # parameters; bounds the search over widths
 
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """A price held against a limit, both in trainable parameters."""
+    """The size of a network compared with a budget, both in trainable parameters."""
 
     params: int
     budget: int
 
     @property
     def fits(self) -> bool:
-        """Whether the price is within the limit; the limit itself is."""
+        """Whether the network has at most `budget` parameters."""
         return self.params <= self.budget
 
     def __str__(self) -> str:
@@ -35,12 +35,12 @@ class Verdict:
 
 
 def judge(spec: NetSpec, budget: int) -> Verdict:
-    """Price `spec` and hold it against `budget`; raises BadInput for a budget below 1."""
+    """Compare the size of `spec` with `budget`; raise BadInput unless that is a whole number from 1 to 10 billion."""
     return Verdict(params=cost(spec).params, budget=checked_budget(budget))
 
 
 def checked_budget(budget: int) -> int:
-    """A budget; raises BadInput for what is no whole number, or holds no parameter."""
+    """Return the budget as an int; raise BadInput unless it is a whole number from 1 to 10 billion."""
     try:
         count = 0 if isinstance(budget, bool) else operator.index(budget)
     except TypeError:
@@ -53,7 +53,7 @@ def checked_budget(budget: int) -> int:
 
 
 def require_fit(spec: NetSpec, budget: int) -> Verdict:
-    """The verdict on a spec that fits; raises BadInput with the excess and the nearest spec that fits otherwise."""
+    """Return the verdict if the spec fits; otherwise raise BadInput with the excess and the nearest spec that fits."""
     verdict = judge(spec, budget)
     if verdict.fits:
         return verdict
@@ -66,7 +66,7 @@ def require_fit(spec: NetSpec, budget: int) -> Verdict:
 
 
 def require_fitted_spec(spec: NetSpec, budget: int, name: str) -> NetSpec:
-    """`fitted_spec`; raises BadInput, which says the network's `name`, where nothing of its proportions fits."""
+    """Return `fitted_spec(spec, budget)`; raise BadInput naming the network if nothing of its proportions fits."""
     found = fitted_spec(spec, checked_budget(budget))
     if found is None:
         raise BadInput(f"no network of {name}'s proportions has {budget:,} parameters or less (budget): give more")
@@ -74,9 +74,9 @@ def require_fitted_spec(spec: NetSpec, budget: int, name: str) -> NetSpec:
 
 
 def parse_count(text: str, option: str = "--budget") -> int:
-    """A number of parameters or MACs as people write it: 5000000, 5_000_000, 500k, 2.5M."""
+    """Parse a number of parameters or MACs, such as 5000000, 5_000_000, 500k or 2.5M; raise BadInput if invalid."""
     number, unit = text.strip().replace("_", ""), 1
-    if re.fullmatch(r"\d{1,3}(,\d{3})+[kKmM]?", number):  # 2,5M may mean 2.5M or 25M
+    if re.fullmatch(r"\d{1,3}(,\d{3})+[kKmM]?", number):  # thousands separators only: 2,5M could mean 2.5M or 25M
         number = number.replace(",", "")
     if number[-1:].lower() in ("k", "m"):
         number, unit = number[:-1], {"k": 1_000, "m": 1_000_000}[number[-1].lower()]
@@ -90,7 +90,7 @@ def parse_count(text: str, option: str = "--budget") -> int:
 
 
 def short_count(count: int) -> str:
-    """The shortest text that `parse_count` reads as `count`: 500k, 2.5M."""
+    """Return the shortest text that `parse_count` parses as `count`, such as 500k or 2.5M."""
     for size, unit in ((1_000_000, "M"), (1_000, "k")):
         if count >= size and parse_count(text := f"{count / size:g}{unit}") == count:
             return text

@@ -1,4 +1,4 @@
-"""A model card: the README.md that makes a run folder one that can be published on the Hugging Face hub as it is."""
+"""Model cards: write a README.md into a run folder so that it can be published on the Hugging Face Hub as is."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from resfit.record import RunRecord, read_record, runs_alike, summarize
 from resfit.report import words
 from resfit.report.figures import tested, wilson
 
-# The names of the data sets on the hub; what is not there is not linked.
+# Names of the data sets on the hub. Other data sets are not linked.
 _HUB_NAMES = {"cifar10": "uoft-cs/cifar10", "cifar100": "uoft-cs/cifar100", "svhn": "ufldl-stanford/svhn"}
 
 
 def write_card(run: str | Path, licence: str = "unknown") -> Path:
-    """Write README.md into a finished run's folder and return its path; `licence` is one of the hub's identifiers.
+    """Write README.md into a finished run's folder and return its path; `licence` is a licence identifier of the hub.
 
-    Raises BadInput where there is one already, or no record or model to describe.
+    Raises BadInput if the folder already has a README.md, or has no record or model.
     """
     folder = Path(run)
     card = folder / "README.md"
@@ -36,20 +36,20 @@ def write_card(run: str | Path, licence: str = "unknown") -> Path:
 
 
 def _runs_beside(record: RunRecord, folder: Path) -> list[RunRecord]:
-    """The finished runs that differ from the one in `folder` in seed and machine alone, by seed; it is among them."""
+    """Return the finished runs of the same recipe that differ only in seed and machine, `record` included, by seed."""
     found = {run.seed: run for run in runs_alike(folder.resolve().parent, record)} | {record.seed: record}
     return [found[seed] for seed in sorted(found)]
 
 
 def _published(record: RunRecord) -> RunRecord:
-    """The record without the places of this machine in it."""
+    """Return the record with model paths shortened to two components, so that no local folders are published."""
     short = [replace(given, path="/".join(Path(given.path).parts[-2:])) for given in record.teachers]
     init = record.init and replace(record.init, path="/".join(Path(record.init.path).parts[-2:]))
     return replace(record, init=init, teachers=tuple(short))
 
 
 def render_card(record: RunRecord, runs: list[RunRecord], sha256: str = "", licence: str = "unknown") -> str:
-    """The card of one run; `runs` are those of its recipe, which give the mean, and `sha256` is its model file's."""
+    """Return the card of one run as Markdown; `runs` are averaged for the summary, `sha256` is its model file's."""
     template = _environment().get_template("card.md.j2")
     return str(
         template.render(
@@ -67,7 +67,7 @@ def render_card(record: RunRecord, runs: list[RunRecord], sha256: str = "", lice
 
 
 def _header(record: RunRecord) -> dict[str, Any]:
-    """The metadata that the hub reads; its licence stands in the template."""
+    """The card's metadata for the hub, except the licence, which the template adds."""
     name = record.data["name"]
     on_hub = _HUB_NAMES.get(name)
     return {
@@ -124,7 +124,7 @@ def _environment() -> Any:
 
 
 def _cell(text: str) -> str:
-    """Text that may stand in a Markdown table."""
+    """Escape text for a cell of a Markdown table."""
     return (
         " ".join(str(text).split()).replace("\\", "\\\\").replace("|", "\\|").replace("`", "\\`").replace("<", "&lt;")
     )

@@ -1,4 +1,4 @@
-"""The state that an interrupted run goes on from: the newest, and the one before it."""
+"""Checkpoint files from which an interrupted run resumes: write and read the newest state and the one before it."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ _DIGEST_BYTES = hashlib.sha256().digest_size
 
 
 class _Damaged(BadInput):
-    """A state that is there and cannot be used."""
+    """A checkpoint file that exists but cannot be used."""
 
 
 def has_state(folder: Path) -> bool:
-    """Whether a run in `folder` left anything to go on from."""
+    """Whether `folder` contains a state to resume from."""
     return (folder / STATE).exists() or (folder / PREVIOUS).exists()
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
-    """Write tensors and plain values behind their SHA-256, atomically; the state that was there is kept beside it."""
+    """Atomically write tensors and plain values, preceded by their SHA-256; keep the previous state beside it."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
     content = buffer.getvalue()
@@ -35,9 +35,10 @@ def save_state(path: Path, state: dict[str, Any]) -> None:
 
 
 def newest_state(folder: Path, tell: Callable[[str], None]) -> dict[str, Any]:
-    """The newest state in `folder` that is whole. A damaged one is set aside under another name, and `tell` hears it.
+    """Return the newest intact state in `folder`.
 
-    A crash between the two renames of a save leaves the previous state alone; it is as good.
+    If the newest is damaged and the previous one is intact, rename the damaged one and report that through `tell`.
+    A crash between the two renames of a save leaves only the previous state. Raises BadInput if no state is usable.
     """
     newest, previous = folder / STATE, folder / PREVIOUS
     if not previous.exists():
@@ -57,7 +58,7 @@ def newest_state(folder: Path, tell: Callable[[str], None]) -> dict[str, Any]:
 
 
 def load_state(path: Path) -> dict[str, Any]:
-    """Read what `save_state` wrote, on the CPU. Nothing in the file is run, and nothing of a damaged one is used."""
+    """Load what `save_state` wrote, onto the CPU, without executing code from it; raise BadInput if it is unusable."""
     try:
         whole = path.read_bytes()
     except FileNotFoundError:
@@ -69,7 +70,7 @@ def load_state(path: Path) -> dict[str, Any]:
         raise _Damaged(f"damaged checkpoint ({path}): its checksum is wrong; start the run anew")
     try:
         state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for what is not its own
+    except Exception as error:  # torch raises many exception types for foreign files
         raise _Damaged(f"not a checkpoint ({path}): {str(error)[:80]}; start the run anew") from None
     if not isinstance(state, dict):
         raise _Damaged(f"not a checkpoint ({path}): start the run anew")

@@ -1,8 +1,8 @@
-"""Fifteen kinds of damage to small images at five severities: a seeded set of resfit's own.
+"""Image corruptions for robustness tests: fifteen kinds for small images at five severities, seeded.
 
-The kinds are those of Hendrycks & Dietterich 2019; filters, textures and strengths are not, so accuracies on this set
-are never to be held against published tables. Images are uint8 [N, C, H, W], grey or colour. Lengths are in pixels of
-a 32-pixel side and grow with the image.
+The kinds are those of Hendrycks & Dietterich 2019. Filters, textures and strengths are resfit's own, so accuracies are
+not comparable with published tables. Images are uint8 [N, C, H, W], grey or colour. Lengths are in pixels for a side of
+32 pixels and scale with the image.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
     Pixels = np.ndarray  # float64, one image [H, W, C], or a map [H, W], from 0 to 1
     Damage = Callable[[Pixels, float, np.random.Generator], Pixels]
 
-SET = "resfit-corruptions-1"  # counts up when any image of the set changes
+SET = "resfit-corruptions-1"  # increment when any image of the set changes
 SEVERITIES = (1, 2, 3, 4, 5)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Corruption:
-    """A kind of damage: `apply(image, strength, rng)` gives the damaged image; `strengths` are by severity."""
+    """One kind of corruption: `apply(image, strength, rng)` returns the corrupted image; one strength per severity."""
 
     group: str
     apply: Damage
@@ -38,7 +38,9 @@ class Corruption:
 
 
 def corrupt(images: np.ndarray, kind: str, severity: int, seed: int = 0) -> np.ndarray:
-    """Damaged copies of uint8 images [N, C, H, W]. An image's damage depends on seed, kind, severity and its index.
+    """Return corrupted copies of uint8 images [N, C, H, W].
+
+    The random numbers for an image depend only on seed, kind, severity and the image's index.
 
     Raises BadInput for an unknown kind or severity.
     """
@@ -67,7 +69,7 @@ def _impulse_noise(image: Pixels, share: float, rng: np.random.Generator) -> Pix
 
 
 def _defocus_blur(image: Pixels, radius: float, rng: np.random.Generator) -> Pixels:
-    """The mean over a disc, whose rim counts in part."""
+    """Average over a disc with an anti-aliased edge."""
     radius = _scaled(radius, image)
     reach = math.ceil(radius)
     y, x = np.mgrid[-reach : reach + 1, -reach : reach + 1]
@@ -75,18 +77,18 @@ def _defocus_blur(image: Pixels, radius: float, rng: np.random.Generator) -> Pix
 
 
 def _glass_blur(image: Pixels, distance: float, rng: np.random.Generator) -> Pixels:
-    """Each pixel shows a near one at random; then all is softened a little."""
+    """Replace each pixel by a random nearby one, then blur slightly."""
     moves = rng.uniform(-1, 1, (2, *image.shape[:2])) * _scaled(distance, image)
     return _softened(_resampled(image, moves.round()), _scaled(0.5, image))
 
 
 def _motion_blur(image: Pixels, length: float, rng: np.random.Generator) -> Pixels:
-    """The mean along a line in a random direction."""
+    """Average along a line in a random direction."""
     return _filtered(image, _line_kernel(_scaled(length, image), rng.uniform(0, math.pi)))
 
 
 def _zoom_blur(image: Pixels, zoom: float, rng: np.random.Generator) -> Pixels:
-    """The mean of the image and enlargements about its middle."""
+    """Average the image with five enlargements about its centre."""
     middle = (np.array(image.shape[:2]) - 1) / 2
     grid = np.indices(image.shape[:2]) - middle[:, None, None]
     zoomed = np.stack([_resampled(image, grid / factor - grid) for factor in np.linspace(1, zoom, 6)])
@@ -94,7 +96,7 @@ def _zoom_blur(image: Pixels, zoom: float, rng: np.random.Generator) -> Pixels:
 
 
 def _snow(image: Pixels, amount: float, rng: np.random.Generator) -> Pixels:
-    """Bright streaks of flakes that fall aslant, over an image that has paled."""
+    """Add bright, slanted streaks of snowflakes to a paler image."""
     flakes = rng.random(image.shape[:2]) ** (1 / amount)
     flakes = np.where(flakes > 0.75, flakes, 0)
     streaks = _filtered(flakes[:, :, None], _line_kernel(_scaled(2.5, image), rng.uniform(0.25, 0.75) * math.pi))
@@ -103,7 +105,7 @@ def _snow(image: Pixels, amount: float, rng: np.random.Generator) -> Pixels:
 
 
 def _frost(image: Pixels, amount: float, rng: np.random.Generator) -> Pixels:
-    """Ridges of ice that grow inwards from the rim."""
+    """Blend in ridges of ice, densest at the border."""
     height, width = image.shape[:2]
     ridges = 1 - np.abs(2 * _clouds((height, width), rng) - 1)
     y, x = np.abs(np.linspace(-1, 1, height))[:, None], np.abs(np.linspace(-1, 1, width))
@@ -112,7 +114,7 @@ def _frost(image: Pixels, amount: float, rng: np.random.Generator) -> Pixels:
 
 
 def _fog(image: Pixels, amount: float, rng: np.random.Generator) -> Pixels:
-    """A veil of uneven density, nearly white."""
+    """Blend in a nearly white veil of uneven density."""
     veil = (amount * (0.55 + 0.45 * _clouds(image.shape[:2], rng)))[:, :, None]
     return image * (1 - veil) + 0.92 * veil
 
@@ -127,7 +129,7 @@ def _contrast(image: Pixels, share: float, rng: np.random.Generator) -> Pixels:
 
 
 def _elastic(image: Pixels, reach: float, rng: np.random.Generator) -> Pixels:
-    """Smooth random displacement, `reach` pixels where it is largest."""
+    """Displace pixels smoothly at random, by at most `reach` pixels along each axis."""
     noise = rng.uniform(-1, 1, (*image.shape[:2], 2))
     moves = _softened(noise, _scaled(3, image)).transpose(2, 0, 1)
     return _resampled(image, moves * (_scaled(reach, image) / np.abs(moves).max()))
@@ -173,7 +175,7 @@ CORRUPTIONS: dict[str, Corruption] = {
 
 
 def _scaled(length: float, image: Pixels) -> float:
-    """A length that is given for a side of 32 pixels."""
+    """Scale a length for a side of 32 pixels to the longer side of this image."""
     height, width = image.shape[:2]
     return length * float(max(height, width)) / 32
 
@@ -187,7 +189,7 @@ def _filtered(image: Pixels, kernel: Pixels) -> Pixels:
 
 
 def _resampled(image: Pixels, moves: Pixels) -> Pixels:
-    """The image where each place [y, x] shows what lies `moves`[:, y, x] pixels on."""
+    """Return the image sampled bilinearly at each [y, x] plus `moves`[:, y, x] pixels."""
     places: Any = np.indices(image.shape[:2]) + moves
     channels = [
         ndimage.map_coordinates(channel, places, order=1, mode="reflect") for channel in np.moveaxis(image, 2, 0)
@@ -196,7 +198,7 @@ def _resampled(image: Pixels, moves: Pixels) -> Pixels:
 
 
 def _line_kernel(length: float, angle: float) -> Pixels:
-    """A line of `length` pixels through the middle, spread over the pixels that it passes."""
+    """Return an anti-aliased line of `length` pixels through the centre, as a kernel that is not normalized."""
     reach = math.ceil(length / 2)
     y, x = np.mgrid[-reach : reach + 1, -reach : reach + 1]
     steps = np.linspace(-length / 2, length / 2, 4 * reach + 1)[:, None, None]
@@ -205,7 +207,7 @@ def _line_kernel(length: float, angle: float) -> Pixels:
 
 
 def _clouds(shape: tuple[int, ...], rng: np.random.Generator) -> Pixels:
-    """A smooth random map [H, W] from 0 to 1: grids of 2 to 16 values a side, each half as strong as the one before."""
+    """Return a smooth random map [H, W] from 0 to 1: four octaves of 2 to 16 values a side, each half as strong."""
     from PIL import Image
 
     height, width = shape
@@ -217,5 +219,5 @@ def _clouds(shape: tuple[int, ...], rng: np.random.Generator) -> Pixels:
 
 
 def _tint(image: Pixels, colour: tuple[float, float, float]) -> Pixels:
-    """The colour, or its mean for images that are not of three channels."""
+    """The colour, or its mean if the image does not have three channels."""
     return np.array(colour) if image.shape[2] == 3 else np.array(colour).mean(keepdims=True)

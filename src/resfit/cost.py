@@ -1,6 +1,6 @@
-"""The price of a NetSpec: trainable parameters, MACs, activation bytes, layer by layer. Nothing is built.
+"""The cost of a NetSpec, layer by layer, without building it: trainable parameters, MACs and activation bytes.
 
-A layer's name is the qualified name of the module that `build` makes for it, so the two can be held against each other.
+A layer's name is the qualified name of its module in the network that `build` returns, so that the two can be compared.
 """
 
 from __future__ import annotations
@@ -13,7 +13,10 @@ from resfit.spec import BlockPlan, ConvPlan, ECASpec, NetSpec
 
 @dataclass(frozen=True, kw_only=True)
 class Layer:
-    """One priced layer, for one image: trainable parameters, multiply-accumulates, output [channels, height, width]."""
+    """The cost of one layer for one image.
+
+    Output shape [channels, height, width], trainable parameters, multiply-accumulates and frozen values.
+    """
 
     name: str
     kind: str
@@ -24,40 +27,40 @@ class Layer:
 
     @property
     def activation_bytes(self) -> int:
-        """Bytes of the output in fp32."""
+        """Size of the output in fp32, in bytes."""
         channels, height, width = self.shape
         return 4 * channels * height * width
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What a network costs. `macs` counts convolutions and linear layers; `frozen` values are not trained."""
+    """The cost of a network. `macs` counts convolutions and linear layers; `frozen` values are not trained."""
 
     layers: tuple[Layer, ...]
 
     @property
     def params(self) -> int:
-        """Trainable parameters."""
+        """Number of trainable parameters."""
         return sum(layer.params for layer in self.layers)
 
     @property
     def frozen(self) -> int:
-        """Filter values that are set once and not trained (a whitening stem's)."""
+        """Number of filter values that are set once and not trained (of a whitening stem)."""
         return sum(layer.frozen for layer in self.layers)
 
     @property
     def macs(self) -> int:
-        """Multiply-accumulates of one image's forward pass."""
+        """Multiply-accumulates of the forward pass for one image."""
         return sum(layer.macs for layer in self.layers)
 
     @property
     def activation_bytes(self) -> int:
-        """Bytes of all layers' outputs for one image, fp32."""
+        """Size of all layer outputs for one image in fp32, in bytes."""
         return sum(layer.activation_bytes for layer in self.layers)
 
 
 def cost(spec: NetSpec) -> Cost:
-    """Price `spec`, exactly: `cost(spec).params` is the sum of p.numel() over `build(spec).parameters()`."""
+    """Return the cost of `spec`; `params` is exactly the sum of p.numel() over `build(spec).parameters()`."""
     return Cost(layers=tuple(_layers(spec)))
 
 
@@ -89,7 +92,7 @@ def _stem(spec: NetSpec, side: int) -> Iterator[Layer]:
 
 
 def _block(spec: NetSpec, block: BlockPlan, name: str, side: int) -> Iterator[Layer]:
-    """The layers of one block whose input map has `side` pixels a side."""
+    """Yield the layers of one block whose input feature map is `side` x `side` pixels."""
     if block.layout.norm_first:
         yield _norm(spec, f"{name}.norm1", block.in_channels, side)
     for branch in ("branch", "branch2")[: block.branches]:

@@ -1,6 +1,6 @@
-"""A web page on this machine: drop an image in, see what the network says of it and where it looked.
+"""The demo: a local web page that classifies a dropped image and shows a Grad-CAM heat map.
 
-The page is gradio's, without its telemetry, share links and network fonts: nothing leaves the machine.
+The page uses gradio without telemetry, share links or web fonts: nothing leaves the machine.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 _SAMPLES = 8
-_SIDE = 288  # pixels of a shown picture, about
+_SIDE = 288  # approximate size of a displayed picture, in pixels
 _NO_DATA = "No test images were found: `--data-dir` names their folder."
 _FONTS = ("system-ui", "sans-serif")
 _MONO_FONTS = ("ui-monospace", "monospace")
@@ -40,7 +40,7 @@ _CPU = torch.device("cpu")
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What the network says of one image: probabilities by class, and the two pictures of the page."""
+    """The result for one image: probabilities by class, the image as the network sees it, and its Grad-CAM overlay."""
 
     probabilities: dict[str, float]
     seen: Image
@@ -49,7 +49,7 @@ class Answer:
 
 @dataclass(frozen=True, kw_only=True)
 class Samples:
-    """Images to choose from, uint8 [C, H, W], each with its class; what they are, and what is said below them."""
+    """Sample images, uint8 [C, H, W], each with its class; `kind` names them, and `note` is shown below them."""
 
     images: list[tuple[Tensor, str]]
     kind: str
@@ -57,7 +57,7 @@ class Samples:
 
 
 def answer(net: Network, pixels: Tensor) -> Answer:
-    """Everything that the page shows of an image at the network's own size, uint8 [C, H, W]."""
+    """Return everything that the page shows for an image, uint8 [C, H, W], of the network's input size."""
     picture, normalize = _picture(pixels), normalizer(net.info.mean, net.info.std, _CPU)
     likeliest = predict(net, picture, device="cpu").images[0].classes
     cam = grad_cam(net, normalize(pixels[None]), net.info.classes.index(likeliest[0].name))
@@ -69,7 +69,7 @@ def answer(net: Network, pixels: Tensor) -> Answer:
 
 
 def read_image(net: Network, file: str | Path) -> Tensor:
-    """The pixels of an image file as the network takes them, uint8 [C, H, W]; raises BadInput where it is damaged."""
+    """Decode an image file to the network's input size, uint8 [C, H, W]; raise BadInput if it cannot be read."""
     found = decode_one(Path(file), size=net.spec.input.size, channels=net.spec.input.channels)
     if isinstance(found, str):
         raise BadInput(f"cannot be read as an image ({Path(file).name}, {found}): give a PNG, JPEG, WebP, BMP or GIF")
@@ -77,10 +77,10 @@ def read_image(net: Network, file: str | Path) -> Tensor:
 
 
 def sample_images(trained: Trained, data_dir: Path | None = None) -> Samples:
-    """A few images of the network's own classes, one a class, without a download.
+    """Return up to eight images of the network's classes, one per class, without downloading anything.
 
-    They are test images of its data. Where that is not found, digits serve a network of digits, and drawings one that
-    knows what they show; others get none.
+    These are test images of the data set it was trained on. If that is not found, digits are used if they suit the
+    network, and otherwise drawings of those of its classes for which there are any.
     """
     for data in (None, "digits"):
         try:
@@ -104,9 +104,9 @@ def serve(
     data_dir: Path | None = None,
     ready: Callable[[str], None] = print,
 ) -> None:
-    """Serve the page of a run folder's or model file's network until interrupted; `ready` is told its address.
+    """Serve the page for the network in a run folder or model file until interrupted; call `ready` with its address.
 
-    Raises BadInput where the model or the port cannot be used, or gradio is missing.
+    Raises BadInput if the model or the port cannot be used, or gradio is not installed.
     """
     _require_address(host, port)
     trained = Trained(target)
@@ -128,7 +128,7 @@ def serve(
                 footer_links=[],
                 theme=gradio.themes.Default(font=_FONTS, font_mono=_MONO_FONTS),
             )
-        except OSError:  # taken in the meantime
+        except OSError:  # the port was taken after `_require_address`
             raise BadInput(f"no free port ({host}:{port or 'any'}): give another with --port") from None
         ready(address)
         try:
@@ -138,7 +138,7 @@ def serve(
 
 
 def _require_address(host: str, port: int | None) -> None:
-    """Raise BadInput where nothing can be served: the page's server would try for minutes."""
+    """Raise BadInput if the address cannot be bound: gradio's server would retry for minutes."""
     try:
         family, kind, *_, address = socket.getaddrinfo(host, port or 0, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind) as probe:
@@ -150,7 +150,7 @@ def _require_address(host: str, port: int | None) -> None:
 
 
 def _gradio(uploads: str) -> Any:
-    """gradio, told to stay at home before it is imported. `uploads` takes what people drop, and goes with the page."""
+    """Import gradio with telemetry and network access turned off; dropped files are stored in the folder `uploads`."""
     os.environ |= {
         "GRADIO_ANALYTICS_ENABLED": "False",
         "GRADIO_TEMP_DIR": uploads,
@@ -165,7 +165,7 @@ def _gradio(uploads: str) -> Any:
 
 
 def make_page(gradio: Any, net: Network, samples: Samples) -> Any:
-    """The page, as gradio's Blocks."""
+    """Build the page as gradio Blocks."""
 
     def show(pixels: Tensor) -> tuple[Any, ...]:
         found = answer(net, pixels)
@@ -182,7 +182,7 @@ def make_page(gradio: Any, net: Network, samples: Samples) -> Any:
     def on_sample(chosen: Any) -> tuple[Any, ...]:
         return show(samples.images[chosen.index][0])
 
-    on_sample.__annotations__["chosen"] = gradio.SelectData  # by which gradio knows what to hand over
+    on_sample.__annotations__["chosen"] = gradio.SelectData  # gradio reads the annotation to pass the event
 
     size = net.spec.input.size
     with gradio.Blocks(title="resfit", analytics_enabled=False) as page:
@@ -237,7 +237,7 @@ def _picture(pixels: Tensor) -> Image:
 
 
 def _enlarged(picture: Image, side: int = _SIDE) -> Image:
-    """Whole multiples of its pixels, so that each can be seen."""
+    """Enlarge by a whole factor without smoothing, so that each pixel is visible."""
     from PIL import Image
 
     factor = max(1, side // picture.width)

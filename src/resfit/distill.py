@@ -1,4 +1,4 @@
-"""Distillation: a student learns from the probabilities of trained teachers beside the labels (Hinton et al. 2015).
+"""Knowledge distillation: train on the probabilities of trained teachers besides the labels (Hinton et al. 2015).
 
 Shapes: N images, C channels, H x W pixels, K classes.
 """
@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 
 class Renormalized(nn.Module):
-    """A trained network behind another normalization than its own: takes what was normalized by `given`.
+    """Wrap a trained network so that it accepts images normalized with other statistics than its own.
 
-    given, own: mean and deviation of each channel on the 0 to 1 scale.
+    given: mean and standard deviation of each channel, on the 0 to 1 scale, that the images are normalized with.
+    own: those that the network was trained with.
     """
 
     scale: Tensor
@@ -35,22 +36,22 @@ class Renormalized(nn.Module):
         self.register_buffer("shift", ((mean - own_mean) / own_std).view(-1, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits [N, K] of images [N, C, H, W]."""
+        """Return logits [N, K] of images [N, C, H, W]."""
         logits: Tensor = self.net(images * self.scale + self.shift)
         return logits
 
 
 @torch.no_grad()
 def soft_targets(teachers: Sequence[nn.Module], images: Tensor, temperature: float) -> Tensor:
-    """The teachers' mean probabilities of normalized images [N, C, H, W] at a temperature: float32 [N, K]."""
+    """Return the teachers' mean probabilities at a temperature, float32 [N, K], for normalized images [N, C, H, W]."""
     each = [(teacher(images).float() / temperature).softmax(1) for teacher in teachers]
     return torch.stack(each).mean(0)
 
 
 def distillation_loss(logits: Tensor, targets: Tensor, temperature: float) -> Tensor:
-    """T² KL(targets || softmax(logits / T)), the mean over logits [N, K]: float32 scalar, in nats.
+    """Return T² KL(targets || softmax(logits / T)), averaged over the N rows of logits [N, K]: float32 scalar, in nats.
 
-    T² keeps the gradient's size at any temperature (Hinton et al. 2015).
+    T² makes the size of the gradient independent of the temperature (Hinton et al. 2015).
     """
     predicted = F.log_softmax(logits.float() / temperature, dim=1)
     return temperature**2 * F.kl_div(predicted, targets, reduction="batchmean")

@@ -1,8 +1,8 @@
-"""One run in several processes that torchrun started, on one machine or several.
+"""Distributed training: one run in several processes started by torchrun, on one or more machines.
 
-All processes take the same steps over the same batches. Each works on its shard of the images of a batch, and their
-results are summed: by gloo where they lie on CPUs, by NCCL on GPUs. A single process gets back what it gave. Functions
-that communicate have to be called by all processes, in the same order.
+All processes take the same steps over the same batches. Each computes its shard of a batch, and the results are summed,
+with gloo on CPUs and NCCL on GPUs. In a single process every collective function returns its input. Functions that
+communicate must be called by all processes in the same order.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from resfit.processes import under_torchrun
 
 T = TypeVar("T")
 
-_PATIENCE = timedelta(minutes=30)  # with a process that neither answers nor ends
+_PATIENCE = timedelta(minutes=30)  # timeout for a process that hangs
 
 _rank, _count = 0, 1
 _store: Any = None
@@ -37,10 +37,10 @@ _joins = 0
 
 @contextmanager
 def joined() -> Iterator[None]:
-    """Join torchrun's process group for the block; without torchrun nothing happens.
+    """Join torchrun's process group for the duration of the block; do nothing without torchrun.
 
-    If the block raises, the group stays open until this process exits. That is how the others notice, after this one
-    has printed its reason (`is_first_to_fail`).
+    If the block raises, the group stays open until this process exits, so that the others fail only after this process
+    has reported its error (`is_first_to_fail`).
     """
     global _rank, _count, _store, _joins
     if _count > 1 or not under_torchrun():
@@ -74,7 +74,7 @@ def _local_rank() -> int:
 
 @contextmanager
 def _others() -> Iterator[None]:
-    """Turns what torch says of a process that was killed, or cannot be reached, into one line."""
+    """Convert torch's errors about a killed or unreachable process into RunFailed with a one-line message."""
     try:
         yield
     except (RuntimeError, ValueError) as error:
@@ -86,22 +86,22 @@ def _others() -> Iterator[None]:
 
 
 def is_single() -> bool:
-    """Whether one process works on the run alone."""
+    """Whether the run has only one process."""
     return _count == 1
 
 
 def is_main() -> bool:
-    """Whether this is the process that writes and shows: that of rank 0."""
+    """Whether this is rank 0, the process that writes files and prints."""
     return _rank == 0
 
 
 def world_size() -> int:
-    """How many processes work on the run."""
+    """Return the number of processes of the run."""
     return _count
 
 
 def is_first_to_fail() -> bool:
-    """True for the first process that asks: the others fail only in its wake, and need not say why."""
+    """Return True for the first process that calls this: the others fail only as a consequence and print nothing."""
     try:
         return _store is None or int(_store.add("failed", 1)) == 1
     except RuntimeError:  # torchrun has ended
@@ -109,7 +109,7 @@ def is_first_to_fail() -> bool:
 
 
 def own_device(device: torch.device) -> torch.device:
-    """The device of this process: of GPUs each takes one. Raises BadInput where they do not suffice."""
+    """Return the device of this process, its own GPU if `device` is cuda; raise BadInput if there are too few GPUs."""
     if is_single() or device.type != "cuda":
         return device
     if device.index is not None:
@@ -124,13 +124,13 @@ def own_device(device: torch.device) -> torch.device:
 
 
 def barrier() -> None:
-    """Return when all processes have come here."""
+    """Wait until all processes have reached this call."""
     sum_int(0)
 
 
 @contextmanager
 def local_main_first() -> Iterator[None]:
-    """The first process of each machine runs the block ahead of the others: it downloads, and they find it done."""
+    """Run the block in the first process of each machine, then in the others, so that only the first downloads."""
     first = is_single() or _local_rank() == 0
     if not first:
         barrier()
@@ -140,12 +140,12 @@ def local_main_first() -> Iterator[None]:
 
 
 def shard(count: int) -> slice:
-    """Which of `count` rows are this process's; shards differ by at most one row and may be empty."""
+    """Return the slice of `count` rows that belongs to this process; sizes differ by at most one and may be zero."""
     return slice(count * _rank // _count, count * (_rank + 1) // _count)
 
 
 def all_gather_rows(part: Tensor, count: int) -> Tensor:
-    """All `count` rows on every process, from the `shard` that each of them has."""
+    """Return all `count` rows in every process, given the `shard` of each."""
     if is_single():
         return part
     rows = part.new_zeros(count, *part.shape[1:])
@@ -154,17 +154,17 @@ def all_gather_rows(part: Tensor, count: int) -> Tensor:
 
 
 def all_reduce_sum(value: Tensor) -> Tensor:
-    """The sum of a tensor over all processes."""
+    """Return the sum of a tensor over all processes."""
     return value if is_single() else _added_up(value.clone())
 
 
 def sum_int(count: int) -> int:
-    """The sum of a whole number over all processes."""
+    """Return the sum of an integer over all processes."""
     return count if is_single() else int(_added_up(torch.tensor(count)))
 
 
 def all_reduce_max(*values: int) -> tuple[int, ...]:
-    """The largest of each whole number over all processes."""
+    """Return the maximum of each integer over all processes."""
     if is_single():
         return values
     numbers = torch.tensor(values)
@@ -190,7 +190,7 @@ def _added_up(tensor: Tensor) -> Tensor:
 
 
 def broadcast(make: Callable[[], T]) -> T:
-    """What `make` returns in the first process, for all of them: plain values, and tensors, which arrive on the CPU."""
+    """Return the result of `make` on rank 0, plain values and tensors, in all processes (on other ranks on the CPU)."""
     if is_single():
         return make()
     if is_main():
@@ -208,7 +208,7 @@ def _packed(value: object) -> bytes:
 
 
 def _broadcast(content: bytes | None) -> bytes:
-    """The first process's content, in all."""
+    """Return rank 0's `content` in all processes."""
     size = torch.tensor(len(content or b""))
     with _others():
         dist.broadcast(size, 0)
@@ -218,22 +218,22 @@ def _broadcast(content: bytes | None) -> bytes:
 
 
 def require_same(what: str, value: str) -> None:
-    """Raise BadInput where `value` is not that of the first process."""
+    """Raise BadInput if `value` differs from rank 0's."""
     if broadcast(lambda: value) != value:
         raise BadInput(f"the processes of this run have different {what} (process {_rank}): give all of them the same")
 
 
 def broadcast_state(net: nn.Module) -> None:
-    """Give `net` the weights and buffers that it has in the first process."""
+    """Load rank 0's weights and buffers into `net`."""
     if not is_single():
         net.load_state_dict(broadcast(net.state_dict))
 
 
 def seed_this_rank(*place: int) -> None:
-    """Give each process but the first its own seed for torch's global generator, from its rank and `place` alone.
+    """Seed torch's global generator from the rank and `place`, except on rank 0, which keeps its generator's state.
 
-    So dropout and the like differ from process to process, and a resumed run draws what an undisturbed one does. The
-    first process keeps its generator's state.
+    Dropout and other random layers thus differ between processes, and a resumed run draws the same numbers as an
+    uninterrupted one.
     """
     if not is_main():
         torch.manual_seed(random.Random(repr((_rank, *place))).getrandbits(63))
@@ -242,13 +242,13 @@ def seed_this_rank(*place: int) -> None:
 class BatchNorm(torch.autograd.Function):
     """Batch normalization of x [N, C, H, W] by mean and variance over the images of all processes.
 
-    Also gives the mean and the unbiased variance, [C]. Each process returns its own part of the gradients of weight
-    and bias, as it does of all others. torch's SyncBatchNorm does the same on GPUs alone.
+    Also returns the mean and the unbiased variance, [C]. The gradients of weight and bias are this process's part, like
+    those of all other parameters. torch's SyncBatchNorm does the same, but only on GPUs.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-        """Of x, weight [C] and bias [C]."""
+        """Normalize x by weight [C] and bias [C]; return the output, the mean and the unbiased variance."""
         mean, variance, count = _statistics(x, bias)
         unbiased = variance * count / (count - 1).clamp(min=1)
         ctx.save_for_backward(x, weight, mean, variance, count)
@@ -259,7 +259,7 @@ class BatchNorm(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-        """With y = (x - mean) / deviation: scale (gradient - mean of gradient - y mean of (y gradient))."""
+        """With y = (x - mean) / std and gradient g: dx = weight / std * (g - mean(g) - y * mean(y * g))."""
         x, weight, mean, variance, count = ctx.saved_tensors
         of_weight, of_bias = torch.zeros_like(mean), torch.zeros_like(mean)
         if len(x):
@@ -278,15 +278,15 @@ class BatchNorm(torch.autograd.Function):
 
 
 def _statistics(x: Tensor, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean and biased variance [C] of x over all processes, in the type of `like` [C], and how many pixels they have.
+    """Return mean and biased variance [C] of x over all processes, in the dtype of `like` [C], and the pixel count.
 
-    Merged from each process's own (Chan et al. 1979), as a sum of squares would lose digits.
+    The statistics of each process are merged (Chan et al. 1979), because a sum of squares would lose precision.
     """
     channels = x.shape[1]
     own = like.new_zeros(2 * channels + 1)
     if len(x):
         own[0] = x.numel() // channels
-        unused = like.new_zeros(2, channels)  # running statistics, whose type decides that of the result
+        unused = like.new_zeros(2, channels)  # running statistics; their dtype sets the result's
         own[1:] = torch.cat(torch.batch_norm_update_stats(x, unused[0], unused[1], 0.0))
     counts, means, variances = all_gather_rows(own[None], _count).split((1, channels, channels), dim=1)
     count = counts.sum()

@@ -1,6 +1,6 @@
-"""Drawings of some of CIFAR-10's classes, for a demo where the data set is not at hand.
+"""Drawings of some CIFAR-10 classes: sample images for the demo when the data set is not available.
 
-Each is a list of shapes on a canvas of 64 x 64, from back to front: a shape of Pillow's, its colour, its coordinates.
+Each drawing lists shapes on a 64 x 64 canvas from back to front: a Pillow shape, its colour and its coordinates.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ _SHAPES = {
 
 
 def drawings(classes: Sequence[str], *, size: int, channels: int) -> list[tuple[Tensor, str]]:
-    """The drawings of those `classes` that there are any of, uint8 [channels, size, size], each with its class."""
+    """Return a drawing, uint8 [channels, size, size], with its class for each of `classes` that has one."""
     drawn = [name for name in classes if name in _SHAPES]
     return [(torch.from_numpy(pixels_of(_draw(name), size=size, channels=channels).copy()), name) for name in drawn]
 

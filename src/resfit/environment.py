@@ -1,4 +1,4 @@
-"""What a run ran on, for its record."""
+"""The machine, software versions and command line that a run records; device selection; password masking."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ import torch
 from resfit.errors import BadInput
 from resfit.processor import processor
 
-# Who logs in at an address, and the password, which may hold any character but a blank.
+# User name and password in a URL. The password may contain any character except whitespace, ? and #.
 _PASSWORD = re.compile(
     r"(?<=://)[^\s/?#@]*:[^\s?#]*(?=@)|(?<=://)[^\s/?#@]+(?=@)|(?i:(?<=[?&]password=)|(?<=[?&]passwd=))[^&\s]*"
 )
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """Versions, processor, threads, commit and command, as plain values."""
+    """Return versions, processor, GPU, threads, commit and command line as plain values."""
     cpu, features = processor()
     return {
         "python": platform.python_version(),
@@ -40,44 +40,44 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 
 def command_line() -> str:
-    """The command of this process without the program's folder and passwords; `python -m PACKAGE` as it was given."""
+    """Return this process's command line without the program's folder and without passwords."""
     program = Path(sys.argv[0])
     begin = ["python", "-m", program.parent.name] if program.name == "__main__.py" else [program.name]
     return shlex.join([*begin, *map(without_password, sys.argv[1:])])
 
 
 def without_password(words: str) -> str:
-    """The words with *** for who logs in at an address, and for the password."""
+    """Replace user names and passwords in URLs by ***."""
     return _PASSWORD.sub("***", words)
 
 
 def without_places(command: str) -> str:
-    """A command without the folders of the machine that it ran on: of an absolute path, its last part."""
+    """Replace each absolute path in a command by its last component."""
     return shlex.join(Path(word).name if word.startswith("/") else word for word in shlex.split(command))
 
 
 def pick_device(wanted: str) -> torch.device:
-    """The device of a name; auto takes the GPU where there is one. Raises BadInput for one that is not there."""
+    """Return the named device; auto is the GPU if there is one. Raise BadInput if the device is not available."""
     if wanted == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(wanted)
         torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+    except (RuntimeError, AssertionError) as error:  # torch built without CUDA raises AssertionError
         reason = str(error).splitlines()[0][:80]
         raise BadInput(f"no such device here, {reason} (device {wanted}): give auto, cpu or cuda") from None
     return device
 
 
 def spread(device: str, workers: int | None) -> list[str]:
-    """A device for each of so many processes: by default one a CUDA device, on the CPU one; more take them in turn."""
+    """Return a device per worker. With auto, they share all GPUs in turn; by default, one worker per device."""
     gpus = torch.cuda.device_count() if device == "auto" else 0
     devices = [f"cuda:{n}" for n in range(gpus)] or [device]
     return [devices[n % len(devices)] for n in range(workers or len(devices))]
 
 
 def _commit() -> str | None:
-    """The commit of the source checkout that is running, or None where resfit was installed from a package."""
+    """The commit of the source checkout, or None if resfit was installed from a package."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12", "--match="]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)

@@ -1,4 +1,4 @@
-"""The two ways in which a command ends early, each with one line for the user."""
+"""Exceptions that end a command with a one-line message: BadInput (exit code 2) and RunFailed (exit code 1)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 class ResfitError(Exception):
-    """A failure that the user is told in one line: what is wrong (where): what to do."""
+    """An error reported to the user in one line: what is wrong (where): what to do."""
 
     exit_code = 1
 
@@ -15,18 +15,18 @@ class ResfitError(Exception):
 
 
 class BadInput(ResfitError, ValueError):
-    """What the user gave cannot be used: a spec, recipe, option, data set or file."""
+    """Unusable input: a spec, recipe, option, data set or file."""
 
     exit_code = 2
 
 
 def unreadable(what: str, file: Path, error: OSError) -> BadInput:
-    """The error of a file that is there and cannot be read, which says nothing of what is in it."""
+    """Return the error for a file that exists but cannot be read, whatever its content."""
     return BadInput(f"cannot read the {what} ({file}, {_reason(error)}): check the path and its permissions")
 
 
 def unusable(error: OSError) -> BadInput:
-    """The error of a path that the system refuses."""
+    """Return the error for a path that the operating system refuses."""
     return BadInput(f"cannot use {error.filename} ({_reason(error)}): check the path and its permissions")
 
 
@@ -42,12 +42,12 @@ class BadField(BadInput):
         self.problem, self.field, self.advice = problem, field, advice
 
     def inside(self, path: str) -> BadField:
-        """The same, of a field within the object at `path`."""
+        """Return the same error with `path` prepended to the field."""
         return BadField(self.problem, f"{path}.{self.field}" if path else self.field, self.advice)
 
 
 class RunFailed(ResfitError, RuntimeError):
-    """A run that began could not go on: a loss that is not finite, a full disk."""
+    """A run failed after it started, for example because of a non-finite loss or a full disk."""
 
 
 class Diverged(RunFailed):
@@ -55,7 +55,7 @@ class Diverged(RunFailed):
 
 
 def sendable(error: Exception) -> ResfitError:
-    """What of an error another process is told: one of the two kinds that commands end with."""
+    """Convert an error to BadInput or RunFailed, which can be pickled and sent to another process."""
     if isinstance(error, BadInput):
         return BadInput(str(error))
     return RunFailed(str(error) if isinstance(error, RunFailed) else f"{type(error).__name__}: {error}")

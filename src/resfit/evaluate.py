@@ -1,4 +1,4 @@
-"""Logits of labelled images, with test-time augmentation, and the scores that a record holds.
+"""Evaluation: compute logits of images, with test-time augmentation (TTA), and the scores stored in a record.
 
 Shapes: N images, C channels, H x W pixels, K classes.
 """
@@ -32,16 +32,17 @@ def predict_logits(
     tta_share: float = 1.0,
     batch_size: int = 500,
 ) -> tuple[Tensor, Tensor | None]:
-    """Logits of uint8 images [N, C, H, W], plain and averaged over views (None without tta): float32 [N, K] on the CPU.
+    """Return logits of uint8 images [N, C, H, W], plain and averaged over views: float32 [N, K] on the CPU.
 
-    `normalize` brings a uint8 batch on the network's device to what it takes. Views are taken of the share `tta_share`
-    of the images that the network is least sure of; the others keep their plain logits. The network comes back in the
-    mode it was in. Of several processes each goes through its share of the images, and all get the logits of all.
+    The averaged logits are None without TTA. `normalize` converts a uint8 batch on the network's device to network
+    inputs. Only the fraction `tta_share` of the images with the lowest confidence is augmented; the others keep their
+    plain logits. The network's training mode is restored. In a distributed run each process evaluates its shard, and
+    all return the logits of all images.
     """
     training, device = net.training, next((p.device for p in net.parameters()), images.device)
     net.eval()
     try:
-        batches = images[shard(len(images))].split(batch_size)  # they may be too many for a GPU
+        batches = images[shard(len(images))].split(batch_size)  # kept on the host: they may not fit on the GPU
         plain = all_gather_rows(torch.cat([net(normalize(batch.to(device))).float() for batch in batches]), len(images))
         averaged = plain.clone()
         if tta != "none":
@@ -55,22 +56,22 @@ def predict_logits(
 
 
 def _least_sure(logits: Tensor, share: float) -> Tensor:
-    """Indices, in order, of the share of images whose highest probability is lowest."""
+    """Return the sorted indices of the fraction `share` of images whose highest probability is lowest."""
     count = math.ceil(share * len(logits))
     return logits.softmax(1).amax(1).topk(count, largest=False).indices.sort().values
 
 
 def _mean_of_views(net: nn.Module, images: Tensor, plain: Tensor, tta: TTA) -> Tensor:
-    """The weighted mean of the logits of a normalized batch, which are `plain`, and of its other views."""
+    """Return the weighted mean of `plain`, the logits of a normalized batch, and the logits of its other views."""
     (own_weight, _), *views = _views(images, tta)
     return sum((weight * net(view).float() for weight, view in views), own_weight * plain)
 
 
 def _views(images: Tensor, tta: TTA) -> Iterator[tuple[float, Tensor]]:
-    """Views of a batch with their weights; the first is the batch itself.
+    """Yield weighted views of a batch; the first is the batch itself.
 
-    flip: the mirror image as well. flip+shift: these two at half the weight, and the same of the batch moved by one
-    pixel up-left and down-right (Jordan 2024, airbench).
+    flip: the batch and its mirror image. flip+shift: these two at half the weight, and the same for the batch shifted
+    by one pixel down-right and up-left (Jordan 2024, airbench).
     """
     size, shifted = images.shape[-1], tta == "flip+shift"
     for view in (images, images.flip(-1)):
@@ -92,9 +93,9 @@ def score(
     temperature: float | None = None,
     bins: int = 15,
 ) -> Metrics:
-    """All scores of logits [N, K] against labels [N]. Loss is the mean cross-entropy, in nats.
+    """Return all scores of logits [N, K] against labels [N]. The loss is the mean cross-entropy, in nats.
 
-    With a `temperature` from other images, loss and calibration error with it as well.
+    With a `temperature`, fitted on other images, also include the calibrated loss and calibration error.
     """
     labels, predicted = labels.cpu(), logits.argmax(1)
     reliability = _reliability(logits, labels, bins)
@@ -111,10 +112,11 @@ def score(
 
 
 def fit_temperature(logits: Tensor, labels: Tensor) -> float:
-    """What logits [N, K] are divided by ahead of the softmax so that confidence agrees with accuracy (Guo et al. 2017).
+    """Return the temperature: logits [N, K] / temperature before the softmax are calibrated (Guo et al. 2017).
 
-    It minimizes the cross-entropy with labels [N] that the network was not trained on. These are smoothed by the rule
-    of succession (Platt 1999), as no finite temperature would fit where every image is right.
+    It minimizes the cross-entropy against labels [N] of images that the network was not trained on. The labels are
+    smoothed by the rule of succession (Platt 1999); otherwise the best temperature for all-correct predictions would
+    be 0.
     """
     from scipy.optimize import minimize_scalar
 
@@ -136,24 +138,24 @@ def _calibrated(logits: Tensor, labels: Tensor, temperature: float, bins: int) -
 
 
 def _calibration_error(reliability: Sequence[ConfidenceBin]) -> float:
-    """Mean distance of confidence and accuracy, weighted by images (Guo et al. 2017)."""
+    """Return the expected calibration error: the mean |accuracy - confidence|, weighted by images (Guo et al. 2017)."""
     distances = sum(b.count * abs(b.accuracy - b.confidence) for b in reliability)
     return distances / sum(b.count for b in reliability)
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> float:
-    """The share of images whose label, int64 [N], has the largest of their logits [N, K]."""
+    """Return the fraction of images whose largest logit, of [N, K], is that of their label, int64 [N]."""
     return int((logits.argmax(1) == labels).sum()) / len(labels)
 
 
 def _confusion(predicted: Tensor, labels: Tensor, count: int) -> tuple[tuple[int, ...], ...]:
-    """How many images of each class (rows) were taken for each (columns)."""
+    """Return the confusion matrix: rows are labels, columns predictions."""
     flat = torch.bincount(labels * count + predicted, minlength=count * count)
     return tuple(tuple(row) for row in flat.view(count, count).tolist())
 
 
 def _class_scores(predicted: Tensor, labels: Tensor, classes: Sequence[str]) -> Iterator[ClassScore]:
-    """Precision, recall and F1 of every class, 0 where nothing was predicted or there is nothing to find."""
+    """Yield precision, recall and F1 of every class; 0 for classes without predictions or images."""
     found = (labels[predicted == labels], predicted, labels)
     right, taken, present = (torch.bincount(each, minlength=len(classes)).tolist() for each in found)
     for name, hits, n_taken, n_present in zip(classes, right, taken, present, strict=True):
@@ -167,7 +169,7 @@ def _class_scores(predicted: Tensor, labels: Tensor, classes: Sequence[str]) -> 
 
 
 def _reliability(logits: Tensor, labels: Tensor, bins: int) -> list[ConfidenceBin]:
-    """Equal bins of confidence that hold an image (Guo et al. 2017): their mean confidence and their accuracy."""
+    """Return mean confidence and accuracy of equal-width confidence bins, empty bins omitted (Guo et al. 2017)."""
     confidence, predicted = logits.double().softmax(1).max(1)
     right = (predicted == labels).double()
     place = (confidence * bins).ceil().long().clamp(1, bins) - 1

@@ -1,6 +1,6 @@
-"""Where a network looked: Grad-CAM.
+"""Grad-CAM: compute a heat map of the image regions that speak for a class, and draw it over the image.
 
-Shapes: C channels, h x w the last map's side, H x W the image's, K classes.
+Shapes: C channels, H x W pixels of the image.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ _STRENGTH = 0.65
 
 
 def grad_cam(net: Any, image: Tensor, label: int) -> Tensor:
-    """How much each place of an image speaks for class `label`, by the last stage's map: float [H, W] from 0 to 1.
+    """Return the Grad-CAM heat map of an image for class `label`: float [H, W] from 0 to 1.
 
-    Selvaraju et al. 2017: channels weighted by the mean gradient of the class's logit, summed, and what is negative
-    left out. All zeros where nothing speaks for the class. image: one normalized image, float [1, C, H, W]. The network
-    has forward_features and forward_head, as `resfit.build` gives it, in evaluation mode.
+    The channels of the last stage's feature map are weighted by the mean gradient of the class's logit, summed, and
+    clamped at 0 (Selvaraju et al. 2017). All zeros if nothing speaks for the class. `image` is one normalized image,
+    float [1, C, H, W]. The network must be in evaluation mode and have forward_features and forward_head, like those
+    that `resfit.build` returns.
     """
     with torch.no_grad():
         features = net.forward_features(image).float()
@@ -39,7 +40,7 @@ def grad_cam(net: Any, image: Tensor, label: int) -> Tensor:
 
 
 def overlay(pixels: Tensor, cam: Tensor) -> Image:
-    """A picture in grey with a warm veil that is densest where `cam`, float [H, W], is 1. pixels: uint8 [C, H, W]."""
+    """Draw the heat map `cam`, float [H, W], in orange over the greyscale version of `pixels`, uint8 [C, H, W]."""
     from PIL import Image
 
     grey = pixels.float().mean(0, keepdim=True).expand(3, -1, -1)

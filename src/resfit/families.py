@@ -1,4 +1,4 @@
-"""Families of residual networks: what a name such as wrn stands for, from blocks and widths to a NetSpec."""
+"""Network families such as wrn or pyramid: make a NetSpec from a family name, blocks per stage and widths."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ from resfit.spec import ECASpec, InputSpec, NetSpec, SESpec, ShortcutSpec, Stage
 
 @dataclass(frozen=True, kw_only=True)
 class ImageShape:
-    """What a network is designed for: images of `channels` x `size` x `size` pixels, in so many classes."""
+    """The task a network is designed for: images of `channels` x `size` x `size` pixels and the number of classes."""
 
     size: int = 32
     channels: int = 3
     classes: int = 10
 
     def __post_init__(self) -> None:
-        InputSpec(channels=self.channels, size=self.size)  # says what is wrong with them
+        InputSpec(channels=self.channels, size=self.size)  # validates both
 
     @property
     def stem_stride(self) -> int:
-        """The stride that brings large images to maps of at most 64 pixels a side, 4 at the most."""
+        """The stem's stride: 1 up to 64 pixels a side, 2 up to 128, otherwise 4."""
         return 1 if self.size <= 64 else 2 if self.size <= 128 else 4
 
     @property
     def stages(self) -> int:
-        """Stages that end on a map of about 8 pixels a side, at least 2: three for 32 pixels."""
+        """The number of stages, at least 2, so that the last feature map has about 8 pixels a side: 3 for 32 pixels."""
         return max(2, round(math.log2(self.size / self.stem_stride / 8)) + 1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Known:
-    """The best public result of a family's network of at most 5M parameters on CIFAR-10: test accuracy in percent."""
+    """The best published CIFAR-10 test accuracy, in percent, of a network of the family with at most 5M parameters."""
 
     accuracy: float
     network: str
@@ -42,11 +42,11 @@ class Known:
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """Networks that share all but blocks and widths.
+    """Networks that differ only in blocks and widths.
 
-    `blocks` is the number of blocks a stage in the published network, and `depths` are the numbers that are tried.
-    Widths are multiples of `step` and double from stage to stage. `stem` is its width, None for the first stage's. A
-    family that is `widening` has one width alone: the channels that all blocks together gain over the stem's.
+    `blocks` is the number of blocks per stage in the published network, and `depths` are the numbers to try. Widths are
+    multiples of `step` and double from stage to stage. `stem` is the stem's width, None for that of the first stage. A
+    `widening` family has a single width: the channels that all blocks together add to the stem's.
     """
 
     name: str
@@ -61,14 +61,14 @@ class Family:
 
     @property
     def steps(self) -> list[int]:
-        """Steps of widths, the one that runs fast first; a network that widens has them rounded by its spec."""
+        """Multiples to try for widths, fastest to compute first; [1] if widening, as the spec rounds those widths."""
         if self.widening:
             return [1]
         groups = self.fields.get("groups", 1)
         return [self.step, *(step for step in (8, 4, 2) if step < self.step and step % groups == 0)]
 
     def spec(self, images: ImageShape, blocks: tuple[int, ...], widths: tuple[int, ...]) -> NetSpec:
-        """The member with so many blocks in each stage and these widths."""
+        """Return the network with these numbers of blocks and widths, one per stage (a single width if widening)."""
         fields = dict(self.fields)
         stem = self.stem or widths[0]
         if self.widening:

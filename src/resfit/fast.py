@@ -1,4 +1,4 @@
-"""What makes a process compute fast: pages that are kept, denormals that are taken for zero, the fastest kernels."""
+"""Process-wide speed settings: keep freed memory, flush denormals to zero, use the fastest kernels."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from resfit.memory import keep_pages
 
 @contextmanager
 def fast_process() -> Iterator[None]:
-    """For speed, keep malloc's pages, and within the block take denormals for zero and use the kernels that suit.
+    """Keep freed memory, and within the block flush denormals to zero and use the suitable kernels.
 
-    On a GPU cuDNN tries its algorithms for each new shape of a convolution and keeps the fastest.
+    On a GPU, cuDNN benchmarks its algorithms for each new convolution shape and keeps the fastest.
 
-    Denormal gradients make a convolution on a CPU up to forty times slower. torch's worker threads take the setting
-    over from the thread that starts them, so this belongs ahead of the first tensor.
+    Denormal gradients make a convolution on a CPU up to forty times slower. torch's worker threads inherit the setting
+    from the thread that starts them, so enter this block before creating the first tensor.
     """
     keep_pages()
     before, tried = _flushes_denormals(), torch.backends.cudnn.benchmark
@@ -33,5 +33,5 @@ def fast_process() -> Iterator[None]:
 
 
 def _flushes_denormals() -> bool:
-    """Whether torch takes denormals for zero at present, in this thread."""
+    """Whether torch currently flushes denormals to zero in this thread."""
     return not (torch.tensor([1e-39]) * 1).item()

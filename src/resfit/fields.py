@@ -1,4 +1,4 @@
-"""Frozen dataclasses to plain data (YAML, JSON) and strictly back: every mistake is named with its place."""
+"""Convert frozen dataclasses to plain data (YAML, JSON) and back, with strict checks that name the wrong field."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ T = TypeVar("T")
 
 
 def from_plain(kind: type[T], data: object, where: str = "") -> T:
-    """Build the dataclass `kind` from mappings, lists and scalars; raises BadInput naming the field at fault."""
+    """Build the dataclass `kind` from mappings, lists and scalars; raise BadInput naming the wrong field."""
     return _convert(kind, data, where)  # type: ignore[no-any-return]
 
 
 def omitted_at_default(default: T) -> T:
-    """A dataclass field that `to_plain` omits while it has its default.
+    """Return a dataclass field that `to_plain` omits if it has its default value.
 
-    For fields that are added after a release: files and digests that don't use them stay as they were, byte for byte.
+    For fields added after a release: files and digests that do not use them stay identical, byte for byte.
     """
     found: T = dataclasses.field(default=default, metadata={"omitted_at_default": True})
     return found
 
 
 def to_plain(value: object, *, whole: bool = False) -> Any:
-    """Mappings, lists and scalars that `from_plain` turns back into an equal value.
+    """Convert to mappings, lists and scalars, from which `from_plain` restores an equal value.
 
-    `whole`: with the fields that are left out at their default as well.
+    `whole`: include fields that are omitted at their default.
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         values = ((f, getattr(value, f.name)) for f in dataclasses.fields(value))
@@ -50,7 +50,7 @@ def to_plain(value: object, *, whole: bool = False) -> Any:
 
 
 def read_yaml(path: Path) -> object:
-    """The content of a YAML file, safely loaded; raises BadInput with the line at fault."""
+    """Load a YAML file safely; raise BadInput, with the line of a syntax error, if it cannot be read."""
     try:
         with path.open("rb") as file:
             text = file.read(_MOST_YAML + 1).decode("utf-8")
@@ -60,7 +60,7 @@ def read_yaml(path: Path) -> object:
 
 
 def json_file(path: str | Path, name: str, what: str) -> Path:
-    """The JSON file at `path`, or the one called `name` in that folder; raises BadInput where there is none."""
+    """Return the JSON file at `path`, or `name` in the folder `path`; raise BadInput if it is missing or not .json."""
     file = Path(path)
     file = file / name if file.is_dir() else file
     if not file.exists():
@@ -71,7 +71,7 @@ def json_file(path: str | Path, name: str, what: str) -> Path:
 
 
 def read_json(file: Path, what: str) -> Any:
-    """The content of a JSON file; raises BadInput, which says `what` it is, where it is unreadable or damaged."""
+    """Load a JSON file, described by `what` in errors; raise BadInput if it is unreadable or damaged."""
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
@@ -81,7 +81,7 @@ def read_json(file: Path, what: str) -> Any:
 
 
 def from_json(kind: type[T], file: Path, what: str) -> T:
-    """The dataclass `kind` from a JSON file; raises BadInput, which says `what` it is, where it is damaged."""
+    """Load the dataclass `kind` from a JSON file, described by `what` in errors; raise BadInput if it is damaged."""
     plain = read_json(file, what)
     try:
         return from_plain(kind, plain)
@@ -90,7 +90,7 @@ def from_json(kind: type[T], file: Path, what: str) -> T:
 
 
 def parse_yaml(text: str, where: str) -> object:
-    """YAML text, safely loaded; raises BadInput where it is none, or far larger than any recipe once it is read."""
+    """Load YAML text safely; raise BadInput if it is invalid or, with aliases expanded, far larger than any recipe."""
     if len(text) > _MOST_YAML:
         raise BadInput(f"more than {_MOST_YAML:,} characters ({where}): give a recipe or a spec")
     try:
@@ -111,7 +111,7 @@ _MOST_VALUES = 100_000
 
 
 class _Loader(yaml.SafeLoader):
-    """The safe loader, but a key that is given twice is a mistake: YAML would take the last without a word."""
+    """The safe loader, which also rejects duplicate keys: PyYAML silently takes the last one."""
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
@@ -125,11 +125,11 @@ class _Loader(yaml.SafeLoader):
 
 
 class _TooMany(Exception):
-    """More values than any recipe has."""
+    """The data has more values than any recipe."""
 
 
 def _count_values(data: object, known: dict[int, int]) -> int:
-    """Values in `data` as one would meet them: an alias counts each time, and one of itself without end."""
+    """Count the values in `data` with aliases expanded; raise _TooMany above the limit or for a recursive alias."""
     if not isinstance(data, dict | list):
         return 1
     if id(data) not in known:
@@ -142,18 +142,18 @@ def _count_values(data: object, known: dict[int, int]) -> int:
 
 
 def write_yaml(value: object) -> str:
-    """`value` as YAML text, fields in their declared order."""
+    """Return `value` as YAML text, fields in their declared order."""
     return yaml.safe_dump(to_plain(value), sort_keys=False, width=100)
 
 
 def override(data: Mapping[str, Any], dotted: str, value: object) -> dict[str, Any]:
-    """A copy of `data` with the field at `dotted` ("train.epochs", "spec.stages.0.blocks") replaced."""
+    """Return a copy of `data` with the field at `dotted` ("train.epochs", "spec.stages.0.blocks") replaced."""
     replaced: dict[str, Any] = _overridden(data, dotted.split("."), value, dotted)
     return replaced
 
 
 def _overridden(inner: object, path: list[str], value: object, dotted: str) -> Any:
-    """`inner` with the value at `path` within it replaced; `dotted` is the place that the user named."""
+    """Return `inner` with the value at `path` replaced; `dotted` is the whole path, for errors."""
     if not path:
         return value
     head, *rest = path
@@ -167,7 +167,7 @@ def _overridden(inner: object, path: list[str], value: object, dotted: str) -> A
 
 
 def differences(old: object, new: object, where: str = "") -> list[tuple[str, Any, Any]]:
-    """Each field, by its dotted path, in which two plain values differ, with the old and the new value."""
+    """Return (dotted path, old value, new value) of each field in which two plain values differ."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         names = [*old, *(name for name in new if name not in old)]
         inner = [(f"{where}.{name}" if where else str(name), old.get(name), new.get(name)) for name in names]
@@ -179,27 +179,27 @@ def differences(old: object, new: object, where: str = "") -> list[tuple[str, An
 
 
 class Plain:
-    """A dataclass that is written as plain data and read back."""
+    """Base class of dataclasses that convert to plain data and back."""
 
     @classmethod
     def from_dict(cls, data: object, where: str = "") -> Self:
-        """Build from plain data; raises BadInput that names the field at fault, within `where`, and what is allowed."""
+        """Build from plain data; raise BadInput with the wrong field's path, within `where`, and what is allowed."""
         return from_plain(cls, data, where)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data that `from_dict` turns back into an equal value."""
+        """Return plain data, from which `from_dict` restores an equal value."""
         plain: dict[str, Any] = to_plain(self)
         return plain
 
     def to_yaml(self) -> str:
-        """The plain data as YAML text."""
+        """Return the plain data as YAML text."""
         return write_yaml(self)
 
 
 class Config(Plain):
-    """A dataclass whose plain fields have to be of their declared kinds, also where it is made in Python.
+    """Base class of dataclasses that check the types of their scalar fields, also when constructed in Python.
 
-    Raises BadField for another value. Data from a file is converted first (`from_plain`).
+    Raises BadField for a value of another type. Data from a file is converted first (`from_plain`).
     """
 
     def __post_init__(self) -> None:
@@ -214,7 +214,7 @@ class Config(Plain):
 
 @cache
 def _plain_fields(kind: type) -> list[tuple[str, frozenset[type], tuple[Any, ...]]]:
-    """The names of a dataclass's plain fields, with the types that their values may have, and further values."""
+    """Return name, allowed types and allowed literals of each scalar field of a dataclass."""
     found = []
     for name, hint in _hints(kind).items():
         either = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
@@ -226,7 +226,7 @@ def _plain_fields(kind: type) -> list[tuple[str, frozenset[type], tuple[Any, ...
 
 
 def leaves(value: object, where: str = "") -> dict[str, Any]:
-    """The values within plain data by their dotted paths, as "spec.stages.0.channels"; empty containers are values."""
+    """Return the leaf values of plain data by dotted path ("spec.stages.0.channels"); an empty container is a leaf."""
     if not isinstance(value, Mapping | list | tuple) or not value:
         return {where: value}
     items = value.items() if isinstance(value, Mapping) else enumerate(value)
@@ -235,7 +235,7 @@ def leaves(value: object, where: str = "") -> dict[str, Any]:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """The part of an error line that helps: the nearest known name, or all of them where none is near."""
+    """Return advice for an error message: the most similar known name, or all names if none is similar."""
     names = sorted(known)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     return f"did you mean {close[0]}?" if close else f"choose from {', '.join(names)}"
@@ -323,7 +323,7 @@ def _convert_scalar(kind: type, data: object, where: str) -> Any:
         raise BadInput(f"a number of {data.bit_length()} bits is too large ({where}): give a smaller one")
     if kind is float and isinstance(data, int | float | str) and not isinstance(data, bool):
         try:
-            return float(data)  # YAML 1.1 reads 1e-4 as text
+            return float(data)  # YAML 1.1 parses 1e-4 as a string
         except (ValueError, OverflowError):
             pass
     elif type(data) is kind:

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""File utilities: atomic writes, a lock on a folder, SHA-256 and the cache folder."""
 
 from __future__ import annotations
 
@@ -20,22 +20,23 @@ except ImportError:  # Windows
 
 
 def cache_dir() -> Path:
-    """The user's cache folder for resfit."""
+    """Return the user's cache folder for resfit."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "resfit"
 
 
 def sha256(path: Path) -> str:
-    """A file's SHA-256, hex."""
+    """Return a file's SHA-256 in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager
 def claimed(folder: Path) -> Iterator[None]:
-    """Hold `folder`, made where it is missing, for this process; raises BadInput where another process holds it.
+    """Lock `folder`, created if missing, for this process; raise BadInput if another process has locked it.
 
-    The system lets go of it when the process ends, however that comes. Nothing is held where it cannot lock folders
-    (Windows, some network file systems). Folders that were made for it and are empty at the end are removed.
+    The system releases the lock when the process ends for any reason. There is no lock where folders cannot be locked
+    (Windows, some network file systems). At the end, `folder` and the parents created for it are removed if empty.
+    Raises RunFailed if the folder cannot be created or opened.
     """
     made = [place for place in (folder, *folder.parents) if not place.exists()]
     try:
@@ -50,7 +51,7 @@ def claimed(folder: Path) -> Iterator[None]:
         finally:
             with contextlib.suppress(OSError):
                 for place in made or [folder]:
-                    place.rmdir()  # only an empty one goes
+                    place.rmdir()  # fails unless empty
     finally:
         os.close(held)
 
@@ -64,16 +65,16 @@ def _lock(folder: Path, held: int) -> None:
         raise BadInput(
             f"another process is at work in this run folder ({folder}): wait for it, stop it, or give another --out"
         ) from None
-    except OSError:  # a file system without locks
+    except OSError:  # the file system has no locks
         return
 
 
 @contextmanager
 def atomic_file(path: Path, keep: Path | None = None) -> Iterator[BinaryIO]:
-    """A file that becomes `path` when the block ends well, and vanishes when it does not.
+    """Open a temporary file that replaces `path` when the block succeeds and is deleted when it raises.
 
-    A reader, or a crash at any moment, sees the old content or the new one. With `keep` the old file becomes that one;
-    a crash may then leave `keep` alone.
+    Readers see either the old content or the new one, also after a crash at any moment. With `keep`, the old file is
+    renamed to `keep` first; a crash in between leaves only `keep`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.{os.getpid()}.part")
@@ -92,7 +93,7 @@ def atomic_file(path: Path, keep: Path | None = None) -> Iterator[BinaryIO]:
 
 
 def write_atomic(path: Path, content: bytes | str, keep: Path | None = None) -> Path:
-    """Replace `path` in one step and return it; raises RunFailed, the old one intact, where that fails."""
+    """Write `path` atomically and return it; on failure raise RunFailed and leave the old content intact."""
     data = content.encode() if isinstance(content, str) else content
     try:
         with atomic_file(path, keep) as file:
@@ -103,7 +104,7 @@ def write_atomic(path: Path, content: bytes | str, keep: Path | None = None) -> 
 
 
 def append_line(path: Path, line: str) -> None:
-    """Add a line to a text file; raises RunFailed where that fails."""
+    """Append a line to a text file; raise RunFailed if that fails."""
     try:
         with path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
@@ -112,7 +113,7 @@ def append_line(path: Path, line: str) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what processes that were killed within a write have left in `folder`."""
+    """Remove temporary files that killed processes left in `folder` in the middle of a write."""
     for path in folder.glob(".*.part"):
         process = path.name.split(".")[-2]
         if process.isdecimal() and not is_alive(int(process)):
@@ -120,12 +121,12 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def is_alive(process: int) -> bool:
-    """Whether a process of this number runs on this machine."""
+    """Whether a process with this id is running on this machine."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
-    except OSError:  # another user's
+    except OSError:  # it belongs to another user
         return True
     return True
 
@@ -137,7 +138,7 @@ def _cannot_write(path: Path, error: OSError) -> RunFailed:
 
 
 def _sync_folder(folder: Path) -> None:
-    with contextlib.suppress(OSError):  # not every system lets a folder be synced
+    with contextlib.suppress(OSError):  # not every system can sync a folder
         handle = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(handle)

@@ -1,4 +1,4 @@
-"""A network at another size: the member of its shape that fills a budget, all widths scaled alike."""
+"""Scale a network to a parameter budget: find widths of the same proportions that fill the budget."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from resfit.cost import cost
 from resfit.errors import BadInput
 from resfit.spec import NetSpec
 
-FULL = 0.98  # of a budget: less is not filled
+FULL = 0.98  # minimum share of a budget for it to count as filled
 _MULTIPLES = (8, 4, 2, 1)
-_NEAR = 0.2  # doublings a width: the departure from proportions that finer widths don't mend
-_SCALES = [2 ** (n / 16) for n in range(-8, 5)]  # about the one that fills the budget
-_STEPPED = 5  # widths of which more than the nearest multiple is tried: the largest, which price most
-_PRICED = 60  # candidates of a multiple, at the most
-_OFF = 0.1  # of a price: what an estimate may miss it by
+_NEAR = 0.2  # doublings per width: below this departure from the proportions, no finer multiple is tried
+_SCALES = [2 ** (n / 16) for n in range(-8, 5)]  # relative to the scale that fills the budget
+_STEPPED = 5  # the largest widths, which matter most: their neighbouring multiples are tried too
+_PRICED = 60  # maximum number of candidates per multiple
+_OFF = 0.1  # tolerated error of an estimated parameter count, in natural log units
 
-Widths = tuple[int, ...]  # all that can be scaled, each different one once, rising
-Found = tuple[float, float, int, NetSpec]  # what is left over where that is much, departure, -parameters
+Widths = tuple[int, ...]  # the distinct widths that can be scaled, ascending
+Found = tuple[float, float, int, NetSpec]  # shortfall below FULL, departure, -parameters, spec
 
 
 def fitted_spec(spec: NetSpec, budget: int) -> NetSpec | None:
-    """The network of `spec`'s shape that fills `budget` parameters: all its widths scaled alike, and never over.
+    """Scale all widths of `spec` alike so that the network fills `budget` parameters without exceeding it.
 
-    Of widths in multiples of 8 that leave at most 2 % of the budget over, those nearest to the spec's proportions.
-    Finer ones are taken only where these are none, or far from the proportions; and the fullest where none leaves so
-    little. Equal widths stay equal, and groups and a whitening stem's filters as many as they are. None where nothing
-    near these proportions is small enough.
+    Among widths in multiples of 8 that use at least 98 % of the budget, choose those nearest to the spec's proportions.
+    Finer multiples are tried only if there are none, or only ones far from the proportions. If nothing uses 98 %,
+    choose the fullest. Equal widths stay equal; the numbers of groups and of a whitening stem's filters do not change.
+    Return None if no network near these proportions is small enough.
     """
     if FULL * budget <= cost(spec).params <= budget:
         return spec
@@ -47,9 +47,9 @@ def _rank(found: Found) -> tuple[float, float, int]:
 
 
 def departure(spec: NetSpec, other: NetSpec) -> float:
-    """How far the widths of `other` are from the proportions of `spec`'s; 0 where all are scaled alike.
+    """Return how far the widths of `other` depart from the proportions of `spec`; 0 if all are scaled alike.
 
-    In doublings, added up over the widths of `spec` that differ.
+    The unit is doublings (log2), summed over the distinct pairs of old and new width.
     """
     pairs = dict.fromkeys(zip(_widths(spec), _widths(other), strict=True))
     return _departure([old for old, _ in pairs], [new for _, new in pairs])
@@ -62,19 +62,19 @@ def _departure(old: Sequence[int], new: Sequence[int]) -> float:
 
 
 def _widths(spec: NetSpec) -> list[int]:
-    """All that can be scaled, in the order of the spec."""
+    """Return all widths that can be scaled, in the order of the spec."""
     inner = [width for stage in spec.stages for width in (stage.channels, stage.inner) if width]
     stem = [] if spec.stem.kind == "whiten" else [spec.stem.channels]
     return [*stem, *inner, *([spec.widen.channels] if spec.widen else [])]
 
 
 class _Estimate:
-    """Prices near a budget without pricing: the logarithm of a price is about linear in those of the widths."""
+    """Estimate parameter counts near a budget: the log of the count is about linear in the logs of the widths."""
 
     def __init__(self, spec: NetSpec, budget: int) -> None:
         self.spec, self.own = spec, tuple(sorted(set(_widths(spec))))
         self.scale, self.at, self.params = 1.0, self.own, cost(spec).params
-        for _ in range(8):  # a price grows about as widths squared
+        for _ in range(8):  # the parameter count grows about with the square of the widths
             self.scale *= (budget / self.params) ** 0.5
             at = self._valid(self.scale)
             if at is None:
@@ -83,12 +83,12 @@ class _Estimate:
         self.slopes = [self._slope(place) for place in range(len(self.own))]
 
     def __call__(self, widths: Widths) -> float:
-        """The logarithm of the price of the network with these widths."""
+        """Return the estimated log of the parameter count with these widths."""
         logs = (slope * math.log(b / a) for slope, a, b in zip(self.slopes, self.at, widths, strict=True))
         return math.log(self.params) + sum(logs)
 
     def _valid(self, scale: float) -> Widths | None:
-        """The widths at `scale`, or at one nearby where these make no network."""
+        """Return the widths at `scale`, or at a nearby scale if they make no valid network."""
         nudges = (1.0, 1.03, 0.97, 1.1, 0.9, 1.3, 0.75, 1.7)
         for multiple, nudge in product(dict.fromkeys((self.spec.groups, 4, 8)), nudges):
             widths = _at(self.own, nudge * scale, multiple)
@@ -107,7 +107,7 @@ class _Estimate:
 
 
 def _best(spec: NetSpec, budget: int, estimate: _Estimate, multiple: int) -> Iterator[Found]:
-    """Of the candidates the one that fills the budget nearest to proportions; where none does, all within it."""
+    """Yield the candidates within the budget, nearest to the proportions first, up to the first that fills it."""
 
     def order(widths: Widths) -> tuple[bool, float, float]:
         off = abs(estimate(widths) - math.log(budget))
@@ -123,7 +123,7 @@ def _best(spec: NetSpec, budget: int, estimate: _Estimate, multiple: int) -> Ite
 
 
 def _candidates(estimate: _Estimate, multiple: int) -> set[Widths]:
-    """The multiples nearest to the widths at several scales, or a step off; in the order that the widths have."""
+    """Return widths, still ascending, rounded to a multiple or one multiple off, at several scales."""
     own = estimate.own
     stepped = min(_STEPPED, len(own))
     found = set()
@@ -142,7 +142,7 @@ def _at(widths: Widths, scale: float, multiple: int) -> Widths:
 
 
 def _with_widths(spec: NetSpec, own: Widths, widths: Widths) -> NetSpec | None:
-    """`spec` with `widths` for its `own`, None where that makes no valid network (pad shortcuts cannot narrow)."""
+    """Replace the widths `own` of `spec` by `widths`; None if that is invalid (pad shortcuts cannot narrow)."""
     new = dict(zip(own, widths, strict=True))
     try:
         stages = tuple(

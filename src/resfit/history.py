@@ -1,4 +1,4 @@
-"""What a run has come to beside its network: every state keeps it, and the record tells it."""
+"""The training history of a run: curve, best epoch, times and events, saved in checkpoints and in the record."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from resfit.record import EpochPoint, GivenModel
 
 @dataclass(frozen=True, kw_only=True)
 class Best:
-    """The best epoch so far by what the recipe selects on; no weights where it takes the last ones."""
+    """The best epoch so far by the recipe's selection metric; `weights` is empty if the recipe takes the last ones."""
 
     accuracy: float
     epoch: int
@@ -24,10 +24,10 @@ class Best:
 
 @dataclass(kw_only=True)
 class History:
-    """A run's curve, its best epoch, and what befell it.
+    """A run's learning curve, best epoch, times, events and rollbacks.
 
-    `seconds` is the time that ended processes spent on it, `command` the one that began it, `init` what gave its first
-    weights.
+    `seconds` is the time that earlier processes spent on the run, `command` is the command that started it, and `init`
+    is the model that its initial weights came from.
     """
 
     command: str = field(default_factory=command_line)
@@ -41,13 +41,13 @@ class History:
     rollbacks: int = 0
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain values and tensors."""
+        """Return the history as plain values and tensors."""
         plain: dict[str, Any] = to_plain(self)
         return plain
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> History:
-        """From a state that holds `state_dict` among other things."""
+        """Restore the history from a state that includes the entries of `state_dict`."""
         kept = {each.name: state[each.name] for each in fields(cls)}
         kept["curve"] = [EpochPoint(**point) for point in kept["curve"]]
         kept["best"] = Best(**kept["best"]) if kept["best"] else None
@@ -55,6 +55,6 @@ class History:
         return cls(**kept)
 
     def go_back_to(self, before: History) -> None:
-        """Forget what was trained since; what it took, and what befell the run, stays counted."""
+        """Restore the curve and best epoch of `before`; keep times and events, and count one more rollback."""
         self.curve, self.best = before.curve, before.best
         self.rollbacks += 1

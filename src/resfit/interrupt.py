@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM between two steps of long work: a run, a study, a search."""
+"""Handle SIGINT and SIGTERM between two steps of long work: a run, a study or a search."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal ended the work between two steps, and what was done is saved. `exit_code` is 130 or 143."""
+    """Raised when a signal stopped the work between two steps and its state is saved; `exit_code` is 130 or 143."""
 
     def __init__(self, number: int, advice: str) -> None:
         super().__init__(f"interrupted ({signal.Signals(number).name}): {advice}")
@@ -17,10 +17,10 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Interrupts:
-    """Within its block the first SIGINT or SIGTERM waits for the work to look; the second ends the process at once.
+    """Within the block, the first SIGINT or SIGTERM only sets `asked`; the second ends the process immediately.
 
-    The work looks at `asked` between its steps, saves, and then raises Interrupted. Blocks may lie in each other: the
-    innermost hears the signal. Outside the main thread, where Python handles no signals, nothing is ever asked.
+    The work checks `asked` between its steps, saves, and then raises Interrupted. Blocks can be nested: the innermost
+    receives the signal. Outside the main thread, where Python handles no signals, `asked` stays None.
     """
 
     def __init__(self) -> None:
@@ -30,7 +30,7 @@ class Interrupts:
     def __enter__(self) -> Interrupts:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
-                if signal.getsignal(number) != signal.SIG_IGN:  # as a shell has it for jobs in the background
+                if signal.getsignal(number) != signal.SIG_IGN:  # ignored in a shell's background jobs: keep it so
                     self._before[number] = signal.signal(number, self._ask) or signal.SIG_DFL
         return self
 
@@ -42,15 +42,15 @@ class Interrupts:
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         self.asked = number
-        for each in self._before:  # the system's own handling ends the process even within a long call
+        for each in self._before:  # the default handler ends the process even within a long call
             signal.signal(each, signal.SIG_DFL)
 
 
 class Interruptible(Interrupts):
-    """Within its block the first SIGINT or SIGTERM raises Interrupted, which tells the user `advice`.
+    """Within the block, the first SIGINT or SIGTERM raises Interrupted with `advice` for the user.
 
-    For work that leads other work, and ends it in order while the exception passes. A run within the block hears the
-    signal itself, finishes its step and saves; the advice is then this block's all the same.
+    For work that controls other work and stops it cleanly while the exception propagates. A run inside the block
+    receives the signal itself, finishes its step and saves; the advice shown is still this block's.
     """
 
     def __init__(self, advice: str) -> None:

@@ -1,4 +1,4 @@
-"""How long a network takes for a batch."""
+"""Measure the latency of a network: seconds per forward pass, by batch size and number of threads."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from torch import Tensor, nn
 
 from resfit.record import Latency
 
-_SECONDS = 1.0  # spent on each setting, at the least
-_FEWEST, _MOST = 5, 200  # passes
+_SECONDS = 1.0  # target time per setting
+_FEWEST, _MOST = 5, 200  # number of passes per network and setting
 
 
 @torch.no_grad()
 def latencies(
     nets: Sequence[nn.Module], shape: tuple[int, int, int], device: torch.device, batches: Sequence[int] = (1, 64)
 ) -> list[tuple[Latency, ...]]:
-    """Median seconds of a forward pass in fp32 of each network on images of `shape`, [C, H, W].
+    """Return the median seconds of an fp32 forward pass of each network on images of `shape`, [C, H, W].
 
-    On a CPU with one thread and with all of them. The networks take turns, so that what else the machine does hits all
-    of them alike.
+    On a CPU, measure with one thread and with all threads. The networks alternate, so that other load on the machine
+    affects all of them alike.
     """
     nets = [net.to(device).eval() for net in nets]
     found: list[list[Latency]] = [[] for _ in nets]
@@ -40,7 +40,7 @@ def latencies(
 
 
 def _times(nets: Sequence[nn.Module], images: Tensor) -> list[list[float]]:
-    """Seconds of each pass of each network, first passes apart."""
+    """Return the seconds of each pass of each network, excluding one warm-up pass."""
     times: list[list[float]] = [[] for _ in nets]
     for net in nets:
         _seconds(net, images)

@@ -1,8 +1,8 @@
-"""The layers that torch does not have: norms and gates with kernels, random drops, shortcuts, a whitening stem.
+"""Network layers: fused batch norm and channel attention, stochastic depth, Shake, shortcuts, a whitening stem.
 
-Shapes: N images, C channels, H x W pixels. A kernel's map has an attribute `twin`, the same map for a second reader, so
-that the gradients of both are added up in the kernel's own pass. Any operation in between drops it, at a cost in time
-alone.
+Shapes: N images, C channels, H x W pixels. A feature map computed by a kernel has an attribute `twin`: the same values
+for a second consumer (the shortcut), so that the kernel's backward pass sums the gradients of both. An operation in
+between drops the attribute; the result is the same, only slower.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from resfit.kernels.gate import GateActivation, Means
 from resfit.kernels.norm import GROUP, Activation, NormActivation, normalized
 from resfit.spec import ECASpec, NormSpec, SESpec, StemSpec
 
-# What a kernel can compute together with a norm or a gate ahead of it.
+# Activations that a kernel can fuse with a preceding norm or gate.
 _FUSED = {nn.ReLU: "relu", nn.GELU: "gelu", nn.SiLU: "silu", nn.Identity: None}
-_COSTLY = (nn.GELU, nn.SiLU)  # where a kernel gains alone as well
+_COSTLY = (nn.GELU, nn.SiLU)  # a kernel is faster for these even without a norm or gate
 
 
 class Layers(nn.Sequential):
-    """Layers one after the other, and what is to follow the last: an addition, an activation."""
+    """A sequence of layers, optionally followed by an addition and an activation, fused where possible."""
 
     def forward(self, x: Tensor, added: Tensor | None = None, act: nn.Module | None = None) -> Tensor:
         """[N, C, H, W] -> [N, C', H', W']."""
@@ -42,7 +42,7 @@ class Layers(nn.Sequential):
 def finish(
     x: Tensor, layer: nn.Module | None = None, added: Tensor | None = None, act: nn.Module | None = None
 ) -> Tensor:
-    """act(layer(x) + added), in one pass over the map where a kernel suits; what is not given is left out."""
+    """Return act(layer(x) + added), fused into one pass if a kernel supports it; None arguments are skipped."""
     alike = added is None or added.shape == x.shape
     if isinstance(layer, (Norm, Gate)) and alike and layer.takes_kernel(x) and (act is None or type(act) in _FUSED):
         return layer.by_kernel(x, added, None if act is None else _FUSED[type(act)])
@@ -55,40 +55,41 @@ def finish(
 
 
 def with_twin(out: Tensor, twin: Tensor) -> Tensor:
-    """`out` with the same map for a second reader: what made it adds up the gradients of both in a pass of its own."""
+    """Attach `twin`, the same feature map for a second consumer, to `out`; its kernel sums both gradients."""
     out.twin = twin  # type: ignore[attr-defined]
     return out
 
 
 def for_second_reader(x: Tensor) -> Tensor:
-    """The twin of a map; x itself where it has none."""
+    """Return the twin of a feature map, or x itself if it has none."""
     found: Tensor = getattr(x, "twin", x)
     return found
 
 
 class TwoWayScale(torch.autograd.Function):
-    """Multiply by one weight an image on the way forward and by another on the way back.
+    """Scale each image by one weight in the forward pass and by another in the backward pass.
 
-    Of x [N, C, H, W] and two weights [N, 1, 1, 1].
+    Takes x [N, C, H, W] and two weights [N, 1, 1, 1].
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, forward: Tensor, backward: Tensor) -> Tensor:
-        """x times `forward`."""
+        """Return x times `forward`."""
         ctx.save_for_backward(backward)
         return x * forward
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        """The gradient times `backward`."""
+        """Return the gradient times `backward`."""
         (weight,) = ctx.saved_tensors
         return gradient * weight, None, None
 
 
 def mix_branches(a: Tensor, b: Tensor, *, shake: bool) -> Tensor:
-    """The mean of two branches [N, C, H, W], or where they shake a random weighting an image (Gastaldi 2017).
+    """Return the mean of two branches [N, C, H, W]; with `shake`, a random weighting per image (Gastaldi 2017).
 
-    Weights are uniform from 0 to 1, sum to 1, and are drawn apart for forward and backward: Shake-Shake-Image.
+    The first weight is uniform from 0 to 1 and the two sum to 1. Forward and backward passes draw independent weights
+    (Shake-Shake-Image).
     """
     if not shake:
         return (a + b) / 2
@@ -99,7 +100,10 @@ def mix_branches(a: Tensor, b: Tensor, *, shake: bool) -> Tensor:
 
 
 class DropPath(nn.Module):
-    """In training, zero an image's whole residual at `rate` and scale up the others (Huang et al. 2016)."""
+    """Stochastic depth: in training, zero an image's residual with probability `rate` and scale up the others.
+
+    The others are divided by 1 - rate (Huang et al. 2016).
+    """
 
     def __init__(self, rate: float) -> None:
         super().__init__()
@@ -113,9 +117,10 @@ class DropPath(nn.Module):
 
 
 class ShakeDrop(nn.Module):
-    """In training, weigh an image's residual at random at `rate`: -1 to 1 forward, 0 to 1 back; else leave it.
+    """In training, scale an image's residual by a random weight with probability `rate` (Yamada et al. 2019).
 
-    Evaluation takes the mean weight, 1 - rate (Yamada et al. 2019).
+    The weight is uniform from -1 to 1 in the forward pass and from 0 to 1 in the backward pass. Evaluation uses the
+    mean weight of the forward pass, 1 - rate.
     """
 
     def __init__(self, rate: float) -> None:
@@ -134,14 +139,14 @@ class ShakeDrop(nn.Module):
 
 
 def _per_image(x: Tensor) -> Tensor:
-    """Room for one weight an image, [N, 1, 1, 1]."""
+    """Return an uninitialized tensor for one weight per image, [N, 1, 1, 1]."""
     return x.new_empty((len(x), 1, 1, 1))
 
 
 class Norm(nn.BatchNorm2d):
-    """Batch normalization over channels; without a gain the scale stays one and is not trained.
+    """Batch normalization over channels; without `gain`, the scale is fixed at one and not trained.
 
-    With several processes the statistics are those of the images of all of them.
+    In a distributed run, training uses the statistics of the whole batch over all processes.
     """
 
     def __init__(self, channels: int, norm: NormSpec) -> None:
@@ -160,14 +165,14 @@ class Norm(nn.BatchNorm2d):
         return out
 
     def takes_kernel(self, x: Tensor) -> bool:
-        """Whether the kernel for bf16 maps on a CPU computes this norm of x, in training or without gradients."""
+        """Whether the bf16 CPU kernel can compute this norm of x; in evaluation mode only without gradients."""
         suits = takes("norm", x) and x.dtype == torch.bfloat16 and self.bias.dtype == torch.float32 and is_single()
         suits = suits and x.shape[1] == self.num_features and x.shape[1] % 16 == 0
-        several = x.numel() > self.num_features  # of one value there is no variance: torch refuses it
+        several = x.numel() > self.num_features  # one value per channel has no variance: torch raises an error
         return suits and (several if self.training else not torch.is_grad_enabled())
 
     def by_kernel(self, x: Tensor, added: Tensor | None, activation: str | None) -> Tensor:
-        """activation(norm of x + added), [N, C, H, W] -> same."""
+        """Return activation(norm(x) + added), computed by the kernel. [N, C, H, W] -> same."""
         added = None if added is None else added.to(x.dtype)
         if not self.training:
             mean, variance = self.get_buffer("running_mean"), self.get_buffer("running_var")
@@ -180,7 +185,7 @@ class Norm(nn.BatchNorm2d):
         return with_twin(out, twin)
 
     def _track(self, mean: Tensor, variance: Tensor) -> None:
-        """Move the running statistics towards a batch's, whose variance is the unbiased one."""
+        """Update the running statistics with a batch's mean and unbiased variance."""
         if self.track_running_stats:
             for running, new in (self.running_mean, mean), (self.running_var, variance):
                 running.lerp_(new, self.momentum)  # type: ignore[union-attr, arg-type]
@@ -188,10 +193,13 @@ class Norm(nn.BatchNorm2d):
 
 
 class Gate(nn.Module):
-    """Scales each channel of each image by a gate that is made of the map's means. [N, C, H, W] -> same."""
+    """Base class of channel attention: scale each channel of each image by a gate. [N, C, H, W] -> same.
+
+    Subclasses compute the gates from the means over pixels.
+    """
 
     def gates(self, means: Tensor) -> Tensor:
-        """From means over pixels, [N, C] -> same."""
+        """Return the gates for means over pixels. [N, C] -> same."""
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
@@ -199,18 +207,18 @@ class Gate(nn.Module):
         return x * self.gates(x.mean((2, 3)))[:, :, None, None]
 
     def takes_kernel(self, x: Tensor) -> bool:
-        """Whether the kernel for bf16 maps on a CPU gates x."""
+        """Whether the bf16 CPU kernel can gate x."""
         return takes("gate", x) and x.dtype == torch.bfloat16 and x.shape[1] % 16 == 0
 
     def by_kernel(self, x: Tensor, added: Tensor | None, activation: str | None) -> Tensor:
-        """activation(gated x + added), [N, C, H, W] -> same."""
+        """Return activation(gated x + added), computed by the kernel. [N, C, H, W] -> same."""
         means, x = Means.apply(x.contiguous(memory_format=torch.channels_last))
         added = None if added is None else added.to(x.dtype)
         return with_twin(*GateActivation.apply(x, self.gates(means).float(), added, activation))
 
 
 class SqueezeExcite(Gate):
-    """Gates from all channels' means (Hu et al. 2018)."""
+    """Squeeze-and-excitation: gates from the means of all channels (Hu et al. 2018)."""
 
     def __init__(self, channels: int, se: SESpec) -> None:
         super().__init__()
@@ -219,12 +227,12 @@ class SqueezeExcite(Gate):
         self.excite = nn.Linear(hidden, channels, bias=se.bias)
 
     def gates(self, means: Tensor) -> Tensor:
-        """From means over pixels, [N, C] -> same."""
+        """Return the gates for means over pixels. [N, C] -> same."""
         return torch.sigmoid(self.excite(F.relu(self.squeeze(means))))
 
 
 class EfficientChannelAttention(Gate):
-    """Gates from the means of neighbouring channels (Wang et al. 2020)."""
+    """ECA: gates from the means of neighbouring channels (Wang et al. 2020)."""
 
     def __init__(self, channels: int, eca: ECASpec) -> None:
         super().__init__()
@@ -232,14 +240,14 @@ class EfficientChannelAttention(Gate):
         self.conv = nn.Conv1d(1, 1, kernel, padding=kernel // 2, bias=False)
 
     def gates(self, means: Tensor) -> Tensor:
-        """From means over pixels, [N, C] -> same."""
+        """Return the gates for means over pixels. [N, C] -> same."""
         return torch.sigmoid(self.conv(means[:, None])[:, 0])
 
 
 class Blur(nn.Module):
-    """Binomial blur, 3 x 3, that keeps every `stride`-th pixel (Zhang 2019): two averages of 2 x 2 pixels.
+    """Downsample with a 3 x 3 binomial blur and `stride` (Zhang 2019), computed as two 2 x 2 average pools.
 
-    At the edge the outermost pixels count again.
+    The border is replicated.
     """
 
     def __init__(self, stride: int) -> None:
@@ -247,12 +255,12 @@ class Blur(nn.Module):
         self.stride = stride
 
     def forward(self, x: Tensor) -> Tensor:
-        """[N, C, H, W] -> [N, C, H', W'], sides rounded up."""
+        """[N, C, H, W] -> [N, C, H', W'], sides divided by the stride and rounded up."""
         return F.avg_pool2d(F.avg_pool2d(x, 2, 1, 1, count_include_pad=False), 2, self.stride)
 
 
 class PadShortcut(nn.Module):
-    """Strided identity, new channels zero (He et al. 2015, option A)."""
+    """Strided identity shortcut with zeros for the new channels (He et al. 2015, option A)."""
 
     def __init__(self, stride: int, new_channels: int) -> None:
         super().__init__()
@@ -264,7 +272,7 @@ class PadShortcut(nn.Module):
 
 
 class WhiteningConv(nn.Module):
-    """A convolution whose filters are set once, by `whiten`, and whose bias is trained."""
+    """A convolution whose filters are set once by `whiten` and then frozen; its bias is trained."""
 
     weight: Tensor
 

@@ -1,4 +1,4 @@
-"""Training curves for TensorBoard and MLflow, beside metrics.jsonl. They watch a run and change nothing in it."""
+"""Loggers that send training curves to TensorBoard and MLflow. They observe a run and do not affect it."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from resfit.recipe import Recipe
     from resfit.record import EpochPoint, RunRecord
 
-_LONGEST_VALUE = 500  # characters of a parameter that every MLflow server takes
+_LONGEST_VALUE = 500  # parameter length, in characters, that every MLflow server accepts
 
 
 def make_loggers(wanted: Sequence[str]) -> list[Observer]:
-    """The loggers of `tensorboard`, `mlflow` or `mlflow=URI`; raises BadInput for others and for missing packages."""
+    """Return loggers for `tensorboard`, `mlflow` or `mlflow=URI`; raise BadInput for other or missing packages."""
     return [_make_logger(text) for text in wanted]
 
 
@@ -38,49 +38,52 @@ def _make_logger(text: str) -> Observer:
 
 
 class Observers(Observer):
-    """Several observers of one run, told in their order."""
+    """Forward the events of one run to several observers, in order."""
 
     def __init__(self, members: Iterable[Observer]) -> None:
         self.members = list(members)
 
     def started(self, recipe: Recipe, data: Dataset, folder: Path, note: str) -> None:
-        """Tell all."""
+        """Forward to all observers."""
         for member in self.members:
             member.started(recipe, data, folder, note)
 
     def stepped(self, epoch: int, done: float) -> None:
-        """Tell all."""
+        """Forward to all observers."""
         for member in self.members:
             member.stepped(epoch, done)
 
     def epoch_ended(self, point: EpochPoint) -> None:
-        """Tell all."""
+        """Forward to all observers."""
         for member in self.members:
             member.epoch_ended(point)
 
     def finished(self, record: RunRecord) -> None:
-        """Tell all."""
+        """Forward to all observers."""
         for member in self.members:
             member.finished(record)
 
     def message(self, text: str) -> None:
-        """Tell all."""
+        """Forward to all observers."""
         for member in self.members:
             member.message(text)
 
 
 class _Log(Observer, ABC):
-    """Scalars of each epoch and of the test set. Its trouble, once the run has begun, ends the log and not the run."""
+    """Base class of loggers of each epoch's scalars and the test scores.
+
+    An error while logging, after the run has started, stops the logger but not the run.
+    """
 
     name: str
     ended = False
 
     def epoch_ended(self, point: EpochPoint) -> None:
-        """The epoch's curve."""
+        """Log the epoch's values."""
         self._attempt(lambda: self.write(_epoch_values(point), point.epoch))
 
     def finished(self, record: RunRecord) -> None:
-        """The test set's scores; the log is over."""
+        """Log the test scores and close the log."""
         self._attempt(lambda: self.write(_result_values(record), record.epochs))
         self._attempt(self.close)
 
@@ -90,19 +93,19 @@ class _Log(Observer, ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """End the log."""
+        """Close the log."""
 
     def _attempt(self, work: Callable[[], None]) -> None:
         try:
             if not self.ended:
                 work()
-        except Exception as error:  # a server that is gone, a full disk
+        except Exception as error:  # for example an unreachable server or a full disk
             self.ended = True
             print(f"{self.name} logs no more: {_reason(error)}", file=sys.stderr)
 
 
 class TensorBoardLogger(_Log):
-    """In the run folder's tensorboard/."""
+    """Write TensorBoard events into the run folder's tensorboard/."""
 
     name = "tensorboard"
 
@@ -125,9 +128,9 @@ class TensorBoardLogger(_Log):
 
 
 class MLflowLogger(_Log):
-    """At `address` or in the run folder's mlflow.db, with the recipe's fields as they were when the run began.
+    """Log to the MLflow server at `address`, or to mlflow.db in the run folder, with the recipe's fields as parameters.
 
-    The run's id is kept in the run folder, so that a resumed run goes on with its log.
+    The MLflow run id is stored in the run folder, so that a resumed run continues the same log.
     """
 
     name = "mlflow"
@@ -136,16 +139,16 @@ class MLflowLogger(_Log):
         self.address = address
 
     def started(self, recipe: Recipe, data: Dataset, folder: Path, note: str) -> None:
-        """Open the run; raises BadInput where the server does not answer."""
+        """Create or reopen the MLflow run; raise BadInput if the server cannot be reached."""
         from mlflow import MlflowClient
 
-        for name in ("mlflow", "alembic"):  # they tell of every table that they make
+        for name in ("mlflow", "alembic"):  # both log every table that they create
             logging.getLogger(name).setLevel(logging.WARNING)
         address = self.address or f"sqlite:///{(folder / 'mlflow.db').resolve()}"
         try:
             self.client: Any = MlflowClient(tracking_uri=address)
             self.run_id = self._run(folder, recipe)
-        except Exception as error:  # the client raises many kinds
+        except Exception as error:  # the client raises many exception types
             where = without_password(address)
             raise BadInput(
                 f"MLflow cannot be reached ({where}: {_reason(error)}): give another --log mlflow=URI"
@@ -169,7 +172,7 @@ class MLflowLogger(_Log):
             self.client.log_metric(self.run_id, name, value, step=step)
 
     def close(self) -> None:
-        """Say that the run is over."""
+        """Mark the MLflow run as finished."""
         self.client.set_terminated(self.run_id)
 
 

@@ -1,8 +1,8 @@
-"""Asks the C library to keep freed memory: large tensors are then reused instead of being zeroed page by page again.
+"""Memory settings of the process: make glibc keep freed memory, use huge pages, and check for free memory.
 
-By default glibc returns every large buffer to the kernel; in training that costs up to a third of the processor time.
-Huge pages are asked for once, for all of the heap: torch's own way (THP_MEM_ALLOC_ENABLE) aligns each tensor to one,
-which splits the heap until it is half as large again.
+By default glibc returns every large buffer to the kernel, which zeroes its pages again for the next one; in training
+that costs up to a third of the CPU time. Huge pages are requested once for the heap: torch's own option
+(THP_MEM_ALLOC_ENABLE) aligns each tensor to a huge page, which fragments the heap until it is 1.5 times as large.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from pathlib import Path
 
 from resfit.errors import BadInput
 
-# The options' numbers in glibc's malloc.h.
+# Option numbers from glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 _TOP_PAD_BYTES = 256 * 2**20
 _ADVISED_BYTES = 4 * 2**30
-_MADV_HUGEPAGE = 14  # of the system's mman.h
+_MADV_HUGEPAGE = 14  # from Linux's mman.h
 
 
 @functools.cache
 def keep_pages() -> bool:
-    """Tell malloc to keep its pages, and the system to make them huge ones; True where the C library took it.
+    """Make malloc keep freed pages and request huge pages for the heap; return whether malloc accepted the options.
 
-    What was allocated earlier stays as it is. Does nothing outside Linux with glibc.
+    Earlier allocations are not affected. Does nothing outside Linux with glibc.
     """
     if not sys.platform.startswith("linux"):
         return False
@@ -43,7 +43,7 @@ def keep_pages() -> bool:
 
 
 def _advise_huge_pages(libc: ctypes.CDLL, size: int) -> None:
-    """Have the heap's next `size` bytes lie on huge pages once they are used; until then they take no memory."""
+    """Request huge pages for the next `size` bytes of the heap; they take no memory until they are used."""
     libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
     libc.free.argtypes = [ctypes.c_void_p]
     libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
@@ -51,11 +51,11 @@ def _advise_huge_pages(libc: ctypes.CDLL, size: int) -> None:
     if begin:
         first = -(-begin // mmap.PAGESIZE) * mmap.PAGESIZE
         libc.madvise(first, begin + size - first, _MADV_HUGEPAGE)
-        libc.free(begin)  # the heap stays as long as it was
+        libc.free(begin)  # the heap does not shrink again
 
 
 def require_room(what: str, needed: int, free: int | None) -> None:
-    """Raise BadInput where `what` needs more bytes of memory than are free; None means that nobody knows."""
+    """Raise BadInput if `what` needs more bytes of memory than are free; `free` is None if unknown."""
     if free is not None and needed > free:
         raise BadInput(
             f"not enough memory ({what}): {needed / 1e9:.2f} GB are needed and {free / 1e9:.2f} GB are free; "
@@ -64,7 +64,7 @@ def require_room(what: str, needed: int, free: int | None) -> None:
 
 
 def free_bytes() -> int | None:
-    """Memory that this process may still take: the system's, or its control group's where that is less (Linux)."""
+    """Return the bytes available to this process: the smaller of the system's and its cgroup's (Linux), or None."""
     bounds = [bound for bound in (_system_free(), _group_free()) if bound is not None]
     return min(bounds, default=None)
 
@@ -78,13 +78,13 @@ def _group_free() -> int | None:
     group = Path("/sys/fs/cgroup")
     try:
         limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
-    except (OSError, ValueError):  # no such group, or one without a limit
+    except (OSError, ValueError):  # no cgroup v2, or no limit
         return None
     return limit - used + _numbers(group / "memory.stat").get("inactive_file", 0)
 
 
 def _numbers(path: Path) -> dict[str, int]:
-    """The lines of a file that begin with a name and a whole number."""
+    """Parse the lines of a file that start with a name and a whole number."""
     try:
         words = [line.split() for line in path.read_text().splitlines()]
     except OSError:

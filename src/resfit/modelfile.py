@@ -1,4 +1,4 @@
-"""model.safetensors: a network in one file, with all that is needed to build and feed it."""
+"""Save and load model files (model.safetensors): weights, spec, class names and input normalization in one file."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from resfit.spec import NetSpec
 
 
 def save_model(path: Path, net: nn.Module, spec: NetSpec, info: ModelInfo) -> None:
-    """Write weights, buffers, spec and `info`, with a digest of it all, atomically."""
+    """Atomically write weights, buffers, spec and `info` with a digest of all of them."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
     metadata = {"format": "pt", "resfit.spec": json.dumps(spec.to_dict()), "resfit.info": json.dumps(to_plain(info))}
     write_atomic(path, with_digest(safetensors.torch.save(tensors, metadata)))
@@ -35,11 +35,11 @@ def save(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
 ) -> Path:
-    """Write a network as a model file, which `load`, `predict`, `export` and `--init` take, and return its path.
+    """Write a network as a model file for `load`, `predict`, `export` and `--init`, and return its path.
 
-    Class names, and mean and deviation of its inputs on the 0 to 1 scale, are those of `net.info` unless given; a
-    temperature is not kept, as it was fitted to other weights. Raises BadInput where names are missing, for a network
-    without a classifier, or a file that exists already.
+    Class names, and the mean and standard deviation of its inputs on the 0 to 1 scale, default to those of `net.info`.
+    The temperature is not saved, as it was fitted to other weights. Raises BadInput if the number of class names, means
+    or deviations is wrong, the network has no classifier, or the file already exists.
     """
     file = Path(path)
     if file.exists():
@@ -60,22 +60,22 @@ def save(
 
 
 def model_file(path: str | Path) -> Path:
-    """The model file at `path`: itself, or the one of the run folder."""
+    """Return `path`, or its model.safetensors if `path` is a run folder."""
     return Path(path) / "model.safetensors" if Path(path).is_dir() else Path(path)
 
 
 def record_beside(path: str | Path) -> Path | None:
-    """The record.json of the run whose own network lies at `path`; None for any other model file."""
+    """Return the record.json of the run that the model at `path` belongs to, or None."""
     file = model_file(path)
     beside = file.with_name("record.json")
     return beside if file.name == "model.safetensors" and beside.exists() else None
 
 
 def load(path: str | Path) -> Network:
-    """The network of a model.safetensors, or of the run folder that holds one, in evaluation mode.
+    """Load the network from a model.safetensors, or from a run folder that contains one, in evaluation mode.
 
-    Its `info` holds class names and normalization. Raises BadInput where the file is not whole, or not what its digest
-    says; a file without one is taken as it is.
+    Its `info` has class names and normalization. Raises BadInput if the file is missing, damaged or does not match its
+    digest; a file without a digest is not checked against one.
     """
     file = model_file(path)
     try:
@@ -86,7 +86,7 @@ def load(path: str | Path) -> Network:
             raise ValueError("it holds fewer weights than its spec has parameters")
         if not all(tensor.isfinite().all() for tensor in tensors.values()):
             raise ValueError("a weight is not finite")
-        with torch.random.fork_rng(devices=[]):  # the weights that it begins with are replaced
+        with torch.random.fork_rng(devices=[]):  # the initial weights are replaced
             net = build(spec)
         net.load_state_dict(tensors)
         net.info = from_plain(ModelInfo, json.loads(metadata["resfit.info"]))

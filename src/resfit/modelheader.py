@@ -1,4 +1,4 @@
-"""The JSON header of a model.safetensors, read without torch: what it says of the network, and the file's digest."""
+"""The JSON header of a model.safetensors, without torch: read it, check the file's digest and add a digest."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _LARGEST_HEADER = 100 * 2**20
 
 @dataclass(frozen=True, kw_only=True)
 class ModelInfo:
-    """What a network's user has to know: class names, and the mean and deviation of its inputs on the 0 to 1 scale.
+    """Class names, and the mean and standard deviation of a network's inputs on the 0 to 1 scale.
 
-    Logits are divided by `temperature` for calibrated probabilities; None where no validation split fitted one.
+    Divide logits by `temperature` for calibrated probabilities; None if there was no validation split to fit it on.
     """
 
     classes: tuple[str, ...]
@@ -25,13 +25,13 @@ class ModelInfo:
     temperature: float | None = None
 
 
-UNKNOWN = ModelInfo(classes=(), mean=(), std=())  # of a network that came from no model file
+UNKNOWN = ModelInfo(classes=(), mean=(), std=())  # for a network that was not loaded from a model file
 
 
 def read_header(content: bytes) -> dict[str, Any]:
-    """The header of a safetensors file's bytes: a mapping a tensor, and "__metadata__".
+    """Return the header of a safetensors file's bytes: a mapping per tensor, and "__metadata__".
 
-    Raises ValueError where it is none, or where a digest in it does not agree with the rest.
+    Raises ValueError if it is not a valid header, or if its digest does not match the rest of the file.
     """
     header, data = _split(content)
     digest = header.get("__metadata__", {}).get(DIGEST)
@@ -41,16 +41,16 @@ def read_header(content: bytes) -> dict[str, Any]:
 
 
 def with_digest(content: bytes) -> bytes:
-    """The file with a SHA-256 of its header and tensors in its metadata."""
+    """Return the file's bytes with a SHA-256 of its header and tensors added to the metadata."""
     header, data = _split(content)
     metadata = {**header.get("__metadata__", {}), DIGEST: _digest(header, data)}
     text = json.dumps({**header, "__metadata__": metadata}).encode()
-    text += b" " * (-len(text) % 8)  # the tensors begin at a multiple of eight bytes
+    text += b" " * (-len(text) % 8)  # align the tensors to eight bytes
     return struct.pack("<Q", len(text)) + text + data
 
 
 def _split(content: bytes) -> tuple[dict[str, Any], bytes]:
-    """The header, whose length stands ahead of it as 8 bytes, little-endian; and the tensors."""
+    """Split into header and tensors; the header's length precedes it as 8 bytes, little-endian."""
     try:
         (length,) = struct.unpack_from("<Q", content)
         if length > _LARGEST_HEADER:
