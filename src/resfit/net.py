@@ -1,6 +1,6 @@
-"""NetSpec -> nn.Module: `build` follows the spec by reading it.
+"""The residual network as a PyTorch module: `build` makes a `Network` from a NetSpec.
 
-Shapes: N images, C channels, H x W pixels, K classes. Module names are the layer names of `resfit.cost`.
+Shapes: N images, C channels, H x W pixels, K classes. Module names match the layer names of `resfit.cost`.
 """
 
 from __future__ import annotations
@@ -42,14 +42,17 @@ ACTIVATIONS: dict[str, Callable[[bool], nn.Module]] = {
 
 
 def build(spec: NetSpec, init: InitConfig | None = None) -> Network:
-    """The network of `spec`, channels_last, with its weights begun as `init` says from torch's global generator."""
+    """Build the network of `spec` in channels_last, with weights initialized according to `init`.
+
+    Initial weights are drawn from torch's global generator.
+    """
     net = Network(spec).to(memory_format=torch.channels_last)
     initialize(net, init or InitConfig())
     return net
 
 
 class Network(nn.Module):
-    """A residual network that takes normalized images, float [N, C, H, W], to logits [N, K]."""
+    """A residual network that maps normalized images, float [N, C, H, W], to logits [N, K]."""
 
     def __init__(self, spec: NetSpec) -> None:
         super().__init__()
@@ -67,15 +70,15 @@ class Network(nn.Module):
         self.act = nn.Identity() if last.act_last else _activation(spec)
         self.pool = _pool(spec)
         self.dropout = nn.Dropout(spec.dropout.head)
-        self.num_features = channels * spec.pooled_side**2  # that the classifier reads
+        self.num_features = channels * spec.pooled_side**2  # input features of the classifier
         self.head: nn.Module = nn.Linear(self.num_features, spec.num_classes, bias=spec.head.bias)
 
     def forward_features(self, images: Tensor) -> Tensor:
-        """The last map, float [N, C, H, W]."""
+        """Return the last feature map, float [N, C, H, W]."""
         return finish(self.stages(self.stem(images)), self.norm, act=self.act)
 
     def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
-        """Logits [N, K] of the last map, or what the classifier reads, [N, F], where `pre_logits` asks for it."""
+        """Return the logits [N, K] of the last feature map, or with `pre_logits` the classifier's input [N, F]."""
         pooled: Tensor = self.dropout(self.pool(features).flatten(1))
         if pre_logits or isinstance(self.head, nn.Identity):
             return pooled
@@ -83,7 +86,10 @@ class Network(nn.Module):
         return logits if self.spec.head.scale == 1.0 else logits * self.spec.head.scale
 
     def reset_classifier(self, num_classes: int) -> None:
-        """Put a fresh classifier of so many classes in, whose names are unknown; 0: none, logits are then its input."""
+        """Replace the classifier by a new one for `num_classes` classes; 0 removes it, `forward` then returns features.
+
+        The class names and the calibration temperature in `info` are cleared.
+        """
         if num_classes == 0:
             self.head = nn.Identity()
         else:
@@ -93,22 +99,23 @@ class Network(nn.Module):
         self.info = replace(self.info, classes=(), temperature=None)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits [N, K] of normalized images [N, C, H, W]."""
+        """Return the logits [N, K] of normalized images [N, C, H, W]."""
         return self.forward_head(self.forward_features(images))
 
 
 class Block(nn.Module):
-    """A residual block: one or two branches of convolutions, added to a shortcut, in the order that its kind says.
+    """A residual block: one or two branches of convolutions added to a shortcut, laid out as the block kind says.
 
-    A block that begins with an activation and changes shape shares its beginning with its shortcut (He et al. 2016b);
-    one with a late shortcut its `entry`: the first convolution with its norm and activation.
+    If a block starts with an activation and changes the shape, its shortcut also reads the activated input (He et al.
+    2016b). In a block with a late shortcut, branch and shortcut both read the output of `entry`: the first convolution
+    with its norm and activation.
     """
 
     def __init__(self, block: BlockPlan, spec: NetSpec) -> None:
         super().__init__()
         layout = block.layout
         self.norm1 = Norm(block.in_channels, spec.norm) if layout.norm_first else nn.Identity()
-        # Without a norm ahead of it, an activation in place would overwrite what the shortcut hands on.
+        # Without a norm before it, an in-place activation would overwrite the input that the shortcut reads.
         self.act1 = _activation(spec, inplace=layout.norm_first) if layout.act_first else nn.Identity()
         layers = list(_branch(block, spec).items())
         begins = 1 + [name for name, _ in layers].index("act1") if block.late else 0
@@ -141,7 +148,11 @@ class Block(nn.Module):
 
 
 def initialize(net: Network, init: InitConfig) -> None:
-    """Begin the weights of every convolution, and of each residual branch's last layer where asked."""
+    """Initialize every convolution and, with `init.zero_last_norm`, zero the last layer of each residual branch.
+
+    That layer is the last norm or, in blocks that do not end on a norm, the last convolution. Raises BadInput if it is
+    a norm without a gain.
+    """
     for module in net.modules():
         if isinstance(module, nn.Conv2d):
             _initialize_filters(module, init)
@@ -159,7 +170,7 @@ def initialize(net: Network, init: InitConfig) -> None:
 def _initialize_filters(conv: nn.Conv2d, init: InitConfig) -> None:
     if init.filters == "he":
         nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
-    else:  # torch's own start, and then as many filters as there are inputs pass one of them on
+    else:  # torch's default, then the first in_channels filters each pass one input channel through
         conv.reset_parameters()
         nn.init.dirac_(conv.weight.data[: conv.in_channels], conv.groups)
     if conv.bias is not None:
@@ -225,7 +236,7 @@ def _norm_and_dropout(n: int, channels: int, spec: NetSpec) -> OrderedDict[str, 
 
 
 class ShiftShortcut(nn.Module):
-    """Two convolutions side by side, the second of the map moved by one pixel (Gastaldi 2017)."""
+    """Two parallel convolutions, concatenated; the second reads the map shifted by one pixel (Gastaldi 2017)."""
 
     def __init__(self, block: BlockPlan, spec: NetSpec) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What a run tells while it goes on, to whoever watches."""
+"""Observer: the callbacks with which a run reports its progress."""
 
 from __future__ import annotations
 
@@ -13,32 +13,32 @@ from resfit.record import EpochPoint, RunRecord
 
 
 class Observer:
-    """What a run tells while it goes on. The default is silent; the command line shows it."""
+    """Callbacks of a run in progress. They do nothing by default; the command line overrides them to show progress."""
 
     def started(self, recipe: Recipe, data: Dataset, folder: Path, note: str) -> None:
-        """The data is in memory; training is about to begin. `note` is one line on device and precision."""
+        """The data is loaded and training is about to start. `note` is one line about device and precision."""
 
     def stepped(self, epoch: int, done: float) -> None:
-        """`done` is the finished part of the epoch that is under way."""
+        """An optimizer step ended; `done` is the finished fraction of the current epoch."""
 
     def epoch_ended(self, point: EpochPoint) -> None:
-        """An epoch was trained, and validated where its recipe says so."""
+        """An epoch was trained and, if the recipe asks for it after this epoch, validated."""
 
     def finished(self, record: RunRecord) -> None:
-        """The run is over and its folder complete."""
+        """The run ended and its folder is complete."""
 
     def message(self, text: str) -> None:
-        """A line for the user."""
+        """Show one line of text to the user."""
 
 
 class Apart(Observer):
-    """Hands on what a run tells; random numbers that are drawn meanwhile are not missing in the run."""
+    """Forwards every call to `observer`, so that random numbers drawn in the callbacks do not change the run."""
 
     def __init__(self, observer: Observer, device: torch.device) -> None:
         self.observer, self.devices = observer, [device] if device.type == "cuda" else []
 
     def __getattribute__(self, name: str) -> Any:
-        """The observer's own method, with torch's generators put back after each call."""
+        """Return the observer's method, wrapped to restore the state of torch's random generators after each call."""
         if name in ("observer", "devices"):
             return super().__getattribute__(name)
         return torch.random.fork_rng(self.devices)(getattr(self.observer, name))

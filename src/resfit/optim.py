@@ -15,9 +15,9 @@ Group = dict[str, Any]
 
 
 def parameter_groups(net: nn.Module, config: OptimConfig) -> list[Group]:
-    """Split the trained parameters into filters, head, and norms and biases, each with its rate and decay.
+    """Split the trainable parameters into filters, head, and norms and biases, with a learning rate and decay for each.
 
-    Every trained parameter is in exactly one group. Empty groups are left out.
+    Every trainable parameter is in exactly one group. Empty groups are omitted.
     """
     members: dict[str, list[nn.Parameter]] = {"filters": [], "head": [], "norm_and_bias": []}
     for name, parameter in net.named_parameters():
@@ -43,12 +43,12 @@ def _group(name: str, params: list[nn.Parameter], config: OptimConfig) -> Group:
 
 
 def make_optimizers(net: nn.Module, config: OptimConfig, precision: str = "fp32") -> Optimizers:
-    """The optimizers of `net`: one, or Muon for the filters and SGD for the rest.
+    """Create the optimizers of `net`: a single one, or Muon for the filters and SGD for the rest.
 
-    Muon computes its updates in bf16 where `precision` says so, or on CUDA.
+    Muon computes its updates in bf16 if `precision` is bf16 or the network is on a GPU.
     """
     groups, on_gpu = parameter_groups(net, config), next(net.parameters()).is_cuda
-    fused = None if on_gpu else True  # one pass over the weights, in which a CPU is up to twice as fast
+    fused = None if on_gpu else True  # a single pass over the weights is up to twice as fast on a CPU
     if config.name == "muon":
         filters = [p for group in groups for p in group["params"] if p.ndim == 4]
         rest = [{**g, "params": [p for p in g["params"] if p.ndim != 4]} for g in groups]
@@ -68,46 +68,46 @@ def make_optimizers(net: nn.Module, config: OptimConfig, precision: str = "fp32"
 
 
 class Optimizers(list[torch.optim.Optimizer]):
-    """The optimizers of one network, which step as one.
+    """The optimizers of one network, stepped together.
 
-    Where a gradient overflowed in fp16, a GradScaler, which takes them for one optimizer, skips the step of all.
+    A GradScaler treats them as a single optimizer: if an fp16 gradient overflows, it skips the step of all of them.
     """
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
-        """Those of all."""
+        """The parameter groups of all optimizers."""
         return [group for optimizer in self for group in optimizer.param_groups]
 
     def step(self) -> None:
-        """A step of each."""
+        """Step every optimizer."""
         for optimizer in self:
             optimizer.step()
 
     def zero_grad(self) -> None:
-        """Drop all gradients."""
+        """Set all gradients to None."""
         for optimizer in self:
             optimizer.zero_grad(set_to_none=True)
 
     def set_rates(self, factor: float) -> None:
-        """Set every group's learning rate to `factor` times its peak, which is the rate that it came with."""
+        """Set the learning rate of every group to `factor` times its peak, the rate it was created with."""
         for group in self.param_groups:
             group["lr"] = factor * group.setdefault("initial_lr", group["lr"])
 
     def state_dict(self) -> list[dict[int, Any]]:
-        """What each keeps for its parameters, such as momentum. Rates and the like come from the recipe."""
+        """Return each optimizer's per-parameter state, such as momentum. Learning rates etc. come from the recipe."""
         return [optimizer.state_dict()["state"] for optimizer in self]
 
     def load_state_dict(self, states: list[dict[int, Any]]) -> None:
-        """Take over what `state_dict` gave; rates and the like stay."""
+        """Restore the result of `state_dict`; learning rates and other settings are unchanged."""
         for optimizer, state in zip(self, states, strict=True):
             optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum whose update of each filter bank is orthogonalized, on weights kept at a norm of sqrt(out channels).
+    """Momentum SGD whose update of each convolution weight is orthogonalized (Muon, Jordan et al. 2024).
 
-    Jordan et al. 2024 (Muon), with the renormalization of airbench. torch's own Muon takes matrices alone. Updates are
-    computed in `dtype`.
+    As in airbench, each weight is first rescaled to a norm of sqrt(out channels). Updates are computed in `dtype`.
+    torch's own Muon supports only matrices.
     """
 
     def __init__(
@@ -123,12 +123,12 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """Update every filter bank [out, in, kernel, kernel] that has a gradient."""
+        """Update every convolution weight [out, in, kernel, kernel] that has a gradient."""
         for group in self.param_groups:
             weights = [weight for weight in group["params"] if weight.grad is not None]
             if not weights:
                 continue
-            # In channels_last the order of memory; the update is the same in any.
+            # This is the memory order of channels_last; the update does not depend on the order of the columns.
             rows = [direction.permute(0, 2, 3, 1) for direction in self._directions(weights, group)]
             updates = orthogonalize([direction.flatten(1).to(self.dtype) for direction in rows])
             scales = torch._foreach_norm(weights)
@@ -154,14 +154,15 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalize(matrices: Sequence[Tensor], steps: int = 3) -> list[Tensor]:
-    """Bring all singular values of each matrix [R, C] near one by a quintic Newton-Schulz iteration.
+    """Bring all singular values of each matrix [R, C] close to 1 by a quintic Newton-Schulz iteration.
 
-    The method is of Jordan et al. 2024. In the matrices' own type; bf16 will do. The values of a matrix that is clearly
-    wider than high, or higher than wide, end between about 0.5 and 1.5; smallest ones of square matrices stay below.
+    The method is from Jordan et al. 2024. It computes in the dtype of the matrices; bf16 is sufficient. The singular
+    values of a clearly non-square matrix end between about 0.5 and 1.5; the smallest ones of a square matrix stay below
+    that.
     """
     wide = [matrix.mT if len(matrix) > matrix.shape[1] else matrix for matrix in matrices]
     results = dict[int, Tensor]()
-    for side in {len(matrix) for matrix in wide}:  # those of one side go together
+    for side in {len(matrix) for matrix in wide}:  # matrices with the same short side are batched
         places = [n for n, matrix in enumerate(wide) if len(matrix) == side]
         factors = _orthogonalizers(torch.stack([wide[n] @ wide[n].mT for n in places]), steps)
         results |= {n: factor @ wide[n] for n, factor in zip(places, factors, strict=True)}
@@ -169,12 +170,12 @@ def orthogonalize(matrices: Sequence[Tensor], steps: int = 3) -> list[Tensor]:
 
 
 def _orthogonalizers(grams: Tensor, steps: int) -> Tensor:
-    """What to multiply matrices by, [N, R, R], of their products with their own transposes.
+    """Return the factors [N, R, R] that orthogonalize N matrices, given their products with their own transposes.
 
-    Every step of the iteration multiplies a matrix by a polynomial in that product. The polynomials commute, so that
-    all of them are found without the matrices, which are longer.
+    Every step of the iteration multiplies a matrix by a polynomial in that product. The polynomials commute, so their
+    product can be computed without the matrices, whose other side is longer.
     """
-    squares = grams.diagonal(dim1=-2, dim2=-1).sum(-1).view(-1, 1, 1) + 1e-14  # of the matrices' norms
+    squares = grams.diagonal(dim1=-2, dim2=-1).sum(-1).view(-1, 1, 1) + 1e-14  # squared Frobenius norms
     grams = grams / squares
     factors = _quintic(grams)
     product = factors * squares.rsqrt()
@@ -193,7 +194,7 @@ def _quintic(grams: Tensor) -> Tensor:
 
 
 def lr_factor(config: ScheduleConfig, epoch: float, epochs: int) -> float:
-    """The learning rate as a factor of its peak, after `epoch` of `epochs` epochs (fractions count)."""
+    """Return the learning rate, relative to its peak, after `epoch` (may be fractional) of `epochs` epochs."""
     if epoch < config.warmup:
         done = epoch / config.warmup
         done = (1 - math.cos(math.pi * done)) / 2 if config.name == "onecycle" else done
@@ -217,14 +218,14 @@ def _cosine(progress: float, final: float) -> float:
 
 
 def _cycle_progress(since: float, period: float, growth: float) -> float:
-    """How far into its cosine a schedule with warm restarts is (Loshchilov & Hutter 2017)."""
+    """Return the fraction of the current cosine cycle of warm restarts that is over (Loshchilov & Hutter 2017)."""
     while since >= period:
         since, period = since - period, period * growth
     return since / period
 
 
 def check_gradients(net: nn.Module) -> None:
-    """Assert after a first backward pass that no trained parameter was left out of it."""
+    """Assert after the first backward pass that every trainable parameter has a gradient."""
     missing = list(_without_gradient(net))
     assert not missing, f"no gradient reached {', '.join(missing)}"
 

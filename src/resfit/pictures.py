@@ -1,4 +1,4 @@
-"""uint8 images as PNG text that a record can hold."""
+"""Encode uint8 images as base64 PNG strings, for records and reports."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def png(image: Tensor) -> str:
-    """A uint8 image [C, H, W], grey or colour, as a base64 PNG."""
+    """Encode a uint8 image [C, H, W], grey or RGB, as a base64 PNG."""
     from PIL import Image
 
     pixels = image.cpu().permute(1, 2, 0).squeeze(-1).numpy()
@@ -20,7 +20,7 @@ def png(image: Tensor) -> str:
 
 
 def png_grid(images: Tensor, columns: int) -> str:
-    """uint8 images [N, C, H, W] side by side in rows of `columns`, one pixel apart, as one base64 PNG."""
+    """Encode uint8 images [N, C, H, W] as one base64 PNG: a grid of `columns` columns with gaps of one pixel."""
     count, channels, height, width = images.shape
     rows = -(-count // columns)
     grid = torch.full((channels, rows * (height + 1) - 1, columns * (width + 1) - 1), 255, dtype=torch.uint8)

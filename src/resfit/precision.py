@@ -1,4 +1,4 @@
-"""The precision that a network is trained and scored in."""
+"""Choose the numeric precision (fp32, bf16, fp16) of training and evaluation."""
 
 from __future__ import annotations
 
@@ -13,23 +13,26 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def usable_precision(wanted: str, device: torch.device) -> str:
-    """The precision to compute in. auto: bf16 where the device has instructions for it, or is clearly faster in it."""
+    """Resolve "auto" to bf16 if the device has instructions for it or is clearly faster in it, else to fp32.
+
+    Any other precision is returned unchanged.
+    """
     if wanted != "auto":
         return wanted
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    if "avx2" in processor()[1]:  # all that it can do is known: nothing has to be timed, which other work could disturb
+    if "avx2" in processor()[1]:  # the features are known: no need for a timing, which other load could distort
         return "bf16" if "avx512_bf16" in processor()[1] else "fp32"
     return "bf16" if _conv_seconds(torch.bfloat16) < 0.8 * _conv_seconds(torch.float32) else "fp32"
 
 
 def autocast(precision: str, device: torch.device) -> torch.autocast:
-    """Within its block the device computes in fp32, bf16 or fp16."""
+    """Return an autocast context in which `device` computes in the given precision."""
     return torch.autocast(device.type, _DTYPES[precision], enabled=precision != "fp32")
 
 
 def _conv_seconds(dtype: torch.dtype) -> float:
-    """Best time of three of a small convolution on the CPU."""
+    """Return the best of three timings of a small convolution on the CPU, after a warm-up."""
     images = torch.ones(32, 64, 16, 16, dtype=dtype).contiguous(memory_format=torch.channels_last)
     filters = torch.ones(64, 64, 3, 3, dtype=dtype).contiguous(memory_format=torch.channels_last)
     times = []

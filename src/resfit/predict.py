@@ -1,4 +1,4 @@
-"""A network's answers for images: files, folders of them, or pictures in memory."""
+"""Predict the classes of image files, folders of images, or Pillow images with a trained network."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from resfit.net import Network
 
 @dataclass(frozen=True, kw_only=True)
 class ClassProbability:
-    """A class and how likely it is, from 0 to 1."""
+    """A class and its probability, from 0 to 1."""
 
     name: str
     probability: float
@@ -31,7 +31,7 @@ class ClassProbability:
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """An image's likeliest classes, the first one first."""
+    """The most probable classes of one image, in decreasing order of probability."""
 
     image: str
     classes: tuple[ClassProbability, ...]
@@ -39,7 +39,7 @@ class Prediction:
 
 @dataclass(frozen=True, kw_only=True)
 class Unreadable:
-    """An image that could not be read, and why."""
+    """An image that could not be read, and the reason."""
 
     image: str
     reason: str
@@ -47,9 +47,10 @@ class Unreadable:
 
 @dataclass(frozen=True, kw_only=True)
 class Predictions:
-    """The answers in the order of the images, and the images without one.
+    """The predictions in the order of the images, and the images that could not be read.
 
-    Probabilities are calibrated by `temperature`; None says that they are not, as no validation split fitted one.
+    `temperature` calibrated the probabilities; None means that they are not calibrated, because the network's run had
+    no validation split to fit it.
     """
 
     temperature: float | None
@@ -64,11 +65,11 @@ def predict(
     top: int | None = None,
     device: str = "auto",
 ) -> Predictions:
-    """The `top` likeliest classes of each image, or all of them, by the network of a run folder or a model file.
+    """Predict the `top` most probable classes of each image, or all classes, with a trained network.
 
-    `images` are files, folders, which are searched for images all the way down, and images that Pillow opened. They
-    are scaled, cut and normalized as in training. What cannot be read is listed; the rest is still answered. Raises
-    BadInput for a model that cannot be used.
+    `target` is a run folder, a model file or a network. `images` are files, folders (searched recursively) or Pillow
+    images; they are resized, cropped and normalized as in training. Images that cannot be read are listed in the result
+    and do not stop the others. Raises BadInput if the network cannot be used.
     """
     if top is not None and top < 1:
         raise BadInput(f"top is {top} (--top): give at least 1")
@@ -94,7 +95,7 @@ def predict(
 
 
 def _top_classes(net: Network, images: np.ndarray, top: int | None) -> list[tuple[ClassProbability, ...]]:
-    """The likeliest classes of each of uint8 images [N, C, H, W]."""
+    """Return the most probable classes of each image of a batch, uint8 [N, C, H, W]."""
     info, device = net.info, next(net.parameters()).device
     batch = torch.from_numpy(images).to(device)
     logits, _ = predict_logits(net, batch, normalizer(info.mean, info.std, device))
@@ -106,7 +107,7 @@ def _top_classes(net: Network, images: np.ndarray, top: int | None) -> list[tupl
 
 
 def _listed(images: Iterable[str | Path | Image]) -> tuple[list[str], list[Path | Image]]:
-    """Every single image, folders searched, and its name; a folder that cannot be searched stands for itself."""
+    """Return the names and the sources of all images, with folders replaced by the images in them."""
     names: list[str] = []
     sources: list[Path | Image] = []
     for image in images:
@@ -121,7 +122,7 @@ def _listed(images: Iterable[str | Path | Image]) -> tuple[list[str], list[Path 
 
 
 def _files(path: Path) -> list[Path]:
-    """The images in a folder, in natural order; a file, or a folder in which none is found, stands for itself."""
+    """Return the images in a folder, in natural order; for a file, or a folder without readable images, [path]."""
     if not path.is_dir():
         return [path]
     try:
@@ -131,7 +132,7 @@ def _files(path: Path) -> list[Path]:
 
 
 def _natural(path: Path) -> list[tuple[list[str | int], str]]:
-    """The order that people expect, folder by folder: 2.png before 10.png."""
+    """Sort key for natural order within each folder: 2.png before 10.png."""
     return [
         ([int(x) if x.isdecimal() else x.casefold() for x in re.split(r"(\d+)", part)], part) for part in path.parts
     ]

@@ -1,4 +1,4 @@
-"""From a picture to what a network takes, as a torchvision transform."""
+"""Preprocessing of Pillow images for a trained network, as a torchvision transform."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from resfit.net import Network
 
 
 def transform(net: Network) -> v2.Compose:
-    """A torchvision transform from a PIL image to a trained network's input: normalized float32 [C, H, W].
+    """Return a torchvision transform from a Pillow image to a network's input: normalized float32 [C, H, W].
 
-    A picture is turned, scaled and cut as the images of a folder are for training. Raises BadInput for a network that
-    came from no model file, as nothing says how its images are normalized.
+    It rotates (by EXIF orientation), resizes and crops as is done for image folders in training. Raises BadInput if the
+    network was not loaded from a model file, because its normalization is then unknown.
     """
     if not net.info.mean:
         raise BadInput("a network of unknown normalization (transform): give one that resfit.load gave")

@@ -1,4 +1,4 @@
-"""Trained networks that a run builds on: weights to begin with, teachers to learn from."""
+"""Trained networks that a run builds on: initial weights and distillation teachers, with checks for data leaks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from resfit.recipe import DataConfig, Recipe, takes_side
 from resfit.record import GivenModel, RunRecord, read_record
 from resfit.spec import NetSpec
 
-# What of a spec may differ without another meaning of the weights, those of the head apart.
+# Fields of a spec that may differ without changing what the weights mean, apart from those of the head.
 _FREE = frozenset({"num_classes", "head", "dropout", "input"})
 _OTHER_FOLDER = "trained on other images of the same classes: this run may validate or be tested on some of them"
 _SEEN = "trained on images that this run validates on, so that its validation says too much"
@@ -27,9 +27,9 @@ _UNKNOWN = "no record says on what images it was trained: this run may validate 
 
 
 def begin_from(target: str | Path, net: Network, data: Dataset, config: DataConfig) -> GivenModel:
-    """Give `net` the weights of a trained network, all but the head's where the classes differ.
+    """Initialize `net` with the weights of a trained network, except the head if the classes or its shape differ.
 
-    Raises BadInput where `target` is no trained network, or one of another spec.
+    Raises BadInput if `target` is not a trained network or its spec differs.
     """
     given, record, found = _load(target)
     if differing := _differing(net.spec, given.spec):
@@ -43,10 +43,10 @@ def begin_from(target: str | Path, net: Network, data: Dataset, config: DataConf
 
 
 def _differing(ours: NetSpec, theirs: NetSpec) -> list[str]:
-    """The fields of two specs without which weights would mean something else."""
+    """Return the spec fields that differ and change what the weights mean."""
     names = [field.name for field in fields(ours) if field.name not in _FREE]
     differing = [name for name in names if getattr(ours, name) != getattr(theirs, name)]
-    # Evaluation scales a shaken residual by its rate; other dropouts leave no trace in it.
+    # At evaluation, ShakeDrop scales the residual according to its rate; other dropout has no effect.
     parts: dict[str, tuple[float, float]] = {"input.channels": (ours.input.channels, theirs.input.channels)}
     parts["dropout.shakedrop"] = (ours.dropout.shakedrop, theirs.dropout.shakedrop)
     return differing + [name for name, (one, other) in parts.items() if one != other]
@@ -59,11 +59,11 @@ def _head_form(net: Network) -> tuple[float, dict[str, tuple[int, ...]]]:
 def load_teacher(
     target: str | Path, net: Network, data: Dataset, config: DataConfig, sides: Iterable[int] = ()
 ) -> tuple[nn.Module, GivenModel]:
-    """A network that takes what `net` takes to logits of the same classes, and what it is.
+    """Load a teacher that maps the inputs of `net` to logits of the same classes; return it and its description.
 
-    `sides`: those in pixels that training resizes its images to. Raises BadInput where the network knows other classes,
-    takes other images, has no use for one of the sides, or was trained on images that `data` keeps for validation or on
-    another data set: what is measured of the student would be worth less than it says.
+    `sides` are the image sides in pixels of `train.resize`. Raises BadInput if the teacher has other classes or another
+    input shape, cannot take one of the sides, or was trained on validation images of this run or on another data set:
+    the student's scores would then be misleading.
     """
     teacher, record, found = _load(target)
     if tuple(teacher.info.classes) != data.classes:
@@ -84,7 +84,7 @@ def load_teacher(
 
 
 def model_sha256(target: str | Path) -> str:
-    """Of the model file, or of a run folder's; raises BadInput where there is none."""
+    """Return the SHA-256 of a model file or of the model in a run folder; raises BadInput if there is none."""
     file = model_file(target)
     if not file.is_file():
         raise BadInput(f"no model there ({file}): give a run folder or a model.safetensors")
@@ -92,7 +92,7 @@ def model_sha256(target: str | Path) -> str:
 
 
 def _load(target: str | Path) -> tuple[Network, RunRecord | None, GivenModel]:
-    """A trained network, the record of its run folder, and what a record says of both."""
+    """Load a trained network, the record of its run (if any), and its description for the new run's record."""
     net = load(target)
     beside = record_beside(target)
     record = read_record(beside) if beside else None
@@ -125,9 +125,10 @@ def _check_training_images(target: str | Path, record: RunRecord, data: Mapping[
 
 
 def remark_on_weights(record: RunRecord | None, data: Mapping[str, Any], config: DataConfig) -> str:
-    """What has to be said of a run that begins with the weights of the recorded one; mostly nothing.
+    """Return a warning about possible data leaks for a run that starts from the recorded run's weights; usually "".
 
-    The run's images are `data`, as a record has them, and `config` chose them.
+    `data` is the new run's data, as in a record, and `config` is its data configuration. `record` is None if the
+    weights have no record.
     """
     if record is None:
         return _UNKNOWN
@@ -142,13 +143,13 @@ def remark_on_weights(record: RunRecord | None, data: Mapping[str, Any], config:
 
 
 def _same_set(record: RunRecord, data: Mapping[str, Any]) -> bool:
-    """Whether its images come from the same set, with the same test images. A folder's name says nothing of them."""
+    """Return whether both runs use the same named data set and test images; unknown (False) for image folders."""
     theirs = record.data
     return data["name"] != "folder" and (theirs["name"], theirs["n_test"]) == (data["name"], data["n_test"])
 
 
 def _same_validation(record: RunRecord, data: Mapping[str, Any], config: DataConfig) -> bool:
-    """Whether it kept the same images for validation, on however many of the others it was trained."""
+    """Return whether the recorded run had the same validation images; its training fraction may differ."""
     theirs = Recipe.from_dict(record.config).data
     return _same_set(record, data) and (theirs.val, theirs.split_seed) == (config.val, config.split_seed)
 

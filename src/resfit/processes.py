@@ -1,4 +1,4 @@
-"""Child processes that don't outlive their parent, a fair share of the cores for each, and those of torchrun."""
+"""Child processes that end with their parent and share the CPU cores; detection of torchrun."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from typing import Any
 
 
 def start(work: Callable[..., None], *arguments: Any, share: int = 1) -> BaseProcess:
-    """A new process that calls `work`, with 1/`share` of the cores for torch's threads on the CPU.
+    """Start a new process that calls `work`, with 1/`share` of the cores for torch's CPU threads.
 
-    Ctrl-C on the terminal reaches the parent alone; it says what becomes of its children (`interrupt`).
+    Ctrl-C in the terminal reaches only the parent, which decides when to interrupt its children (`interrupt`).
     """
     process = multiprocessing.get_context("spawn").Process(
         target=_child, args=(work, arguments, share), daemon=True, name="resfit"
@@ -28,14 +28,14 @@ def start(work: Callable[..., None], *arguments: Any, share: int = 1) -> BasePro
 
 @contextmanager
 def _interrupts_later() -> Iterator[None]:
-    """SIGINT waits till the block's end, and in a child that begins here until it lets it in.
+    """Defer SIGINT to the end of the block; a child started in the block has it blocked until it unblocks it.
 
-    Of a process's threads any may get it; Python's handler, which is the main thread's, waits as well.
+    The kernel may deliver SIGINT to any thread, so Python's handler, which runs in the main thread, is deferred too.
     """
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
-    resource_tracker.ensure_running()  # to begin it would let SIGINT through again
+    resource_tracker.ensure_running()  # starting it later would unblock SIGINT
     before, heard = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT}), list[int]()
     in_main = threading.current_thread() is threading.main_thread()
     handler = signal.signal(signal.SIGINT, lambda number, frame: heard.append(number)) if in_main else None
@@ -43,14 +43,14 @@ def _interrupts_later() -> Iterator[None]:
         yield
     finally:
         if in_main:
-            signal.signal(signal.SIGINT, handler or signal.SIG_DFL)  # None: not one of Python's
+            signal.signal(signal.SIGINT, handler or signal.SIG_DFL)  # None: the handler was not set by Python
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         if heard:
             signal.raise_signal(signal.SIGINT)
 
 
 def interrupt(processes: Iterable[BaseProcess]) -> None:
-    """Ask for an end as Ctrl-C does, and wait for it: a run keeps what it has."""
+    """Send SIGINT to the processes, as Ctrl-C does, and wait until they end; runs save their state first."""
     alive = [process for process in processes if process.is_alive() and process.pid]
     for process in alive:
         os.kill(process.pid or 0, signal.SIGINT)
@@ -59,12 +59,12 @@ def interrupt(processes: Iterable[BaseProcess]) -> None:
 
 
 def under_torchrun() -> bool:
-    """Whether torchrun started this process as one of several."""
+    """Return whether torchrun started this process as one of several."""
     return "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def cores() -> int:
-    """The CPU cores that this process may use."""
+    """Return the number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -77,7 +77,7 @@ def _child(work: Callable[..., None], arguments: tuple[Any, ...], share: int) ->
     if share > 1:
         torch.set_num_threads(max(1, cores() // share))
     try:
-        if hasattr(signal, "pthread_sigmask"):  # what came while Python and torch were loaded ends it here
+        if hasattr(signal, "pthread_sigmask"):  # a SIGINT received while torch was imported takes effect here
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         work(*arguments)
     except KeyboardInterrupt:

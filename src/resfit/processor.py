@@ -1,4 +1,4 @@
-"""What the processor is and can do, as the system tells."""
+"""The CPU's model name and the instruction sets that affect training speed, from /proc/cpuinfo."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import functools
 import platform
 from pathlib import Path
 
-# Instruction sets that decide how fast a network trains on a CPU.
+# Instruction sets that determine how fast a network trains on a CPU.
 _FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16")
 
 
 @functools.cache
 def processor() -> tuple[str, tuple[str, ...]]:
-    """The processor's name, and those of its features that matter here; none are known outside Linux."""
+    """Return the CPU's name and its flags among `_FEATURES`; outside Linux the flags are empty."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

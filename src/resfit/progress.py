@@ -1,4 +1,4 @@
-"""Shows a run on the command line: a bar with the time left on a terminal, a plain line an epoch elsewhere."""
+"""The command line's Observer: a progress bar with the time left on a terminal, and one line per epoch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Progress(Observer):
-    """Lines on standard error, with a bar under them where that is a terminal; `data` is what the run trains on."""
+    """Prints lines to stderr, with a progress bar below them on a terminal. `data` is the run's data set."""
 
     def __init__(self, epochs: int = 0) -> None:
         self.epochs = epochs
@@ -37,7 +37,7 @@ class Progress(Observer):
             self.bar.stop()
 
     def started(self, recipe: Recipe, data: Dataset, folder: Path, note: str) -> None:
-        """Say what is trained on, and begin the bar."""
+        """Print what the run trains on, and start the bar."""
         self.epochs, self.data = recipe.train.epochs, data
         sizes = f"{len(data.train):,} train, {len(data.val):,} val, {len(data.test):,} test images"
         self.message(f"{data.name}: {sizes}; {note}")
@@ -52,19 +52,19 @@ class Progress(Observer):
             self.bar.start()
 
     def stepped(self, epoch: int, done: float) -> None:
-        """Move the bar within an epoch."""
+        """Advance the bar within an epoch."""
         if self.bar is not None:
             self.bar.update(self.task, completed=epoch - 1 + done)
 
     def epoch_ended(self, point: EpochPoint) -> None:
-        """One line an epoch."""
+        """Print one line for the epoch."""
         parts = [f"epoch {point.epoch}/{self.epochs}", f"loss {point.train_loss:.4f}"]
         parts.append(f"train {100 * point.train_accuracy:.2f} %")
         if point.val_accuracy is not None:
             parts.append(f"val {100 * point.val_accuracy:.2f} %")
         if point.test_accuracy is not None:
             parts.append(f"test {100 * point.test_accuracy:.2f} %")
-        self.shown += 1  # a resumed run has made the others before
+        self.shown += 1  # epochs before a resume do not count
         left = (time.perf_counter() - self.began) / self.shown * (self.epochs - point.epoch)
         parts.append(f"{point.seconds:.1f} s")
         if self.bar is None:
@@ -72,7 +72,7 @@ class Progress(Observer):
         self.message("  ".join(parts))
 
     def message(self, text: str) -> None:
-        """A line for the user."""
+        """Print one line of text for the user."""
         self.console.print(text, markup=False, soft_wrap=True)
         sys.stderr.flush()
 

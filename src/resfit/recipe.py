@@ -1,4 +1,4 @@
-"""Recipe: a spec and everything that its training needs, complete and frozen."""
+"""Recipe: a network spec and all settings of its training, complete and frozen."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _FOLDER = "recipes"
 
 
 def _rising(steps: tuple[tuple[float, int], ...]) -> bool:
-    """Whether what happens from a fraction of the training on is listed in its order."""
+    """Return whether (fraction of training, value) pairs are in order, with fractions from 0 to below 1."""
     starts = [start for start, _ in steps]
     return starts == sorted(starts) and all(0 <= start < 1 for start in starts)
 
 
-_SEEDS = range(2**63)  # that torch's generators take
+_SEEDS = range(2**63)  # valid seeds of torch's generators
 
 
 def _check(field: str, value: object, good: object, allowed: str) -> None:
@@ -31,15 +31,15 @@ def _check(field: str, value: object, good: object, allowed: str) -> None:
         raise BadField(f"{field} is {value!r}", field, f"give {allowed}")
 
 
-SHORTEST_PERIOD = 0.01  # of a schedule, in epochs
+SHORTEST_PERIOD = 0.01  # minimum `schedule.period`, in epochs
 
-# Classes of the data sets that have a name, and channels that their images may have.
+# Number of classes of the named data sets, and the numbers of channels that they are available in.
 _KNOWN = {"digits": (10, (1, 3)), "cifar10": (10, (3,)), "cifar100": (100, (3,)), "svhn": (10, (3,))}
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig(Config):
-    """The images, and which of them are trained on.
+    """The data set, and which of its images are used for training.
 
     Attributes:
         name: The data set. `digits`: 1,797 handwritten digits of 8 x 8 pixels that come with scikit-learn, 360 of them
@@ -69,9 +69,9 @@ class DataConfig(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig(Config):
-    """The augmentation of training images, drawn anew each time they are seen.
+    """The augmentation of training images, drawn at random each time an image is used.
 
-    The operations follow one another in the order of the fields. Each is off at 0 or `none`.
+    The operations are applied in the order of the fields. Each is off at 0 or `none`.
 
     Attributes:
         policy: A random policy. `trivial`: TrivialAugment, one operation at a random strength (Müller & Hutter 2021).
@@ -150,10 +150,10 @@ class InitConfig(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class SamConfig(Config):
-    """Sharpness-aware minimization: a step follows the gradient at the weights nearby where the loss is highest.
+    """Sharpness-aware minimization: each step uses the gradient at the nearby weights with the highest loss.
 
-    It takes about twice the time per step. All batches of a step (`train.accumulate`) are perturbed together, and
-    `train.clip` bounds the gradient that is followed.
+    A step takes about twice the time. All batches of a step (`train.accumulate`) share one perturbation, and
+    `train.clip` clips the gradient that is used.
 
     Attributes:
         rho: How far away these weights are, above 0. Usual: 0.05, or 0.5 where `adaptive`.
@@ -171,7 +171,7 @@ class SamConfig(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig(Config):
-    """The optimizer, with the peak of its learning rates.
+    """The optimizer and its peak learning rates.
 
     Attributes:
         name: `sgd`, `adam`, `adamw`, `adadelta`, or `muon`. Muon orthogonalizes the update of convolution filters
@@ -220,7 +220,7 @@ class OptimConfig(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleConfig(Config):
-    """The learning rate over time, as a factor of its peak. Times are in epochs, and fractions of an epoch count.
+    """The learning rate schedule, as a factor of the peak rate. Times are in epochs and may be fractional.
 
     Attributes:
         name: What follows the warm-up. `constant`: the peak. `step`: x `gamma` after every `period`. `multistep`: x
@@ -269,7 +269,7 @@ class ScheduleConfig(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class AverageConfig(Config):
-    """Averaged weights, which are evaluated and kept in place of the last ones.
+    """Weight averaging; the averaged weights are evaluated and saved instead of the last ones.
 
     Attributes:
         name: `none`: the last weights. `ema`: an exponential moving average. `swa`: the mean of the weights at several
@@ -294,9 +294,9 @@ class AverageConfig(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class DistillConfig(Config):
-    """Learning from trained networks, the teachers, beside the labels (Hinton et al. 2015).
+    """Distillation: learn from trained networks, the teachers, in addition to the labels (Hinton et al. 2015).
 
-    The teachers see the same images as the network, augmented and mixed.
+    The teachers get the same augmented and mixed images as the network.
 
     Attributes:
         teacher: A run folder or a model.safetensors, or a list of them, whose mean probabilities are learned from. They
@@ -317,7 +317,7 @@ class DistillConfig(Config):
 
     @property
     def teachers(self) -> tuple[str, ...]:
-        """Where the teachers lie."""
+        """The paths of the teachers."""
         return (self.teacher,) if isinstance(self.teacher, str) else tuple(self.teacher)
 
 
@@ -396,7 +396,7 @@ class TrainConfig(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig(Config):
-    """Which weights are kept, and how they are scored.
+    """Which weights are selected, and how they are scored.
 
     Attributes:
         selection: `last`: the weights at the end, averaged ones where there are any. `best-val`: those of the epoch
@@ -427,7 +427,7 @@ class EvaluateConfig(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe(Config):
-    """A complete description of a training. Together with a seed it determines a run.
+    """A complete description of a training. Together with a seed, it determines a run.
 
     Attributes:
         name: The recipe's name, which is also that of the folder of its runs.
@@ -469,7 +469,7 @@ class Recipe(Config):
         ends_on_norm = any(block.layout.norm_last for _, _, block in self.spec.plan())
         dead = self.init.zero_last_norm and not self.spec.norm.gain and ends_on_norm
         _check("init.zero_last_norm", True, not dead, "false, or norms with a gain (spec.norm.gain)")
-        needs_val = self.data.name != "folder" and self.field_needing_val  # a folder may bring its own
+        needs_val = self.data.name != "folder" and self.field_needing_val  # a folder may have its own validation images
         if needs_val and not self.data.val:
             raise BadField("there are no validation images to look at", needs_val, "give data.val")
         name, wanted, given = self.data.name, self.spec.num_classes, self.spec.input.channels
@@ -496,13 +496,13 @@ class Recipe(Config):
 
     @property
     def field_needing_val(self) -> str | None:
-        """The field, if any, that decides by validation images."""
+        """The field, if any, that needs validation images to decide something."""
         if self.evaluate.selection == "best-val":
             return "evaluate.selection"
         return "train.patience" if self.train.patience and self.evaluate.selection == "last" else None
 
     def remarks(self) -> list[str]:
-        """What is allowed and seldom meant, in a line each: a schedule that is cut off, another size at the end."""
+        """Return a line about each setting that is valid but rarely intended, such as a schedule that is cut off."""
         epochs, found = self.train.epochs, []
         late = [f"{m:g}" for m in self.schedule.milestones if self.schedule.name == "multistep" and m >= epochs]
         if late:
@@ -519,22 +519,22 @@ class Recipe(Config):
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> Recipe:
-        """Read a recipe file; its name is the file's unless it says otherwise."""
+        """Read a recipe file; "name" defaults to the file's stem."""
         return cls.from_dict(plain_recipe(str(path)))
 
     def replace(self, overrides: Mapping[str, Any]) -> Recipe:
-        """A recipe with the fields at dotted paths ("train.epochs") replaced, checked as a whole."""
+        """Return a recipe with the fields at dotted paths ("train.epochs") replaced, validated as a whole."""
         return _with_overrides(self.to_dict(), overrides)
 
 
 def takes_side(spec: NetSpec, side: int) -> bool:
-    """Whether a network of `spec` takes images of `side` pixels as well, with as many features for its classifier."""
+    """Return whether a network of `spec` can take images of `side` pixels with the same number of pooled features."""
     other = _for_side(spec, side)
     return other is not None and other.pooled_side == spec.pooled_side
 
 
 def _for_side(spec: NetSpec, side: int) -> NetSpec | None:
-    """`spec` for images of `side` pixels; None where they are too small."""
+    """Return `spec` for images of `side` pixels, or None if they are too small."""
     try:
         return replace(spec, input=replace(spec.input, size=side))
     except BadInput:
@@ -542,12 +542,12 @@ def _for_side(spec: NetSpec, side: int) -> NetSpec | None:
 
 
 def recipe_names() -> list[str]:
-    """The named recipes that come with resfit."""
+    """Return the names of the recipes that come with resfit."""
     return shipped_names(_FOLDER)
 
 
 def get_recipe(target: str | Path, overrides: Mapping[str, Any] | None = None) -> Recipe:
-    """The recipe of a name or of a YAML file, with fields at dotted paths replaced."""
+    """Return the recipe of a name or YAML file, with the fields at dotted paths replaced."""
     return _with_overrides(plain_recipe(str(target)), overrides or {})
 
 
@@ -558,7 +558,7 @@ def _with_overrides(plain: dict[str, Any], overrides: Mapping[str, Any]) -> Reci
 
 
 def plain_recipe(target: str) -> dict[str, Any]:
-    """The content of a recipe, by name or file, before it is checked."""
+    """Return the content of a recipe, given by name or file, before validation."""
     data = read_named(target, _FOLDER, "recipe", "a name, a spec and what else is wanted")
     if "spec" not in data and {"stages", "stem"} & set(data):
         raise BadInput(f"a network, not a recipe ({target}): put it under spec:")
@@ -566,7 +566,7 @@ def plain_recipe(target: str) -> dict[str, Any]:
 
 
 def checked_seed(seed: object) -> int:
-    """A run's seed; raises BadInput for one that no generator takes."""
+    """Return the seed as an int; raises BadInput if torch's generators do not accept it."""
     try:
         number = -1 if isinstance(seed, bool) else operator.index(seed)  # type: ignore[arg-type]
     except TypeError:

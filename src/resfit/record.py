@@ -1,4 +1,4 @@
-"""RunRecord: a run in numbers, as it is written to record.json; and what several of them say together."""
+"""RunRecord: the results of a run, as stored in record.json; and statistics over the records of several runs."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ EXPORTS = "export.json"
 
 
 def settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A recipe's plain data without what is only said of it: its description and deviations."""
+    """Return a recipe's plain data without the descriptive fields: description and deviations."""
     return {name: value for name, value in config.items() if name not in ("description", "deviations")}
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassScore:
-    """How well one class is told from the others. Scores are fractions.
+    """The scores of one class against the others, as fractions.
 
     Attributes:
         name: The class.
@@ -44,7 +44,7 @@ class ClassScore:
 
 @dataclass(frozen=True, kw_only=True)
 class ConfidenceBin:
-    """One bin of the reliability diagram: the images whose highest probability lies in its range.
+    """One bin of the reliability diagram: the images whose highest probability is in its range.
 
     Attributes:
         confidence: Mean of their highest probabilities.
@@ -59,7 +59,7 @@ class ConfidenceBin:
 
 @dataclass(frozen=True, kw_only=True)
 class Calibrated:
-    """Scores of the same logits divided by a temperature, which was fitted on the validation images.
+    """Scores of the same logits divided by a temperature fitted on the validation images.
 
     Attributes:
         temperature: The temperature.
@@ -129,7 +129,7 @@ class EpochPoint:
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """One test image and what the network takes it for.
+    """One test image and the network's prediction for it.
 
     Attributes:
         image: The image, a PNG in base64.
@@ -167,7 +167,7 @@ class LayerRow:
 
 @dataclass(frozen=True, kw_only=True)
 class Latency:
-    """How long a forward pass takes, in fp32.
+    """The time of a forward pass in fp32.
 
     Attributes:
         batch: Number of images in the pass.
@@ -184,7 +184,7 @@ class Latency:
 
 @dataclass(frozen=True, kw_only=True)
 class PrunedNetwork:
-    """A network at one step of its pruning.
+    """The network after one pruning step.
 
     Attributes:
         name: The step: `before`, `pruned` or `fine-tuned`.
@@ -250,7 +250,7 @@ class CorruptionScore:
 
 @dataclass(frozen=True, kw_only=True)
 class Robustness:
-    """Accuracy on corrupted test images, as robustness.json holds it.
+    """Accuracy on corrupted test images, the content of robustness.json.
 
     Attributes:
         set: Name and version of the set of corruptions, which are resfit's own; other sets cannot be compared.
@@ -271,7 +271,7 @@ class Robustness:
 
 @dataclass(frozen=True, kw_only=True)
 class HumanAgreement:
-    """The network beside people who labelled the same test images, as human.json holds it.
+    """Agreement of the network with human labels of the same test images, the content of human.json.
 
     Attributes:
         images: Number of test images.
@@ -292,7 +292,7 @@ class HumanAgreement:
 
 @dataclass(frozen=True, kw_only=True)
 class Agreement:
-    """An export held against its network, in batches of one size.
+    """Comparison of an export with its network, in batches of one size.
 
     Attributes:
         batch_size: Images in a batch.
@@ -309,7 +309,7 @@ class Agreement:
 
 @dataclass(frozen=True, kw_only=True)
 class CallTimes:
-    """How long single calls take on one CPU thread.
+    """The times of single calls on one CPU thread.
 
     Attributes:
         runtime: What is called, the network or the export, and by what it is run.
@@ -328,7 +328,7 @@ class CallTimes:
 
 @dataclass(frozen=True, kw_only=True)
 class ExportRecord:
-    """One export, as export.json lists it. "Before" is the network that was exported.
+    """One export, an entry of export.json. "Before" is the network that was exported.
 
     Attributes:
         resfit: Version of resfit.
@@ -398,7 +398,7 @@ class GivenModel:
 
 @dataclass(frozen=True, kw_only=True)
 class RunRecord(Plain):
-    """Everything that a run leaves in numbers. Accuracies are fractions from 0 to 1.
+    """All results of a run. Accuracies are fractions from 0 to 1.
 
     Attributes:
         resfit: Version of resfit.
@@ -480,19 +480,19 @@ class RunRecord(Plain):
 
     @property
     def accuracy(self) -> float:
-        """The headline: test accuracy with test-time augmentation where the protocol has it, a fraction."""
+        """The headline test accuracy, with test-time augmentation if the protocol has it, as a fraction."""
         return self.test.accuracy if self.test.accuracy_tta is None else self.test.accuracy_tta
 
     @property
     def peeked(self) -> bool:
-        """Whether the scored weights were chosen on the test set, so that its accuracy reads too high."""
+        """Whether the scored weights were selected on the test set, so that the test accuracy is too optimistic."""
         return bool(self.protocol.get("peeking")) or self.protocol.get("selection") == "best-test"
 
     @property
     def identity(self) -> tuple[object, ...]:
-        """Equal for runs with the same settings, images, first weights and teachers, which may be averaged.
+        """Equal for runs with the same settings, images, initial weights and teachers, which may be averaged.
 
-        Only seed and machine differ then. The recipe's description and deviations don't count.
+        They differ only in seed and machine. The recipe's description and deviations are ignored.
         """
         config = json.dumps(settings(self.config), sort_keys=True, default=str)
         weights = self.init and self.init.sha256, tuple(teacher.sha256 for teacher in self.teachers)
@@ -500,7 +500,7 @@ class RunRecord(Plain):
 
 
 def read_record(path: str | Path) -> RunRecord:
-    """The record at `path`: a record.json, or the run folder that holds one. A digest in it has to agree."""
+    """Read the record at `path`: a record.json, or the run folder that contains one; its digest must match."""
     file = json_file(path, "record.json", "finished run")
     plain = read_json(file, "record")
     if isinstance(plain, dict) and plain.pop("digest", None) not in (None, _digest(plain)):
@@ -517,20 +517,20 @@ def read_record(path: str | Path) -> RunRecord:
 
 
 def _own_exports(folder: Path) -> tuple[ExportRecord, ...]:
-    """Those in a run folder that came from its own model."""
+    """Return the exports in a run folder that were made from the folder's own model."""
     exports, model = read_exports(folder), folder / "model.safetensors"
     own = sha256(model) if exports and model.exists() else None
     return tuple(export for export in exports if export.model_sha256 in (None, own) or own is None)
 
 
 def read_exports(folder: Path) -> tuple[ExportRecord, ...]:
-    """What export.json in `folder` lists; nothing where there is none."""
+    """Return the entries of export.json in `folder`; empty if there is no such file."""
     file = folder / EXPORTS
     return from_json(tuple[ExportRecord, ...], file, "record") if file.exists() else ()
 
 
 def record_text(record: RunRecord) -> str:
-    """The content of a record.json: the record and a digest of it."""
+    """Return the text of a record.json: the record and its digest."""
     plain = json.loads(json.dumps(record.to_dict()))
     return json.dumps({**plain, "digest": _digest(plain)}, indent=1)
 
@@ -540,7 +540,7 @@ def _digest(plain: dict[str, Any]) -> str:
 
 
 def find_records(paths: Sequence[str | Path]) -> list[RunRecord]:
-    """The records at `paths`, in order: of files, run folders, folders that hold some, or of files SEED.json."""
+    """Read the records at `paths`, in order: record files, run folders, folders of runs or of SEED.json files."""
     found: list[RunRecord] = []
     for path in map(Path, paths):
         inner = sorted(path.glob("**/record.json"), key=_seed_order) if path.is_dir() else []
@@ -556,7 +556,7 @@ def _seed_order(path: Path) -> tuple[str, int, str]:
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """Several values of one quantity: n, mean, sample standard deviation, 95 % t-interval of the mean.
+    """Statistics of several values of one quantity: n, mean, sample standard deviation, 95 % t-interval of the mean.
 
     The deviation and the interval are None for a single value.
     """
@@ -569,7 +569,7 @@ class Summary:
 
 
 def summarize(values: Sequence[float]) -> Summary:
-    """Mean, deviation and Student-t interval of at least one value; raises BadInput where there is none."""
+    """Compute mean, deviation and Student-t interval of one or more values; raises BadInput if there are none."""
     if not values:
         raise BadInput("no values (values): give at least one")
     n, mean = len(values), statistics.mean(values)
@@ -582,7 +582,7 @@ def summarize(values: Sequence[float]) -> Summary:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Mean of b minus mean of a, its 95 % interval and two-sided p-value (Welch 1947); None where either n is 1."""
+    """Mean of b minus mean of a, its 95 % interval and two-sided p-value (Welch 1947), None as in `compare`."""
 
     a: Summary
     b: Summary
@@ -592,9 +592,10 @@ class Comparison:
 
 
 def compare(a: Sequence[float], b: Sequence[float]) -> Comparison:
-    """Compare two sets of runs by Welch's t-test, which takes no equal deviations for granted.
+    """Compare two sets of runs by Welch's t-test, which does not assume equal variances.
 
-    Interval and p-value are None where there is no spread to judge by: a side of one run, or equal runs on both.
+    Interval and p-value are None if there is no spread to judge by: one side has a single run, or the runs of each side
+    are equal. In the latter case the p-value is 1 if the means are equal too.
     """
     sum_a, sum_b = summarize(a), summarize(b)
     difference = sum_b.mean - sum_a.mean
@@ -602,12 +603,12 @@ def compare(a: Sequence[float], b: Sequence[float]) -> Comparison:
         return Comparison(a=sum_a, b=sum_b, difference=difference, interval=None, p_value=None)
     var_a, var_b = sum_a.std**2 / sum_a.n, sum_b.std**2 / sum_b.n
     error = math.sqrt(var_a + var_b)
-    if error == 0.0:  # equal runs on either side say nothing of how far others would lie apart
+    if error == 0.0:  # equal runs on each side tell nothing about the spread of further runs
         p_value = 1.0 if difference == 0.0 else None
         return Comparison(a=sum_a, b=sum_b, difference=difference, interval=None, p_value=p_value)
     freedom = error**4 / (var_a**2 / (sum_a.n - 1) + var_b**2 / (sum_b.n - 1))
     half = _t_quantile(freedom) * error
-    from scipy.stats import t as student  # half a second that only comparisons pay
+    from scipy.stats import t as student  # imported here because it takes half a second
 
     return Comparison(
         a=sum_a,
@@ -625,9 +626,9 @@ def _t_quantile(freedom: float) -> float:
 
 
 def group_runs(records: Sequence[RunRecord]) -> dict[str, list[RunRecord]]:
-    """Records by recipe; where one name stands for different recipes they are told apart by a number.
+    """Group records by recipe name; runs of one name that differ in `identity` get numbered groups.
 
-    So are runs on other images, or from the weights of other networks.
+    That is, runs with other settings, other images, or other initial weights or teachers.
     """
     groups: dict[str, list[RunRecord]] = {}
     for record in records:
@@ -640,14 +641,14 @@ def group_runs(records: Sequence[RunRecord]) -> dict[str, list[RunRecord]]:
 
 
 def runs_alike(folder: Path, record: RunRecord) -> list[RunRecord]:
-    """The finished runs in a recipe's folder that differ from `record` in nothing but their seed, by it."""
+    """Return the finished runs in a recipe's folder that differ from `record` only in the seed, sorted by seed."""
     files = [file for file in folder.glob("*/record.json") if file.parent.name.isdecimal()]
     found = [read_record(file) for file in sorted(files, key=lambda file: int(file.parent.name))]
     return [other for other in found if other.identity == record.identity]
 
 
 def write_summary(records: Sequence[RunRecord], folder: Path) -> None:
-    """summary.json of several runs of one recipe: n, mean, deviation, interval and raw values, with and without TTA."""
+    """Write summary.json for the runs of one recipe: n, mean, deviation, interval and values, with and without TTA."""
     plain = summarize([record.test.accuracy for record in records])
     headline = summarize([record.accuracy for record in records])
     content = {

@@ -1,4 +1,4 @@
-"""What a run's record shows besides its numbers: the layer table, augmented images, samples of what was predicted."""
+"""The parts of a run's record that are not scores: layer table, augmented images, sample predictions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _SHOWN_SIDE = 64  # pixels: a page shows no more, and a record holds dozens of i
 
 
 def layer_rows(price: Cost) -> list[LayerRow]:
-    """The layer table of a network."""
+    """Return the layer table of a network from its cost."""
     return [
         LayerRow(
             name=layer.name,
@@ -40,7 +40,7 @@ def _shown(images: Tensor) -> Tensor:
 
 
 def augmented_grid(data: Dataset, config: AugmentConfig, seed: int, fill: Tensor | None) -> str:
-    """A few training images, each as it is (first column) and as training may see it, as a base64 PNG."""
+    """Draw up to 6 training images, one per row, as a base64 PNG: the original, then 8 augmented versions."""
     rows, columns = min(6, len(data.train)), 9
     index = torch.arange(rows).repeat_interleave(columns)
     images = data.train.images[index]
@@ -58,7 +58,7 @@ def augmented_grid(data: Dataset, config: AugmentConfig, seed: int, fill: Tensor
 
 
 def samples(logits: Tensor, data: Dataset, count: int = 8) -> tuple[Sample, ...]:
-    """The test images that the network is most sure of, right ones and then wrong ones, `count` of each at the most."""
+    """Return the test images predicted with the highest confidence: up to `count` correct, then `count` wrong ones."""
     confidence, predicted = logits.softmax(1).max(1)
     right = predicted == data.test.labels
     chosen: list[int] = []

@@ -1,4 +1,4 @@
-"""What lies in a run folder already, and whether a run may begin there or go on from it."""
+"""Check a run folder before training: it must be unused for a new run, or hold a state that can be resumed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from resfit.record import settings
 
 STATE_FORMAT = 5
 
-# What the saved tensors and the best weights so far belong to: no run can change it under way.
+# Fields that the saved tensors and the best weights depend on; they cannot change when a run is resumed.
 _FIXED = (
     *("name", "spec", "data", "init", "optim.name", "average.name", "distill"),
     *("train.precision", "train.skip_easy", "evaluate.selection"),
@@ -26,7 +26,7 @@ _FIXED = (
 
 @dataclass(frozen=True, kw_only=True)
 class Begun:
-    """An unfinished run: its newest state, the recipe to go on with, and what of it was changed, in words."""
+    """An unfinished run: its newest state, the recipe to resume with, and a description of the recipe's changes."""
 
     state: dict[str, Any]
     recipe: Recipe
@@ -34,7 +34,7 @@ class Begun:
 
 
 def require_unused(folder: Path) -> None:
-    """Raise BadInput where a run lies in `folder`, finished or not."""
+    """Raise BadInput if `folder` contains a run, finished or not."""
     if _is_finished(folder):
         raise BadInput(f"a finished run exists already ({folder}): give another --out or --seed, or move it away")
     if has_state(folder):
@@ -48,9 +48,11 @@ def _is_finished(folder: Path) -> bool:
 
 
 def begun_run(folder: Path, recipe: Recipe, *, override: bool, tell: Callable[[str], None]) -> Begun:
-    """The run in `folder`, to go on with `recipe`; `tell` hears of damaged files, in a line each.
+    """Load the unfinished run in `folder`, to be resumed with `recipe`; `tell` gets a line about each damaged file.
 
-    Raises BadInput that shows each changed field, unless `override` accepts the change and it can be made under way.
+    Raises BadInput, which lists the changed fields, if the recipe changed since the run began. `override` accepts
+    changes, except of fields that can never change in a run. Also raises BadInput if the run is finished or its state
+    has another format.
     """
     if _is_finished(folder):
         raise BadInput(f"the run is finished ({folder}): there is nothing to resume")
@@ -78,7 +80,7 @@ def _is_fixed(field: str) -> bool:
 
 
 def _tell_damaged_metrics(path: Path, tell: Callable[[str], None]) -> None:
-    """Say which line of a metrics file cannot be read; the run writes the file anew from its state."""
+    """Report the first unreadable line of a metrics file; the run rewrites the file from its state."""
     lines = path.read_bytes().splitlines() if path.exists() else []
     for number, line in enumerate(lines, start=1):
         try:

@@ -1,4 +1,4 @@
-"""How far a trained network is to be trusted: on damaged images, and beside people who looked at the same ones."""
+"""Robustness of a trained network: accuracy on corrupted test images, and agreement with human labels."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from resfit.modelfile import record_beside
 from resfit.record import CorruptionScore, HumanAgreement, Robustness
 from resfit.trained import Trained
 
-_LEAST_HUMAN_ACCURACY = 0.5  # below it, the labels are taken to be of other images, or in another order
+_LEAST_HUMAN_ACCURACY = 0.5  # below this, the labels are assumed to belong to other images or to be in another order
 
 
 @fast_process()
@@ -37,11 +37,10 @@ def score_corruptions(
     data: str | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Robustness:
-    """Accuracy on every kind and severity of `resfit.corruptions`, on the test images of a network's own data.
+    """Measure a network's accuracy on the test images under each corruption and severity of `resfit.corruptions`.
 
-    Writes robustness.json beside the record of the network's run; raises BadInput where it exists already. `data` names
-    another data set, as for a model file outside its run folder; nothing is written then. `progress` takes a line each
-    kind.
+    Writes robustness.json next to the run's record; raises BadInput if that file exists. `data` names another data set,
+    as for a model file outside its run folder; then nothing is written. `progress` gets a line per corruption.
     """
     refuse_second(target, "robustness", data)
     trained = Trained(target, device)
@@ -78,10 +77,11 @@ def score_humans(
     offline: bool = False,
     data: str | None = None,
 ) -> HumanAgreement:
-    """Compare a network's probabilities with people's labels of its test images (Peterson et al. 2019, CIFAR-10H).
+    """Compare a network's probabilities with human labels of its test images (Peterson et al. 2019, CIFAR-10H).
 
-    `labels`: an .npy file of counts or shares, [test images, classes], in the data set's order. Writes human.json as
-    `score_corruptions` does its result; raises BadInput where the file is not of these images.
+    `labels` is an .npy file of label counts or fractions, [test images, classes], in the data set's order. The result
+    is written to human.json, under the same rules as in `score_corruptions`. Raises BadInput if the file does not match
+    these images.
     """
     refuse_second(target, "human", data)
     trained = Trained(target, device)
@@ -93,9 +93,9 @@ def score_humans(
 
 
 def agreement(logits: Tensor, people: Tensor, labels: Tensor) -> HumanAgreement:
-    """Scores of logits [N, K] beside people's distributions, float64 [N, K], of images with `labels`, int64 [N].
+    """Compare logits [N, K] with human label distributions, float64 [N, K], of images with `labels`, int64 [N].
 
-    Where people are divided evenly, each of their most frequent classes counts as theirs.
+    If several classes tie as the humans' most frequent one, each of them counts as their choice.
     """
     favourite = people == people.max(1, keepdim=True).values
     return HumanAgreement(
@@ -112,7 +112,7 @@ def _share(favourite: Tensor, classes: Tensor) -> float:
 
 
 def _read_people(file: Path, data: Dataset) -> Tensor:
-    """People's distributions, float64 [N, K]."""
+    """Read the human label distributions, float64 [N, K]; raise BadInput if they do not match the test set."""
     try:
         counts = np.load(file, allow_pickle=False)
         values = np.asarray(counts, dtype=np.float64)
@@ -137,7 +137,7 @@ def _read_people(file: Path, data: Dataset) -> Tensor:
 
 
 def refuse_second(target: str | Path, name: str, data: str | None) -> None:
-    """Raise BadInput where NAME.json, in which the result would be kept, is there already."""
+    """Raise BadInput if NAME.json, where the result would be written, exists already."""
     if (file := _place(target, name, data)) and file.exists():
         raise BadInput(f"measured already ({file}): see it with resfit report, or move it away")
 
@@ -148,6 +148,6 @@ def _keep(result: Any, target: str | Path, name: str, data: str | None) -> None:
 
 
 def _place(target: str | Path, name: str, data: str | None) -> Path | None:
-    """NAME.json beside the record, for a result of the run's own network on its own data; None for any other."""
+    """Return the path of NAME.json next to the record; None if the result is not of the run's own network and data."""
     beside = record_beside(target) if data is None else None
     return beside and beside.with_name(f"{name}.json")

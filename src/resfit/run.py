@@ -1,4 +1,4 @@
-"""The one place that wires a run: recipe + seed -> run folder. `train` of the Python API lives here."""
+"""Set up and execute a training run from a recipe and a seed: `resfit.train`, and `fit` without a run folder."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _TRAINING = threading.RLock()
 
 @contextmanager
 def _alone_with_the_generators() -> Iterator[None]:
-    """Within the block no other thread trains, and torch's generators, which all threads share, are ours."""
+    """Allow one training thread at a time, and restore torch's random generators, which threads share, afterwards."""
     gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     with _TRAINING, torch.random.fork_rng(devices=gpus):
         yield
@@ -53,17 +53,18 @@ def train(
     data: Dataset | None = None,
     observer: Observer | None = None,
 ) -> RunRecord:
-    """Train one recipe with one seed into the folder `out/<recipe>/<seed>`, and return its record.
+    """Train one recipe with one seed in the folder `out/<recipe>/<seed>`, and return its record.
 
-    `resume` goes on from the folder's state, with the data folder and device that the run began with unless others are
-    given, and `override` with a recipe, precision or kernels that have changed since. `init` is a run folder or a
-    model.safetensors whose weights training begins with, all but the head's where the classes differ. `data` is what
-    would be loaded, where it is in memory already. Raises BadInput ahead of any work for a recipe over its budget, data
-    that cannot be used, or a folder that holds a run already; RunFailed when training stops early; Interrupted, with
-    the state saved, after SIGINT or SIGTERM.
+    `resume` continues from the state in that folder, with the original data folder and device unless others are given;
+    `override` accepts a recipe, precision or kernels that changed since. `init` is a run folder or a model.safetensors
+    with the initial weights; its head is not used if the classes differ. `data` is the data set, if it is in memory
+    already.
 
-    In several processes that torchrun started all of them call this and get the record; the first writes and tells.
-    In several threads one trains after the other. torch's random generators are left as they were.
+    Raises BadInput before training for a recipe over its budget, unusable data, or a folder that already contains a
+    run; RunFailed when training stops early; Interrupted, after saving the state, on SIGINT or SIGTERM.
+
+    Under torchrun all processes call this and get the record; only the first writes files and reports progress. Calls
+    from several threads run one after the other. The state of torch's random generators is restored.
     """
     recipe = recipe if isinstance(recipe, Recipe) else get_recipe(recipe)
     seed, device = checked_seed(seed), str(device)
@@ -126,11 +127,11 @@ def validation_curve(
     data: Dataset | None = None,
     observer: Observer | None = None,
 ) -> tuple[EpochPoint, ...]:
-    """Train one recipe with one seed for its validation curve alone: no folder, and no test score.
+    """Train one recipe with one seed and return its validation curve; writes no folder and computes no test score.
 
-    The test images are taken out of the data, which may be given as to `train`, before training begins. Raises BadInput
-    as `train` does, and for a recipe without a validation split or one that selects on the test set; RunFailed when
-    training stops early, by a loss that is not finite too: nothing is rolled back to.
+    The test images are removed from the data, which can be passed as to `train`, before training starts. Raises
+    BadInput as `train` does, and for a recipe without a validation split or one that selects on the test set. Raises
+    RunFailed when training stops early, also at a loss that is not finite: there are no rollbacks.
     """
     require_fit(recipe.spec, recipe.budget)
     if recipe.evaluate.selection == "best-test":
@@ -148,9 +149,10 @@ def validation_curve(
 
 @contextmanager
 def _let_go(run: Runner) -> Iterator[None]:
-    """Free the run's network, optimizer and images at the block's end.
+    """Free the run's network, optimizer and images at the end of the block.
 
-    The run and its trainer hold each other: left alone, they would wait for Python's search for cycles, which is rare.
+    The run and its trainer refer to each other, so they would otherwise stay in memory until the garbage collector
+    runs.
     """
     try:
         yield
@@ -170,14 +172,14 @@ def _load(recipe: Recipe, data_dir: str | Path | None, offline: bool, observer: 
 
 
 def run_folder(out: str | Path, recipe: Recipe, seed: int) -> Path:
-    """Where a run of `recipe` with `seed` lies."""
+    """Return the folder of the run of `recipe` with `seed`."""
     return Path(out) / recipe.name / str(seed)
 
 
 def fit_classes(recipe: Recipe, classes: Sequence[str]) -> Recipe:
-    """The recipe with as many classes as an image folder has; for other data the numbers have to agree.
+    """Return the recipe with `spec.num_classes` set to the number of classes of an image folder.
 
-    Its price changes with them.
+    This changes its number of parameters. For other data, raises BadInput if the numbers differ.
     """
     wanted, found = recipe.spec.num_classes, len(classes)
     if wanted == found:
@@ -188,9 +190,9 @@ def fit_classes(recipe: Recipe, classes: Sequence[str]) -> Recipe:
 
 
 def for_folder(recipe: Recipe, data_dir: Path | None, *, given: bool = False) -> Recipe:
-    """The recipe with the classes of the image folder that it is for, ahead of any work; other recipes as they are.
+    """Return the recipe with the number of classes of its image folder, without loading images; others unchanged.
 
-    `given`: the user named their number, and another one is refused.
+    With `given`, the user has set the number, and a different one raises BadInput.
     """
     classes = class_names(recipe.data, data_dir)
     if classes is None:

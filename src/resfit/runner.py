@@ -1,4 +1,4 @@
-"""A run under way: it trains, validates, saves and scores, and leaves the folder complete."""
+"""Runner: one run in progress. It trains, validates, saves its state, scores, and writes the run folder."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ from resfit.resume import STATE_FORMAT
 from resfit.train import EpochResult, Trainer
 from resfit.version import __version__
 
-_SAVES_SHARE = 0.01  # of the time, at the most
+_SAVES_SHARE = 0.01  # maximum fraction of the time that is spent saving
 _WHITENING_IMAGES = 5000
-_WHITENING_PIXELS = 5000 * 32 * 32  # at the most: each is part of kernel x kernel patches
+_WHITENING_PIXELS = 5000 * 32 * 32  # maximum: each pixel is part of kernel x kernel patches, so memory grows
 
 
 @dataclass(kw_only=True)
 class Runner:
-    """One run under way. `options` are its data folder and device, as they were given, for who resumes it."""
+    """One run in progress. `options` are the data folder and device as given by the user, kept for a resume."""
 
     recipe: Recipe
     seed: int
@@ -95,8 +95,8 @@ class Runner:
             on_note=self.note,
         )
         self.clock += self.trainer.warm_up()
-        self.saved: tuple[int, ...] | None = None  # the progress that lies in the state's file
-        self.save_due = 0.0  # by time.perf_counter()
+        self.saved: tuple[int, ...] | None = None  # the progress in the saved state file
+        self.save_due = 0.0  # in the time of time.perf_counter()
 
     def _load_teachers(self) -> list[tuple[nn.Module, GivenModel]]:
         distill, config = self.recipe.distill, self.recipe.data
@@ -112,7 +112,7 @@ class Runner:
         return self.recipe.evaluate.selection
 
     def validation_curve(self) -> tuple[EpochPoint, ...]:
-        """Train and validate; nothing is written and the test set is not scored."""
+        """Train and validate; write no files and do not score the test set."""
         self.save_due = math.inf
         self._tell_the_start()
         for result in self.trainer.epochs():
@@ -141,14 +141,14 @@ class Runner:
 
     @property
     def kernels(self) -> tuple[str, ...]:
-        """The kernels of resfit that compute what torch would."""
+        """The resfit kernels in use in place of torch's."""
         return kernels.in_use() if self._may_use_kernels else ()
 
     def execute(self) -> RunRecord:
-        """Train what is left, score the test set, and leave the folder complete."""
+        """Train the remaining epochs, score the test set, and write the complete run folder."""
         began = time.perf_counter()
         self._tell_the_start()
-        self.clock += time.perf_counter() - began  # a log that is slow to open is no part of the run
+        self.clock += time.perf_counter() - began  # opening a slow log does not count as run time
         self._write_metrics()
         self._save_state()
         while not self._trained():
@@ -156,13 +156,13 @@ class Runner:
         self._between_steps()
         record = self._finish()
         self.observer.finished(record)
-        asked, _ = self._agree()  # no process ends before the folder is complete: torchrun ends all when one has failed
+        asked, _ = self._agree()  # no process may end before the folder is complete: torchrun ends all when one fails
         if asked:
             raise Interrupted(asked, f"the run is finished ({self.folder})")
         return record
 
     def _trained(self) -> bool:
-        """Train the epochs that are left; False where that diverged and the recipe allows to go back once more."""
+        """Train the remaining epochs; return False if training diverged and the recipe allows another rollback."""
         epochs = () if self._out_of_patience() else self.trainer.epochs()
         try:
             for result in epochs:
@@ -183,7 +183,7 @@ class Runner:
         return True
 
     def _roll_back(self) -> None:
-        """Go back to the last state, which is finite, and on from it with lower rates."""
+        """Restore the last saved state, which is finite, and continue with lower learning rates."""
         diverged, factor = self.place, self.recipe.train.rollback_factor
         state = distributed.broadcast(lambda: newest_state(self.folder, self.observer.message))
         self.trainer.load_state_dict(state["trainer"])
@@ -194,13 +194,13 @@ class Runner:
         self._save_state()
 
     def note(self, line: str) -> None:
-        """Tell the user, and the record, of something that befell the run."""
+        """Add an event to the record, and show it to the user."""
         self.history.events.append(line)
         self.observer.message(line)
 
     @property
     def place(self) -> str:
-        """Where the training stands, in words."""
+        """The current position in training, in words."""
         now = self.trainer.under_way
         return f"epoch {self.trainer.epoch + 1}, image {now.seen:,}" if now else f"epoch {self.trainer.epoch + 1}"
 
@@ -209,21 +209,21 @@ class Runner:
         self._between_steps()
 
     def _between_steps(self) -> None:
-        """Save the state where it is time for it, and stop where a signal asked."""
+        """Save the state if it is due, and stop if a signal asked for it."""
         asked, due = self._agree()
         if asked or due:
             self._save_state()
         if asked:
-            distributed.barrier()  # torchrun ends all processes when one has ended
+            distributed.barrier()  # torchrun ends all processes when one ends
             raise Interrupted(asked, f"go on with resfit train --resume {self.folder}")
 
     def _agree(self) -> tuple[int, ...]:
-        """The number of the signal that any process got, or 0; whether the first one's clock says to save."""
+        """Return, agreed among all processes, the number of a received signal (or 0) and whether a save is due."""
         due = distributed.is_main() and time.perf_counter() > self.save_due
         return distributed.all_reduce_max(self.interrupts.asked or 0, due)
 
     def _validated(self, result: EpochResult) -> EpochPoint:
-        """The epoch's point on the curve; validates, and keeps the weights that are the best so far."""
+        """Validate if due, keep the weights if they are the best so far, and return the epoch's point on the curve."""
         config, last = self.recipe.evaluate, result.epoch == self.recipe.train.epochs
         val_loss = val_accuracy = test_accuracy = None
         if len(self.data.val) and (result.epoch % config.every == 0 or last):
@@ -279,7 +279,7 @@ class Runner:
         return F.cross_entropy(logits, labels).item(), accuracy(logits, labels)
 
     def _finish(self) -> RunRecord:
-        """Score the chosen weights on the test set, once, and write model, record and report."""
+        """Score the selected weights on the test set, once, and write model, record and report."""
         if self._selection != "last" and self.history.best is not None:
             self.trainer.evaluated.load_state_dict(self.history.best.weights)
         logits, logits_tta = self._logits(self.data.test, tta=True)
@@ -298,7 +298,7 @@ class Runner:
         write_atomic(self.folder / "record.json", record_text(record))
 
     def _record(self, logits: Tensor, logits_tta: Tensor | None, seconds: float) -> RunRecord:
-        """The record, with the test set's logits."""
+        """Build the record from the logits of the test set."""
         recipe, data, price = self.recipe, self.data, cost(self.recipe.spec)
         val = self._logits(data.val)[0] if len(data.val) else None
         temperature = fit_temperature(val, data.val.labels) if val is not None else None
@@ -349,7 +349,7 @@ class Runner:
         )
 
     def _save_state(self) -> None:
-        """Write the state, unless it exists already; raises Diverged rather than save what is not finite."""
+        """Save the state unless this progress is saved already; raise Diverged if it is not finite."""
         if self.saved == self._place_saved():
             return
         self.trainer.check_finite()
@@ -363,7 +363,7 @@ class Runner:
         self.save_due = ended + max(60 * self.recipe.train.checkpoint_minutes, (ended - began) / _SAVES_SHARE)
 
     def _seconds(self) -> float:
-        """What the run has taken so far, in all processes that went on with it."""
+        """Return the run's time so far, summed over all processes that it was resumed in."""
         return self.history.seconds + time.perf_counter() - self.clock
 
     def _place_saved(self) -> tuple[int, ...]:
@@ -385,9 +385,9 @@ class Runner:
         }
 
     def restore(self, state: dict[str, Any], *, override: bool) -> None:
-        """Go on from a saved state; raises BadInput where the data is not what it was.
+        """Continue from a saved state; raise BadInput if the data or the teachers changed.
 
-        Or where the precision or kernels are not, unless `override` accepts it.
+        A change of precision or kernels also raises BadInput, unless `override` accepts it.
         """
         if state["data"] != self.data.digest:
             raise BadInput(f"the data changed since the run began ({self.folder}): bring it back or start anew")
@@ -427,7 +427,7 @@ def _processes(count: int) -> str:
 
 
 def whiten_stem(net: Network, images: Tensor, normalize: Callable[[Tensor], Tensor]) -> None:
-    """Set a whitening stem's filters from uint8 training images [N, C, H, W]; other stems stay as they are."""
+    """Set the filters of a whitening stem from uint8 training images [N, C, H, W]; other stems are unchanged."""
     for module in net.modules():
         if isinstance(module, WhiteningConv):
             module.whiten(normalize(images))

@@ -1,4 +1,4 @@
-"""A recipe in proportion: shorter or longer, for a machine that has less time; narrower or wider, for a budget."""
+"""Scaled versions of a recipe: fewer or more epochs and images for a time limit, other widths for a budget."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from resfit.recipe import SHORTEST_PERIOD, Recipe
 
 
 def scaled(recipe: Recipe, factor: float = 1.0, fraction: float = 1.0) -> Recipe:
-    """`recipe` with `factor` times its epochs, at least 1, on `fraction` of its training images.
+    """Return `recipe` with `factor` times its epochs, at least 1, on `fraction` of its training images.
 
-    All that is counted in epochs goes with them, so that each part of the training keeps its share: warm-up, period,
-    milestones, the freezing of the stem, patience, and the epochs between validations. A moving average of the weights
-    decays as much over the same share of the steps. What is counted in shares of the training (`resize`) stays, and
-    the validation images are the same. The recipe's `deviations` say what was scaled.
+    Everything counted in epochs is scaled too, so that each phase keeps its share of the training: warm-up, period,
+    milestones, freezing of the stem, patience, and the validation interval. The decay of an EMA of the weights is
+    adjusted so that it forgets as much over the same share of the steps. Settings that are fractions of the training
+    (`resize`) and the validation images are unchanged. `deviations` of the recipe describes the scaling.
     """
     if not (0 < factor < float("inf") and 0 < fraction <= 1):
         raise BadInput(f"a training of {factor:g} times the epochs on {fraction:g} of the images (scale): give others")
     epochs = max(1, round(factor * recipe.train.epochs))
     if (epochs, fraction) == (recipe.train.epochs, 1):
         return recipe
-    factor = epochs / recipe.train.epochs  # of whole epochs, so that the schedule ends where the training does
+    factor = epochs / recipe.train.epochs  # recomputed from whole epochs, so that the schedule ends with the training
     fields: dict[str, object] = {
         "train.epochs": epochs,
         "train.patience": recipe.train.patience and max(1, round(factor * recipe.train.patience)),
@@ -38,10 +38,11 @@ def scaled(recipe: Recipe, factor: float = 1.0, fraction: float = 1.0) -> Recipe
 
 
 def fitted(recipe: Recipe, budget: int) -> Recipe:
-    """`recipe` with all widths of its network scaled alike to fill `budget`, which it then has to keep to.
+    """Return `recipe` with all widths of its network scaled alike to fill `budget`, which becomes its budget.
 
-    It is called after both, as in cifar10-94-fit-500k; everything else stays. The classes count: those of an image
-    folder have to be in `spec.num_classes` first. Raises BadInput where no network of its proportions is so small.
+    The new name contains both, as in cifar10-94-fit-500k; everything else is unchanged. The classes count as
+    parameters, so `spec.num_classes` must be set for an image folder first. Raises BadInput if no network of these
+    proportions is small enough.
     """
     spec = require_fitted_spec(recipe.spec, budget, recipe.name)
     fields = {

@@ -1,6 +1,6 @@
-"""Sharpness-aware minimization: a step follows the gradient at the worst weights nearby, not at the weights themselves.
+"""Sharpness-aware minimization (SAM, ASAM): use the gradient at the worst weights nearby, not at the weights.
 
-A step takes two forward and two backward passes, and so about twice the time.
+A step takes two forward and two backward passes, so about twice the time.
 """
 
 from __future__ import annotations
@@ -14,16 +14,17 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from resfit.recipe import SamConfig
 
-_ETA = 0.01  # keeps weights at zero movable (Kwon et al. 2021)
+_ETA = 0.01  # lets weights that are zero be perturbed too (Kwon et al. 2021)
 
 
 @contextmanager
 def perturbed(net: nn.Module, config: SamConfig) -> Iterator[None]:
-    """Within the block `net` has the weights w + e that raise its loss the most, and no gradients; then w again.
+    """In the block, `net` has weights w + e that maximize its loss nearby, and no gradients; afterwards w again.
 
     e is rho g / |g| (SAM: Foret et al. 2021), or adaptive rho T² g / |T g| with T = |w| + 0.01 for each weight (ASAM:
-    Kwon et al. 2021), of the gradient g that the parameters hold; its scale does not matter. Norms are over all
-    parameters that have a gradient. Batch norms use the statistics of their batch and leave the running ones alone.
+    Kwon et al. 2021), where g is the current gradient of the parameters; the scale of g does not matter. Norms are over
+    all parameters that have a gradient. In the block, batch norms use batch statistics and do not update the running
+    ones.
     """
     weights = [p for p in net.parameters() if p.grad is not None]
     before = [weight.detach().clone() for weight in weights]
@@ -44,7 +45,7 @@ def perturbed(net: nn.Module, config: SamConfig) -> Iterator[None]:
 
 @torch.no_grad()
 def _climb(weights: list[nn.Parameter], config: SamConfig) -> None:
-    """Move the weights by `rho` along the gradient that they hold."""
+    """Add e, a step of size `rho` along the current gradient, to the weights."""
     gradients = [weight.grad for weight in weights if weight.grad is not None]
     scales = [weight.abs() + _ETA if config.adaptive else weight.new_ones(()) for weight in weights]
     scaled = [gradient * scale for gradient, scale in zip(gradients, scales, strict=True)]

@@ -1,4 +1,4 @@
-"""The YAML files that come with resfit and are known by their names: recipes/, studies/, spaces/."""
+"""Find the YAML files that come with resfit by name: recipes/, studies/, spaces/."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from resfit.fields import nearest, read_yaml
 
 
 def shipped_folder(folder: str) -> Path:
-    """One of the folders inside the package."""
+    """Return the path of a folder of shipped files in the package."""
     return Path(str(resources.files("resfit") / folder))
 
 
 def shipped_names(folder: str) -> list[str]:
-    """The names of its YAML files, sorted."""
+    """Return the sorted names of the YAML files in that folder."""
     return sorted(path.stem for path in shipped_folder(folder).glob("*.yaml"))
 
 
 def find_yaml(target: str | Path, folder: str, what: str) -> Path:
-    """The file of a name in `folder`, or the one that `target` is a path to.
+    """Return the path of the shipped file called `target` in `folder`, or `target` itself if it is a path.
 
-    Raises BadInput for a name that is not there; `what` says in it what was looked for.
+    Raises BadInput for an unknown name; its message calls the missing thing `what`.
     """
     path, name, names = Path(target), str(target), shipped_names(folder)
     if name in names:
         return shipped_folder(folder) / f"{name}.yaml"
     try:
         is_file = path.is_file()
-    except (OSError, ValueError):  # no text that a path can be
+    except (OSError, ValueError):  # not a valid path
         is_file = False
     if is_file or path.suffix in (".yaml", ".yml"):
         return path
@@ -38,9 +38,9 @@ def find_yaml(target: str | Path, folder: str, what: str) -> Path:
 
 
 def read_named(target: str | Path, folder: str, what: str, content: str) -> dict[str, Any]:
-    """The mapping in the file of `find_yaml`; its name is the file's unless it says otherwise.
+    """Read the mapping in the file found by `find_yaml`; "name" defaults to the file's stem.
 
-    Raises BadInput, which says what its `content` should be, where it is no mapping.
+    Raises BadInput, which names the expected `content`, if the file contains no mapping.
     """
     path = find_yaml(target, folder, what)
     data = read_yaml(path)

@@ -1,7 +1,7 @@
-"""Leaving the easiest images out of an epoch, by the loss that each had when it was last trained on.
+"""Skip the easiest images in an epoch: those with the lowest loss when they were last trained on.
 
-Selection by loss costs nothing here, as every loss is known from training itself. Katharopoulos & Fleuret 2018 and
-Jiang et al. 2019 (selective backpropagation) choose by loss as well, from a forward pass of their own.
+The losses are known from training, so the selection costs nothing. Katharopoulos & Fleuret 2018 and Jiang et al. 2019
+(selective backpropagation) also select by loss, but compute it in an extra forward pass.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from torch import Tensor
 
 
 class EasyImages:
-    """Remembers the losses of N training images and leaves the easiest out of an epoch, none of them twice in a row.
+    """Tracks the losses of N training images and skips the easiest in an epoch, none of them twice in a row.
 
-    `turns`: in how many epochs each was not left out, int64 [N].
+    `turns` counts the epochs in which each image was not skipped, int64 [N].
     """
 
     def __init__(self, count: int, share: float, device: torch.device) -> None:
@@ -23,11 +23,11 @@ class EasyImages:
         self.turns = torch.zeros(count, dtype=torch.int64, device=device)
 
     def remember(self, index: Tensor, logits: Tensor, labels: Tensor) -> None:
-        """Note the losses of the images at `index` [B], from logits [B, K] and labels [B]."""
+        """Store the losses of the images at `index` [B], given their logits [B, K] and labels [B]."""
         self.losses[index] = F.cross_entropy(logits.detach().float(), labels, reduction="none")
 
     def leave_out(self, order: Tensor) -> Tensor:
-        """`order`, indices int64 [N], without the images of lowest loss; the next call leaves these in."""
+        """Return `order`, indices int64 [N], without the images of lowest loss; those are not skipped the next time."""
         easiest = self.losses.argsort(stable=True)[: self.skipped]
         kept = torch.ones(len(self.losses), dtype=torch.bool, device=order.device)
         kept[easiest] = self.losses[easiest].isinf()

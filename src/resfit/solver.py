@@ -1,4 +1,4 @@
-"""The budget solver: for a limit on parameters, the networks of each family that fill it."""
+"""The budget solver: find networks of each family that fill a budget of parameters."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from resfit.fields import nearest
 from resfit.fitting import FULL, departure, fitted_spec
 from resfit.spec import NetSpec
 
-OWN = "own"  # what stands in a design for the family, where it is a given network's own shape
-_THINNER = (1.0, 0.7, 0.5, 0.35, 0.25)  # parts of what is in proportion, tried where MACs are limited
-_USUAL, _WIDEST = 64, 65_536  # widths
+OWN = "own"  # the family name of a Design that was fitted from a given spec
+_THINNER = (1.0, 0.7, 0.5, 0.35, 0.25)  # fractions of the proportional widths, tried if MACs are limited
+_USUAL, _WIDEST = 64, 65_536  # widths: start and end of the search
 
 Counts = tuple[int, ...]  # one for each stage
 Shape = tuple[Counts, Counts]  # blocks and widths
@@ -26,10 +26,10 @@ Shape = tuple[Counts, Counts]  # blocks and widths
 
 @dataclass(frozen=True, kw_only=True)
 class Design:
-    """A network that fills a budget, with its exact price.
+    """A network that fills a budget, with its exact cost.
 
-    `depth` counts the layers with weights on the longest path, as papers' names do (WRN's count two more). `departure`
-    says in doublings how far its proportions are from its family's published ones; see `design`.
+    `depth` counts the layers with weights on the longest path, as in the names of most papers (WRN counts two more).
+    `departure` measures in doublings how far its proportions are from its family's published ones; see `design`.
     """
 
     family: str
@@ -45,7 +45,7 @@ class Design:
 
     @property
     def full(self) -> bool:
-        """Whether it leaves at most 2 % of the budget over."""
+        """Whether the network uses at least 98 % of the budget."""
         return self.params >= FULL * self.budget
 
 
@@ -59,22 +59,25 @@ def design(
     channels: int = 3,
     classes: int = 10,
 ) -> list[Design]:
-    """Networks that fill `budget` trainable parameters and never exceed it, the most promising first.
+    """Find networks that fill `budget` trainable parameters without exceeding it, the most promising first.
 
-    Of each family, or of `family` alone, there is at most one network for each number of blocks a stage: among widths
-    in multiples of 8 or 16 that leave at most 2 % of the budget over, the ones nearest to the family's proportions.
-    Finer widths come only where a family has none, and a network that leaves more over where no family has one. `macs`
-    limits the multiply-accumulates of an image's forward pass; to keep to it, early stages become thinner, and a
-    further stage may halve the map once more. `top` limits the networks of each family.
+    Each family, or `family` alone, gives at most one network per number of blocks in a stage. Of the widths in
+    multiples of 8 or 16 that use at least 98 % of the budget, it has those nearest to the family's proportions. Finer
+    widths are tried only if a family has no such network, and networks that use less of the budget are returned only if
+    no family has a fuller one. `macs` limits the multiply-accumulates of the forward pass of one image; to stay within
+    it, early stages may be thinner and one more stage may halve the map again. `top` limits the number of networks per
+    family.
 
-    Within a family they rank by `departure`: the doublings between its blocks a stage and the published network's, and
-    between each stage's width and twice the one before it, added up, and one for a further stage. All hold about as
-    many parameters, so what sets them apart is their proportions, and the published ones are known to train well; far
-    deeper and thinner networks were found slower and no better (Zagoruyko & Komodakis 2016). Of equals the fuller comes
-    first. Families follow one another by the best public result near this size (`Known`), those without one last. Such
-    results come from unlike trainings: they say what a family has reached, not which is best.
+    Within a family, networks are ranked by `departure`, a sum of doublings: between the number of blocks in a stage and
+    that of the published network, and between each stage's width and twice the previous one; an extra stage adds one.
+    All have about as many parameters, so they differ in their proportions, and the published ones are known to train
+    well; far deeper and thinner networks were found slower and no better (Zagoruyko & Komodakis 2016). Ties are broken
+    by the number of parameters, larger first. The result lists the first network of each family, then the second of
+    each, and so on, with the families ordered by their best public result near this size (`Known`), those without one
+    last. These results come from different training setups: they show what a family has reached, not which family is
+    best.
 
-    Raises BadInput for an unknown family, or where no network keeps to the limits.
+    Raises BadInput for an unknown family, or if no network is within the limits.
     """
     checked_budget(budget)
     images = ImageShape(size=size, channels=channels, classes=classes)
@@ -89,10 +92,10 @@ def design(
 
 
 def fitted_design(spec: NetSpec, budget: int, *, macs: int | None = None) -> Design | None:
-    """The network of `spec`'s own shape that fills `budget`, as the design of a family called "own".
+    """Scale the network of `spec` to fill `budget` and return it as a Design of the family "own".
 
-    A limit on `macs` may leave more of the budget over. The departure is from the spec's proportions. None where no
-    network of these keeps to the limits.
+    A limit on `macs` may leave more of the budget unused. The departure is measured from the spec's proportions.
+    Returns None if no network of these proportions is within the limits.
     """
     found, within = fitted_spec(spec, budget), budget
     while found and macs is not None and (needed := cost(found).macs) > macs:
@@ -116,14 +119,14 @@ def _by_known(family: Family) -> tuple[float, str]:
 
 
 class _Search:
-    """The search through one family."""
+    """The search within one family."""
 
     def __init__(self, family: Family, images: ImageShape, budget: int, macs: int | None) -> None:
         self.family, self.images, self.budget, self.macs = family, images, budget, macs
         self.price = _price_of_whole(family, images) if family.widening else _price_by_stages(family, images)
 
     def ranked(self, top: int | None) -> list[Design]:
-        """The best network for each number of blocks, by rank, `top` at most; where none is full, the fullest alone."""
+        """Return the best network per number of blocks, ranked, at most `top`; if none is full, only the fullest."""
         fullest: list[Shape] = []
         for step in self.family.steps:
             found = [best for depth in self.family.depths if (best := self.best(depth, step))]
@@ -133,29 +136,29 @@ class _Search:
         return [self.designed(*shape) for shape in fullest]
 
     def best(self, depth: int, step: int) -> Shape | None:
-        """Of networks with `depth` blocks a stage the one nearest to the family's proportions, or the fullest."""
+        """Return the best-ranked shape with `depth` blocks per stage, or None if none is within the limits."""
         stages = self.images.stages
         counts = (stages,) if self.macs is None else (stages, stages + 1)
         shapes = [((depth,) * count, widths) for count in counts for widths in self.fillings((depth,) * count, step)]
         return min(shapes, key=self.rank) if shapes else None
 
     def full(self, shape: Shape) -> bool:
-        """Whether it leaves at most 2 % of the budget over."""
+        """Return whether the shape uses at least 98 % of the budget."""
         return self.price(*shape)[0] >= FULL * self.budget
 
     def rank(self, shape: Shape) -> tuple[bool, float, int]:
-        """Full ones first, by departure; the others by what they leave over."""
+        """Sort key: full shapes first, by departure; the others by the number of parameters, largest first."""
         full = self.full(shape)
         return not full, round(self.departure(*shape), 6) if full else 0.0, -self.price(*shape)[0]
 
     def fillings(self, blocks: Counts, step: int) -> Iterator[Counts]:
-        """Widths that keep to the limits: early ones about in proportion, the last as wide as can be."""
+        """Yield widths within the limits: early stages about in proportion, the last one as wide as possible."""
         parts = [1] if self.family.widening else [2**i for i in range(len(blocks))]
 
         def in_proportion(first: int) -> int:
             return self.price(blocks, tuple(first * part for part in parts))[0]
 
-        near = round(_USUAL * (self.budget / in_proportion(_USUAL)) ** 0.5)  # a price grows about as widths squared
+        near = round(_USUAL * (self.budget / in_proportion(_USUAL)) ** 0.5)  # parameters grow about as width squared
         first = _widest(lambda width: in_proportion(width) <= self.budget, step, least=step, near=near)
         if not first:
             return
@@ -167,7 +170,7 @@ class _Search:
                 near = last
 
     def early(self, ideals: list[float], step: int) -> Iterator[Counts]:
-        """Widths of all stages but the last: multiples of `step` around the ideal ones, and thinner ones if need be."""
+        """Yield widths of all stages but the last: multiples of `step` near the ideals, and thinner ones if needed."""
         yield from _rising(
             product(*([step * max(1, round(ideal / step) + off) for off in (-1, 0, 1)] for ideal in ideals))
         )
@@ -177,7 +180,7 @@ class _Search:
             )
 
     def last(self, blocks: Counts, early: Counts, step: int, near: int) -> int:
-        """The last stage's width, which is looked for from `near` on; 0 where none will do."""
+        """Return the largest width of the last stage within the limits, searching from `near`; 0 if there is none."""
 
         def fits(width: int) -> bool:
             params, macs = self.price(blocks, (*early, width))
@@ -186,12 +189,12 @@ class _Search:
         return _widest(fits, step, least=max((step, *early)), near=near)
 
     def departure(self, blocks: Counts, widths: Counts) -> float:
-        """Doublings from the family's blocks a stage and from twice the width before, and one for a stage more."""
+        """Return the sum of doublings from the family's proportions, plus one for an extra stage; see `design`."""
         off = [math.log2(blocks[0] / self.family.blocks), *(math.log2(b / a) - 1 for a, b in pairwise(widths))]
         return sum(map(abs, off)) + len(blocks) - self.images.stages
 
     def designed(self, blocks: Counts, widths: Counts) -> Design:
-        """The network itself."""
+        """Build the Design of a shape."""
         spec = self.family.spec(self.images, blocks, widths)
         return _designed(self.family.name, spec, self.budget, self.departure(blocks, widths), widths)
 
@@ -217,7 +220,7 @@ def _rising(widths: Iterable[Counts]) -> Iterator[Counts]:
 
 
 def _widest(fits: Callable[[int], bool], step: int, *, least: int, near: int) -> int:
-    """The largest multiple of `step` from `least` on that fits, looked for from `near` on; 0 where none does."""
+    """Return the largest multiple of `step`, at least `least`, that fits; 0 if none. The search starts at `near`."""
     low, high = least // step - 1, _WIDEST // step + 1
     at, stride = max(near, least) // step, 1
     while high - low > 1:
@@ -231,11 +234,11 @@ def _widest(fits: Callable[[int], bool], step: int, *, least: int, near: int) ->
     return low * step if low * step >= least else 0
 
 
-Price = Callable[[Counts, Counts], tuple[int, int]]  # of blocks and widths, in parameters and MACs
+Price = Callable[[Counts, Counts], tuple[int, int]]  # from blocks and widths to parameters and MACs
 
 
 def _price_of_whole(family: Family, images: ImageShape) -> Price:
-    """The price of a network as a whole."""
+    """Return a function that prices each network as a whole."""
 
     @cache
     def price(blocks: Counts, widths: Counts) -> tuple[int, int]:
@@ -246,11 +249,14 @@ def _price_of_whole(family: Family, images: ImageShape) -> Price:
 
 
 def _price_by_stages(family: Family, images: ImageShape) -> Price:
-    """The same to the unit, as a sum over blocks of which like ones are priced once: a search asks for thousands."""
+    """Return a function with exactly the same prices, as sums over blocks that are each priced only once.
+
+    A search asks for thousands of prices.
+    """
 
     @cache
     def stage(i: int, before: int, width: int) -> dict[str, tuple[int, int]]:
-        """The parts of a network that ends with stage i, which is of `width` and behind one of width `before`."""
+        """Return the prices of the parts of a network whose last stage i has `width`, after one of width `before`."""
         layers = cost(family.spec(images, (*(1,) * i, 2), (*(before,) * i, width))).layers
         names = {"stem": "stem.", "first": f"stages.{i}.0.", "further": f"stages.{i}.1."}
         parts = {part: _total(x for x in layers if x.name.startswith(name)) for part, name in names.items()}

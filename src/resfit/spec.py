@@ -1,4 +1,4 @@
-"""NetSpec: what a residual network is, as frozen data. Validated when made; priced by `cost`; built by `build`.
+"""NetSpec: the architecture of a residual network as frozen, validated data; `cost` prices it, `build` builds it.
 
 The letters of the residual-network literature: N stages, B_i blocks and C_i channels in stage i, F_i the kernel of its
 convolutions, K_i the kernel of its shortcuts, P the pool.
@@ -31,11 +31,11 @@ Downsample = Literal["stride", "maxpool", "blur"]
 
 @dataclass(frozen=True, kw_only=True)
 class BlockLayout:
-    """Where a block kind has its norms and activations; between two convolutions it has one of each.
+    """Where a block kind has its norms and activations; there is always one of each between two convolutions.
 
-    A norm comes ahead of the first convolution (`norm_first`) or follows the last (`norm_last`), or both; an activation
-    comes ahead of the first convolution (`act_first`) or follows the addition (`act_last`). A bottleneck has three
-    convolutions, the outer ones 1 x 1; the others have two.
+    A norm precedes the first convolution (`norm_first`), follows the last (`norm_last`), or both. An activation
+    precedes the first convolution (`act_first`) or follows the addition (`act_last`). A bottleneck has three
+    convolutions, the outer ones 1 x 1; the other kinds have two.
     """
 
     norm_first: bool = False
@@ -73,7 +73,7 @@ def _check_kernel(name: str, value: int) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class InputSpec(Config):
-    """The images that the network takes. They are square.
+    """The input images. They are square.
 
     Attributes:
         channels: Number of colour channels: 1 for grey images, 3 for colour.
@@ -122,13 +122,13 @@ class StemSpec(Config):
             _check_range("kernel", self.kernel, 1, 15)
 
     def whitening_filters(self, channels: int) -> int:
-        """Those of a whitening stem for images of so many channels: two for each value of a patch."""
+        """Return the filters of a whitening stem for images with `channels`: two per value of a patch."""
         return 2 * channels * self.kernel**2
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShortcutSpec(Config):
-    """How a block that changes the shape adds its input to its output. Other blocks add it unchanged.
+    """The shortcut of blocks that change the shape. Other blocks add their input unchanged.
 
     Attributes:
         kind: `conv`: a convolution, followed by a norm except in preact blocks. `shift`: two 1 x 1 convolutions, each
@@ -151,13 +151,13 @@ class ShortcutSpec(Config):
 
     @property
     def free(self) -> bool:
-        """Whether it has no parameters: new channels are zeros."""
+        """Whether the shortcut has no parameters and pads new channels with zeros."""
         return self.kind in ("pad", "avg-pad")
 
 
 @dataclass(frozen=True, kw_only=True)
 class StageSpec(Config):
-    """A stage: residual blocks one after the other. The first of them carries the stage's stride.
+    """A stage: a sequence of residual blocks. The first one has the stage's stride.
 
     Attributes:
         blocks: Number of blocks (B_i).
@@ -194,7 +194,7 @@ class StageSpec(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class SESpec(Config):
-    """Squeeze-and-excitation (Hu et al. 2018): gates, made from the means of all channels, scale a block's residual.
+    """Squeeze-and-excitation (Hu et al. 2018): gates computed from all channel means scale a block's residual.
 
     Attributes:
         reduction: The hidden layer has channels // reduction units, at least 1.
@@ -211,7 +211,7 @@ class SESpec(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class ECASpec(Config):
-    """Efficient channel attention (Wang et al. 2020): a channel's gate is made from its neighbours' means.
+    """Efficient channel attention (Wang et al. 2020): each gate is computed from the means of neighbouring channels.
 
     Attributes:
         kernel: Number of neighbouring channels that a gate is made from, odd. `null`: the paper's choice for a block of
@@ -226,14 +226,14 @@ class ECASpec(Config):
             _check_kernel("kernel", self.kernel)
 
     def kernel_of(self, channels: int) -> int:
-        """The kernel for so many channels."""
+        """Return the kernel size for this number of channels."""
         near = int((math.log2(channels) + 1) / 2)
         return self.kernel or near + (near + 1) % 2
 
 
 @dataclass(frozen=True, kw_only=True)
 class WidenSpec(Config):
-    """Widths that grow evenly from block to block through the whole network (Han et al. 2017, PyramidNet).
+    """Widths that grow linearly from block to block through the whole network (Han et al. 2017, PyramidNet).
 
     Attributes:
         channels: Channels that the last block has in addition to its stage's (the paper's alpha). Block k of n has k /
@@ -250,13 +250,13 @@ class WidenSpec(Config):
         _check_range("multiple", self.multiple, 1, 1024)
 
     def gained(self, k: int, n: int) -> int:
-        """Channels that block k of n, counted from 1, has more than its stage says."""
+        """Return the channels that block k of n, counted from 1, has in addition to its stage's."""
         return k * self.channels // (n * self.multiple) * self.multiple
 
 
 @dataclass(frozen=True, kw_only=True)
 class DropoutSpec(Config):
-    """Dropout in training. Each probability is from 0, which is off, to below 1.
+    """Dropout in training. Each probability is at least 0 (off) and below 1.
 
     Attributes:
         block: Probability that a channel is dropped, after each norm that follows a convolution of a block's residual.
@@ -345,7 +345,7 @@ class HeadSpec(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class ConvPlan:
-    """One convolution with padding kernel // 2, and the stride of the max-pool or blur that follows it (1: none)."""
+    """One convolution with padding kernel // 2, and the stride of the max-pool or blur after it (1: none)."""
 
     in_channels: int
     out_channels: int
@@ -357,18 +357,18 @@ class ConvPlan:
 
     @property
     def weights(self) -> int:
-        """Numbers in its filters."""
+        """The number of weights in its filters."""
         return self.in_channels // self.groups * self.out_channels * self.kernel**2
 
     def sides(self, side: int) -> tuple[int, int]:
-        """Side in pixels after the convolution, and after the pool; a max-pool rounds down, the others up."""
+        """Return the side in pixels after the convolution and after the pool; a max-pool rounds down, the others up."""
         conv = -(-side // self.stride)
         return conv, -(-(conv // self.pool) // self.blur)
 
 
 @dataclass(frozen=True, kw_only=True)
 class BlockPlan:
-    """One residual block with every override resolved: what `cost` prices and `build` builds."""
+    """One residual block with all defaults and overrides resolved: what `cost` prices and `build` builds."""
 
     kind: BlockKind
     in_channels: int
@@ -381,26 +381,26 @@ class BlockPlan:
     branches: int
     downsample: Downsample
     shortcut: ShortcutSpec
-    drop: float  # the rate of the network's `dropout.path` or `dropout.shakedrop` that this block has
+    drop: float  # this block's rate of `dropout.path` or `dropout.shakedrop`
 
     @property
     def layout(self) -> BlockLayout:
-        """Where it has its norms and activations."""
+        """Where the block has its norms and activations."""
         return LAYOUTS[self.kind]
 
     @property
     def pool(self) -> int:
-        """Stride of the max-pool that takes the block's; 1 where there is none."""
+        """The stride of the max-pool, if it does the block's downsampling, else 1."""
         return self.stride if self.downsample == "maxpool" else 1
 
     @property
     def blur(self) -> int:
-        """Stride of the blur that takes the block's; 1 where there is none."""
+        """The stride of the blur, if it does the block's downsampling, else 1."""
         return self.stride if self.downsample == "blur" else 1
 
     @property
     def conv_stride(self) -> int:
-        """The stride that is left to convolutions."""
+        """The stride of the strided convolutions, if they do the block's downsampling, else 1."""
         return self.stride if self.downsample == "stride" else 1
 
     @cached_property
@@ -431,7 +431,7 @@ class BlockPlan:
 
     @property
     def projections(self) -> tuple[ConvPlan, ...]:
-        """The shortcut's convolutions, side by side on the pooled input; none where it has no parameters."""
+        """The shortcut's parallel convolutions on the pooled input; empty if it has no parameters."""
         c_in, c_out, stride = self.in_channels, self.out_channels, self.conv_stride
         if self.shortcut.free or self.late or (stride == 1 and c_in == c_out):
             return ()
@@ -443,16 +443,16 @@ class BlockPlan:
 
     @property
     def shape_changes(self) -> bool:
-        """Whether the block puts out another shape than it takes in."""
+        """Whether the block's output shape differs from its input shape."""
         return self.stride != 1 or self.in_channels != self.out_channels
 
     @property
     def late(self) -> bool:
-        """Whether its shortcut begins behind its first convolution."""
+        """Whether the shortcut starts after the first convolution."""
         return self.shortcut.kind == "late" and self.shape_changes
 
     def side_after(self, side: int) -> int:
-        """Side in pixels of the block's output."""
+        """Return the side in pixels of the block's output."""
         for conv in self.convs:
             _, side = conv.sides(side)
         return side
@@ -532,7 +532,7 @@ class NetSpec(Config):
         return cls.from_dict(read_yaml(Path(path)))
 
     def plan(self) -> Iterator[tuple[int, int, BlockPlan]]:
-        """Every block in order, as (stage index, block index in the stage, plan)."""
+        """Iterate over all blocks in order, as (stage index, block index in the stage, plan)."""
         return iter(self._planned)
 
     @cached_property
@@ -549,7 +549,7 @@ class NetSpec(Config):
                 in_channels = block.out_channels
 
     def _block(self, i: int, j: int, in_channels: int, k: int, blocks: int) -> BlockPlan:
-        """Block j of stage i, the k-th of all blocks, counted from 1."""
+        """Return the plan of block j of stage i, which is the k-th of all blocks, counted from 1."""
         stage = self.stages[i]
         kind = stage.block or self.block
         stage_stride = stage.stride if stage.stride is not None else (1 if i == 0 else 2)
@@ -576,16 +576,16 @@ class NetSpec(Config):
 
     @property
     def first_layout(self) -> BlockLayout:
-        """The first block's, which says whether the stem has a norm and an activation."""
+        """The first block's layout, which decides whether the stem has a norm and an activation."""
         return LAYOUTS[self.stages[0].block or self.block]
 
     @property
     def last_layout(self) -> BlockLayout:
-        """The last block's, which says whether a norm and an activation follow the last stage."""
+        """The last block's layout, which decides whether a norm and an activation follow the last stage."""
         return LAYOUTS[self.stages[-1].block or self.block]
 
     def sizes(self) -> tuple[int, tuple[int, ...]]:
-        """Side in pixels of the map after the stem, and after each block in order."""
+        """Return the side in pixels of the feature map after the stem, and after each block in order."""
         return self._sizes
 
     @cached_property
@@ -599,7 +599,7 @@ class NetSpec(Config):
 
     @property
     def pooled_side(self) -> int:
-        """Side of the map that the classifier reads."""
+        """The side in pixels of the pooled map that the classifier reads."""
         side = self.sizes()[1][-1]
         return 1 if self.pool.size == "global" else side // self.pool.size
 

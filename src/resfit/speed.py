@@ -1,4 +1,4 @@
-"""How fast a network is on this machine."""
+"""Measure a network's inference latency and training throughput on this machine."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _STEPS = 5
 
 @dataclass(frozen=True, kw_only=True)
 class Speed:
-    """Milliseconds of one image's forward pass in fp32, and images a second through whole training batches."""
+    """Milliseconds of the forward pass of one image in fp32, and training throughput in images per second."""
 
     latency_ms: float
     images_per_second: float
@@ -29,10 +29,10 @@ class Speed:
 
 @fast_process()
 def measure(spec: NetSpec, *, device: str = "auto", batch_size: int = 128) -> Speed:
-    """Time the network of `spec` with all threads: medians, first passes apart.
+    """Time the network of `spec` with all threads; returns medians that exclude the first, warm-up passes.
 
-    A training batch goes forward and back in the precision that training would take, with neither augmentation nor an
-    optimizer's step.
+    A training step is a forward and a backward pass of one batch in the precision that training would use, without
+    augmentation or an optimizer step.
     """
     where = pick_device(device)
     net, shape = build(spec).to(where), (spec.input.channels, spec.input.size, spec.input.size)

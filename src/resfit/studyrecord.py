@@ -1,4 +1,4 @@
-"""StudyRecord: a study in numbers, as it is written to study.json, made from the records of its runs."""
+"""StudyRecord: the results of a study, as stored in study.json, and the statistics that make them from run records."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ JudgedBy = Literal["validation", "test"]
 
 @dataclass(frozen=True, kw_only=True)
 class Against:
-    """A point against the baseline: difference of means with its own 95 % interval, by Welch's t-test.
+    """Comparison of a point with the baseline: difference of means with its own 95 % interval, by Welch's t-test.
 
-    `p_value` is of this comparison alone; `p_corrected` allows for all comparisons of the study (Holm 1979), and
-    `differs` says whether it is below 0.05. All but the difference are None where either has a single run.
+    `p_value` is of this comparison alone; `p_corrected` is corrected for all comparisons of the study (Holm 1979), and
+    `differs` tells whether it is below 0.05. All but the difference are None if either side has a single run. The
+    interval is also None if the runs of each side are equal, and so are the p-values unless the difference is 0.
     """
 
     difference: float
@@ -28,16 +29,16 @@ class Against:
 
     @property
     def differs(self) -> bool | None:
-        """Whether the two differ, by the corrected p-value; None where that cannot be said."""
+        """Whether the two differ according to the corrected p-value; None if it is unknown."""
         return None if self.p_corrected is None else self.p_corrected < 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
 class PointRecord:
-    """One setting: what it overrides, its runs by seed, and what they say. Accuracies are fractions.
+    """One setting of a study: what it overrides, its runs by seed, and their statistics. Accuracies are fractions.
 
-    `accuracy` is what the study judges by, without test-time augmentation; `test` is the test accuracy of the same
-    runs. Both are None as long as no run is finished.
+    `accuracy` is what the study compares, without test-time augmentation; `test` is the test accuracy of the same runs.
+    Both are None until a run is finished.
     """
 
     name: str
@@ -53,7 +54,7 @@ class PointRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class FailedRun:
-    """A run that did not end well, and why, in one line."""
+    """A failed run, with its error in one line."""
 
     point: str
     seed: int
@@ -62,10 +63,10 @@ class FailedRun:
 
 @dataclass(frozen=True, kw_only=True)
 class StudyRecord(Plain):
-    """A study's result. `epochs` and `fraction` (of the training images) are those of the baseline.
+    """The results of a study. `epochs` and `fraction` (of the training images) are those of the baseline.
 
-    `wanted` counts the runs of the whole study, finished or not. `env` is the first run's: processor, versions, commit,
-    command.
+    `wanted` is the number of runs in the whole study, finished or not. `env` is the environment of the first run:
+    processor, versions, commit, command.
     """
 
     resfit: str
@@ -83,22 +84,22 @@ class StudyRecord(Plain):
 
     @property
     def comparisons(self) -> int:
-        """Tests against the baseline, which the corrected p-values allow for."""
+        """The number of tests against the baseline, for which the p-values are corrected."""
         return sum(p.against_baseline is not None and p.against_baseline.p_value is not None for p in self.points)
 
     @property
     def finished(self) -> int:
-        """Finished runs."""
+        """The number of finished runs."""
         return sum(len(point.seeds) for point in self.points)
 
 
 def read_study(path: str | Path) -> StudyRecord:
-    """The study at `path`: a study.json, or the folder that holds one."""
+    """Read the study at `path`: a study.json, or the folder that contains one."""
     return from_json(StudyRecord, json_file(path, "study.json", "study"), "study")
 
 
 def judged_accuracy(record: RunRecord, judged_by: JudgedBy) -> float:
-    """What a study compares: validation or test accuracy of the chosen weights, without test-time augmentation."""
+    """Return what a study compares: the selected weights' validation or test accuracy, without TTA."""
     if judged_by == "test":
         return record.test.accuracy
     assert record.val is not None
@@ -106,7 +107,7 @@ def judged_accuracy(record: RunRecord, judged_by: JudgedBy) -> float:
 
 
 def summarize_point(point: PointRecord, runs: Sequence[RunRecord], judged_by: JudgedBy) -> PointRecord:
-    """`point` with what its finished runs say."""
+    """Return `point` with the statistics of its finished runs filled in."""
     if not runs:
         return point
     return replace(
@@ -120,7 +121,7 @@ def summarize_point(point: PointRecord, runs: Sequence[RunRecord], judged_by: Ju
 
 
 def against_baseline(points: Sequence[PointRecord], baseline: str) -> tuple[PointRecord, ...]:
-    """The points, each compared with the one called `baseline`; p-values are corrected over all of them."""
+    """Return the points, each compared with the one called `baseline`; p-values are corrected over all of them."""
     accuracies = {point.name: point.accuracy for point in points}
     base = accuracies[baseline]
     found = {
@@ -138,7 +139,7 @@ def _against(comparison: Comparison) -> Against:
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
-    """p-values that hold for all of them together, whatever their dependence (Holm 1979)."""
+    """Correct p-values for multiple comparisons, under any dependence between them (Holm 1979)."""
     corrected, worst = {}, 0.0
     for rank, (name, p_value) in enumerate(sorted(p_values.items(), key=lambda item: item[1])):
         worst = max(worst, min(1.0, (len(p_values) - rank) * p_value))

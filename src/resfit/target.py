@@ -1,4 +1,4 @@
-"""What a command works on: a recipe's name, a recipe or spec YAML file, a run folder, or a model.safetensors."""
+"""Resolve a command's TARGET, without torch: a recipe name, a recipe or spec YAML, a run folder, or a model file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from resfit.spec import NetSpec
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """A network to price, and the limit that it is held against."""
+    """A network to price, and the parameter budget to compare it with."""
 
     name: str
     spec: NetSpec
@@ -23,13 +23,13 @@ class Target:
 
 
 def find_target(text: str) -> Target:
-    """Resolve TARGET without torch; raises BadInput where it is none of the kinds."""
+    """Resolve TARGET without importing torch; raises BadInput if it is none of the supported kinds."""
     if text in recipe_names():
         return _of_recipe(get_recipe(text))
     path = Path(text)
     try:
         is_folder, is_file = path.is_dir(), path.is_file()
-    except (OSError, ValueError) as error:  # no text that a path can be
+    except (OSError, ValueError) as error:  # not a valid path
         raise BadInput(f"not a recipe or a file ({text[:40]!r}): {getattr(error, 'strerror', error)}") from None
     if "://" in text:
         raise BadInput(f"an address, not a file ({text}): download it first")

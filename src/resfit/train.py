@@ -1,4 +1,4 @@
-"""The training loop. It yields a state an epoch; validation, files and stopping are its caller's business.
+"""Trainer: the training loop. It yields one result per epoch; its caller validates, writes files and decides to stop.
 
 Shapes: N images, C channels, H x W pixels, K classes. Images are uint8 and stay on the device.
 """
@@ -28,14 +28,15 @@ from resfit.recipe import Recipe
 from resfit.sharpness import perturbed
 from resfit.skipping import EasyImages
 
-_STEPS_BETWEEN_CHECKS = 50  # reading the loss makes the host wait for the device
+_STEPS_BETWEEN_CHECKS = 50  # reading the loss synchronizes the host with the device
 
 
 @dataclass(frozen=True, kw_only=True)
 class EpochResult:
-    """One epoch's training in numbers: mean loss, accuracy on the augmented images, the last step's rate, seconds.
+    """Metrics of one training epoch: mean loss, accuracy on augmented images, the last learning rate, seconds, images.
 
-    A mixed image is right by its predicted class's part of it, as in the originals of mixup and RICAP.
+    For a mixed image, the accuracy counts the weight that the predicted class has in its target, as the original mixup
+    and RICAP code does.
     """
 
     epoch: int
@@ -48,10 +49,10 @@ class EpochResult:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Batch:
-    """What one forward pass takes.
+    """The inputs and targets of one forward pass.
 
-    inputs: float [N, C, H, W]; targets: labels [N], or mixed [N, K]; soft: the teachers' probabilities [N, K]; share:
-    its part of the images of its optimizer step.
+    inputs: float [N, C, H, W]; targets: labels [N], or mixed [N, K]; soft: the teachers' probabilities [N, K], or None;
+    share: the batch's fraction of the images in its optimizer step.
     """
 
     inputs: Tensor
@@ -62,9 +63,9 @@ class Batch:
 
 @dataclass(kw_only=True, eq=False)
 class EpochProgress:
-    """How far an epoch has come: its order of the images, int64 [N], how many of them were trained on, and their sums.
+    """The progress of an unfinished epoch: the image order, int64 [N], how many images are done, and their sums.
 
-    `began` is when it began by time.perf_counter(), as if it had never been broken off.
+    `began` is its start in the time of time.perf_counter(), moved as if the epoch had never been interrupted.
     """
 
     order: Tensor
@@ -76,13 +77,13 @@ class EpochProgress:
 
 @dataclass(kw_only=True)
 class Trainer:
-    """Everything that training changes: what has to be saved for an exact resume is `state_dict`.
+    """A network in training with its optimizers, random generators and progress; `state_dict` allows an exact resume.
 
-    `images` uint8 [N, C, H, W] and `labels` int64 [N] lie on the device of `net`; `normalize` takes a uint8 batch to
-    the network's input; `teachers` take that input to logits, as `net` does. `on_step` hears after each optimizer step
-    the epoch under way and the part of it that is done: it may save the state, and it may raise. `on_note` hears of
-    what the user has to know, in a line. `rate` is a factor of all learning rates; each batch goes through the network
-    in so many `pieces`.
+    `images` uint8 [N, C, H, W] and `labels` int64 [N] are on the device of `net`; `normalize` converts a uint8 batch to
+    the network's input; `teachers` map that input to logits, as `net` does. `on_step` is called after each optimizer
+    step with the current epoch and its finished fraction; it may save the state, and it may raise. `on_note` gets
+    messages for the user, one line each. `rate` multiplies all learning rates. Each batch goes through the network in
+    `pieces` parts.
     """
 
     net: nn.Module
@@ -109,17 +110,17 @@ class Trainer:
         average = self.recipe.average
         self.average = None if average.name == "none" else WeightAverage(self.net, average)
         self.easy = EasyImages(len(self.images), config.skip_easy, self.device) if config.skip_easy else None
-        self._in_step: list[Batch] = []  # what sharpness-aware minimization goes over once more
+        self._in_step: list[Batch] = []  # the batches of the step, for the second pass of sharpness-aware minimization
         for teacher in self.teachers:
             teacher.eval().requires_grad_(False)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
         self.generator = torch.Generator().manual_seed(self.seed)
-        # For each size on its own: with sizes left open Inductor would not choose how images lie in memory.
+        # Compiled per input size: with dynamic shapes, Inductor would not choose the memory layout.
         self.forward = torch.compile(self.net, dynamic=False) if config.compile else self.net
 
     @property
     def evaluated(self) -> nn.Module:
-        """The network whose weights count: the average, where there is one yet, ready to be evaluated."""
+        """The network to evaluate: the weight average once it has begun, with its statistics estimated, else `net`."""
         if self.average is None or not self.average.begun:
             return self.net
         if self.average.needs_statistics:
@@ -128,12 +129,12 @@ class Trainer:
         return self.average.module
 
     def epochs(self) -> Iterator[EpochResult]:
-        """Train from where it stands to the last epoch, yielding after each; Diverged when the loss is not finite."""
+        """Train until the last epoch, yielding after each; raises Diverged if the loss is not finite."""
         while self.epoch < self.recipe.train.epochs:
             yield self.train_epoch()
 
     def train_epoch(self) -> EpochResult:
-        """One pass over the training images, or what is left of the one under way."""
+        """Train on all images once, or on the rest of the epoch in progress."""
         self.net.train()
         self._freeze()
         now = self.under_way = self.under_way or self._begin_epoch()
@@ -153,7 +154,7 @@ class Trainer:
                 self._check_loss()
             self.on_step(self.epoch + 1, (n + 1) / steps)
         self._check_loss()
-        if not groups:  # it went on after the last step, whose rate is told
+        if not groups:  # resumed after the last step: report the learning rate of that step
             last = len(self._step_groups(self._left(now.order)))
             self._set_rates((last - 1) / last)
         if self.easy is not None:
@@ -174,12 +175,12 @@ class Trainer:
         return EpochProgress(order=order, loss_sum=zero, hits=zero.clone(), began=began)
 
     def _steps_done(self) -> int:
-        """Optimizer steps of the epoch under way that are done, of today's size where it was another."""
+        """Return the finished optimizer steps of the current epoch, counted in steps of the current batch size."""
         seen = self.under_way.seen if self.under_way else 0
         return -(-seen // (self.recipe.train.batch_size * self.recipe.train.accumulate))
 
     def _gradients(self, group: list[Tensor], progress: float) -> tuple[Tensor, Tensor]:
-        """Add up a step's gradients, in smaller pieces where memory runs out; the loss summed over its images, hits."""
+        """Accumulate a step's gradients, in smaller pieces if out of memory; return its summed loss and hits."""
         while True:
             try:
                 images = sum(map(len, group))
@@ -188,13 +189,13 @@ class Trainer:
                 self._sharpen()
                 return sum(loss for loss, _ in sums), sum(hits for _, hits in sums)  # type: ignore[return-value]
             except torch.OutOfMemoryError:
-                pass  # the handler's end lets go of the tensors that the failed attempt still held
+                pass  # leaving the handler frees the tensors of the failed attempt
             self._halve_pieces()
 
     def _backward(self, index: Tensor, share: float, progress: float) -> tuple[Tensor, Tensor]:
-        """Add the gradient of the batch at `index`, weighted by its share of the step; its summed loss and its hits.
+        """Add the gradient of the batch at `index`, weighted by its share of the step; return its summed loss and hits.
 
-        Of several processes each goes through its own images of every piece.
+        With several processes, each one computes its own shard of every piece.
         """
         inputs, targets = self.batch(index, self.generator, progress=progress)
         losses, logits = [], []
@@ -214,7 +215,7 @@ class Trainer:
         return distributed.all_reduce_sum(torch.stack(losses).sum()), _hits(whole, targets)
 
     def _pieces(self, batch: Tensor) -> Sequence[Tensor]:
-        """A batch as it goes through the network, at least two images at a time: a norm needs two."""
+        """Split a batch into parts for the network, of at least two images each, as batch norm needs two."""
         return batch.tensor_split(max(1, min(self.pieces, len(batch) // 2)))
 
     def _soft_targets(self, inputs: Tensor) -> Tensor | None:
@@ -225,8 +226,11 @@ class Trainer:
             return soft_targets(self.teachers, inputs, distill.temperature)
 
     def _halve_pieces(self) -> None:
-        """Begin the step anew with each batch in twice as many pieces: batch norms see fewer images at a time."""
-        if not distributed.is_single():  # the others wait in the middle of the step
+        """Halve the piece size for another attempt at the step; batch norms then see fewer images at a time.
+
+        Raises RunFailed if the pieces cannot get smaller, or with several processes.
+        """
+        if not distributed.is_single():  # the other processes are waiting in the middle of the step
             raise RunFailed(
                 "out of memory in one of several processes (train.batch_size): give a smaller one with more "
                 "train.accumulate, or more processes"
@@ -244,7 +248,7 @@ class Trainer:
         )
 
     def _add_gradient(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Add the batch's gradient, weighted by its share of the step; its mean loss and its logits."""
+        """Add the batch's gradient, weighted by its share of the step; return its mean loss and its logits."""
         with autocast(self.precision, self.device):
             logits = self.forward(batch.inputs)
             loss = self._loss(logits, batch)
@@ -260,7 +264,7 @@ class Trainer:
         return (1 - distill.weight) * of_labels + distill.weight * of_teachers
 
     def _sharpen(self) -> None:
-        """Replace the step's gradient by the one at the worst weights nearby, from the same batches."""
+        """Replace the step's gradient by the gradient at the worst nearby weights, from the same batches."""
         if self.recipe.optim.sam:
             with perturbed(self.net, self.recipe.optim.sam):
                 for batch in self._in_step:
@@ -269,7 +273,10 @@ class Trainer:
             self._in_step.clear()
 
     def warm_up(self) -> float:
-        """Seconds that it took to compile the network for all that the recipe makes of it; leaves no trace of it."""
+        """Compile the network for all batch sizes, image sizes and sets of trained layers; return the seconds it took.
+
+        Afterwards the training state is restored, except `pieces`.
+        """
         if not self.recipe.train.compile:
             return 0.0
         started, saved = time.perf_counter(), copy.deepcopy(self.state_dict())
@@ -289,7 +296,7 @@ class Trainer:
         return time.perf_counter() - started
 
     def _turning_points(self) -> list[tuple[int, float]]:
-        """Epochs, and parts of the whole training, from which the images' size or what is trained is another."""
+        """Return (epoch, fraction of training) pairs at which the image size or the set of trained layers changes."""
         config = self.recipe.train
         stem = [] if config.freeze_stem_after is None else [math.ceil(config.freeze_stem_after)]
         frozen = {0, *stem, *(math.ceil(start * config.epochs) for start, _ in config.freeze)}
@@ -297,7 +304,7 @@ class Trainer:
         return sorted({*turns, *((int(start * config.epochs), start) for start, _ in config.resize)})
 
     def _step_groups(self, order: Tensor) -> list[list[Tensor]]:
-        """An epoch's order of images as batches, those that share an optimizer step together."""
+        """Split an epoch's image order into batches, grouped by optimizer step."""
         together, batches = self.recipe.train.accumulate, self._batches(order)
         return [batches[n : n + together] for n in range(0, len(batches), together)]
 
@@ -305,18 +312,18 @@ class Trainer:
         return torch.randperm(len(self.images), generator=generator).to(self.device)
 
     def _trained_on(self, order: Tensor) -> Tensor:
-        """The images of `order` that this epoch trains on."""
+        """Return the images of `order` to train on in this epoch, without the easy ones to be skipped."""
         skipping = self.epoch > 0 and self._progress(0.0) < self.recipe.train.skip_easy_until
         return self.easy.leave_out(order) if self.easy is not None and skipping else order
 
     def _left(self, order: Tensor, seen: int = 0) -> Tensor:
-        """`order` from `seen` on, without what `drop_last` leaves out: a partial batch, unless it is all there is."""
+        """Return `order` from `seen` on; `drop_last` drops a partial batch, unless it is the epoch's only batch."""
         config, left = self.recipe.train, order[seen:]
         partial = len(left) % config.batch_size
         return left[: len(left) - partial] if config.drop_last and partial < len(order) else left
 
     def _batches(self, order: Tensor) -> list[Tensor]:
-        """`order` in batches. A last image alone joins the batch before it: a norm needs two."""
+        """Split `order` into batches. A single last image joins the previous batch, as batch norm needs two."""
         size = self.recipe.train.batch_size
         batches = list(order.split(size)) if len(order) else []
         if len(batches) > 1 and len(batches[-1]) == 1 < size:
@@ -325,33 +332,33 @@ class Trainer:
         return batches
 
     def _set_rates(self, done: float) -> None:
-        """The rates when `done` of this epoch is over."""
-        # In epochs, as milestones are: from a share of the training some would be missed by a rounding, and a step.
+        """Set the learning rates for the point where the fraction `done` of this epoch is over."""
+        # In epochs, like milestones: rounding a fraction of the training could apply a milestone one step late.
         epoch, epochs = self.epoch + done, self.recipe.train.epochs
         self.optimizers.set_rates(self.rate * lr_factor(self.recipe.schedule, epoch, epochs))
 
     def _progress(self, done: float) -> float:
-        """The part of the whole training that is over when `done` of this epoch is."""
+        """Return the fraction of the whole training that is over when `done` of this epoch is."""
         return (self.epoch + done) / self.recipe.train.epochs
 
     def _batches_apart(self) -> Iterator[Tensor]:
-        """Augmented, normalized images of an epoch at their last size, drawn apart from those of training.
+        """Yield an epoch of augmented, normalized images at their final size, without using the training's generator.
 
-        Of several processes each has its share of every batch.
+        With several processes, each one gets its shard of every batch.
         """
         generator = torch.Generator().manual_seed(self.seed)
         for index in self._batches(self._left(self._shuffled(generator))):
             yield self.batch(index, generator, progress=1.0)[0][distributed.shard(len(index))]
 
     def batch(self, index: Tensor, generator: torch.Generator, *, progress: float) -> tuple[Tensor, Tensor]:
-        """The augmented, normalized images [N, C, H, W] at `index`, and their targets: labels [N], or mixed [N, K]."""
+        """Return the augmented, normalized images [N, C, H, W] at `index`, and targets: labels [N], or mixed [N, K]."""
         config, labels = self.recipe.augment, self.labels[index]
         images = augment(
             self.images[index],
             config,
             generator,
             index=index,
-            # An easy image is left out every other epoch: by epochs it would never be seen the other way round.
+            # An easy image is skipped every other epoch: by epoch number it would always have the same flip.
             epoch=self.epoch if self.easy is None else self.easy.turns[index],
             seed=self.seed,
             fill=self.fill,
@@ -364,7 +371,7 @@ class Trainer:
     def _step(self) -> None:
         if self.epoch == 0 and not self.optimizers[0].state:
             check_gradients(self.net)
-        optimizers: Any = self.optimizers  # all that a scaler needs of one optimizer
+        optimizers: Any = self.optimizers  # provides what a GradScaler needs of an optimizer
         if self.recipe.train.clip:
             self.scaler.unscale_(optimizers)
             nn.utils.clip_grad_norm_(self.net.parameters(), self.recipe.train.clip)
@@ -377,7 +384,7 @@ class Trainer:
             self.average.step_ended(self.net, self._progress(done), epoch_ended=done == 1.0)
 
     def _freeze(self) -> None:
-        """Train what the recipe trains in this epoch; norms go on with their statistics."""
+        """Freeze or unfreeze the stem and stages for this epoch; frozen norms still update their running statistics."""
         config, begun = self.recipe.train, self._progress(0.0)
         counts, limit = [count for start, count in config.freeze if start <= begun], config.freeze_stem_after
         if config.freeze or limit is not None:
@@ -387,7 +394,7 @@ class Trainer:
                 stage.requires_grad_(n >= max(counts, default=0))
 
     def check_finite(self) -> None:
-        """Raise Diverged where a weight, a buffer or the loss so far is not finite. The host waits for the device."""
+        """Raise Diverged if a weight, a buffer or the loss so far is not finite. Synchronizes with the device."""
         self._check_loss()
         nets = [self.net] if self.average is None else [self.net, self.average.module]
         finite = torch.stack([torch.isfinite(value).all() for net in nets for value in net.state_dict().values()])
@@ -405,11 +412,11 @@ class Trainer:
         )
 
     def slow_down(self, factor: float) -> None:
-        """Go on with all learning rates times `factor`."""
+        """Multiply all further learning rates by `factor`."""
         self.rate *= factor
 
     def state_dict(self) -> dict[str, Any]:
-        """All that an exact resume needs, after any optimizer step. Rates and the like come from the recipe."""
+        """Return everything an exact resume needs, valid after any optimizer step. Settings come from the recipe."""
         return {
             "epoch": self.epoch,
             "under_way": _saved(self.under_way) if self.under_way else None,
@@ -427,7 +434,7 @@ class Trainer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what `state_dict` gave."""
+        """Restore the result of `state_dict`."""
         self.epoch, self.rate, self.pieces = state["epoch"], state["rate"], state["pieces"]
         self.under_way = _restored(state["under_way"], self.device) if state["under_way"] else None
         self.net.load_state_dict(state["net"])
@@ -445,7 +452,7 @@ class Trainer:
 
 
 def _hits(logits: Tensor, targets: Tensor) -> Tensor:
-    """How many rows of logits [N, K] are right by their targets: labels [N], or mixed [N, K], of which parts count."""
+    """Return the number of correct rows of logits [N, K]; mixed targets [N, K] count fractionally, labels [N] as 1."""
     predicted = logits.argmax(1)
     return (predicted == targets).sum() if targets.ndim == 1 else targets.gather(1, predicted[:, None]).sum()
 
@@ -461,19 +468,22 @@ def _restored(saved: dict[str, Any], device: torch.device) -> EpochProgress:
 
 
 def _resized(images: Tensor, resize: tuple[tuple[float, int], ...], progress: float) -> Tensor:
-    """The pixels [N, C, H, W] at the side that `resize` says for this progress, float32 where that is another.
+    """Resize pixels [N, C, H, W] to the side that `resize` gives for this progress; float32 if the side changes.
 
-    Bilinear and antialiased, as `interpolate` does it, but by two matrix products, on a CPU five times as fast.
+    Bilinear and antialiased like `interpolate`, but as two matrix products, which are five times as fast on a CPU.
     """
     sides = [side for start, side in resize if start <= progress]
     if not sides or sides[-1] == images.shape[-1]:
         return images
     down, across = (_interpolation(size, sides[-1], images.device) for size in images.shape[-2:])
-    with torch.autocast(images.device.type, enabled=False):  # the statistics of an average are taken within one
+    with torch.autocast(images.device.type, enabled=False):  # may be called under autocast
         return down @ (images.float() @ across.mT)
 
 
 def _interpolation(size: int, side: int, device: torch.device) -> Tensor:
-    """What each of `side` pixels takes of each of `size`: float32 [side, size], each row a sum of one."""
+    """Return the weight of each of `size` input pixels in each of `side` output pixels: float32 [side, size].
+
+    Each row sums to 1.
+    """
     each = torch.eye(size, device=device)[None, None]
     return F.interpolate(each, size=(side, size), mode="bilinear", antialias=True)[0, 0]

@@ -1,4 +1,4 @@
-"""A trained network with what lies beside it: its recipe, the data that it was trained on, its logits and scores."""
+"""A trained network with its recipe and data: `resfit.evaluate`, and `Trained` for logits on the test images."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ def evaluate(
     offline: bool = False,
     data: str | None = None,
 ) -> Metrics:
-    """Score a run folder's or a model file's network on the test set of the data that it was trained on.
+    """Score the network of a run folder or model file on the test set of the data it was trained on.
 
-    `tta` "recipe" is that of the recipe beside the model, or flip+shift where it has none.
-    `data` names another data set for a model file that lies outside its run folder. A network beside its recipe is
-    scored in the recipe's precision, a lone one in fp32.
+    `tta` "recipe" uses the test-time augmentation of the recipe next to the model, or flip+shift if that has none or
+    there is no recipe. `data` names another data set, for a model file outside its run folder. A network with a recipe
+    is scored in the recipe's precision, any other in fp32.
     """
     if tta not in (choices := ("recipe", *get_args(TTA))):
         raise BadInput(f"{tta!r} is no test-time augmentation (tta): give {', '.join(choices)}")
@@ -49,9 +49,9 @@ def evaluate(
 
 
 class Trained:
-    """The network of a run folder or model file, on a device, and the recipe beside it: None for a lone model file.
+    """The network of a run folder or model file on a device, with the recipe next to it, or None if there is none.
 
-    Raises BadInput where the model, the recipe or the device cannot be used.
+    Raises BadInput if the model, the recipe or the device cannot be used.
     """
 
     def __init__(self, target: str | Path, device: str = "cpu") -> None:
@@ -69,10 +69,10 @@ class Trained:
         offline: bool = False,
         progress: Callable[[str], None] | None = None,
     ) -> Dataset:
-        """The data that the network was trained on, or the data set called `name`, at the network's size.
+        """Load the data the network was trained on, or the data set called `name`, at the network's image size.
 
-        Raises BadInput where there is no recipe and no name is given, where the classes are others, and where the test
-        images were drawn from a folder that has changed since: the network may have been trained on some of them.
+        Raises BadInput if there is neither a recipe nor a name, if the classes differ, or if the test images were drawn
+        from a folder that has changed since, because the network may have been trained on some of them.
         """
         config = self.recipe.data if self.recipe else None
         if name is not None:
@@ -93,7 +93,7 @@ class Trained:
             )
         record = self.folder / "record.json"
         seen = read_record(record).data if loaded.test_drawn and record.exists() else {}
-        of = "digest" if name is None else "test_digest"  # a set that is named has splits of its own
+        of = "digest" if name is None else "test_digest"  # a data set given by name has its own splits
         if seen.get("name") == loaded.name and seen.get(of) not in (None, "", getattr(loaded, of)):
             raise BadInput(
                 f"the images are not those of the training, which may have seen some of what would be tested "
@@ -102,9 +102,9 @@ class Trained:
         return loaded
 
     def logits(self, images: Tensor, tta: TTA = "none") -> tuple[Tensor, Tensor | None]:
-        """The logits [N, K] of uint8 images [N, C, H, W], plain and with test-time augmentation.
+        """Return the logits [N, K] of uint8 images [N, C, H, W], without and with test-time augmentation.
 
-        Computed in the precision of the recipe, or else in fp32.
+        They are computed in the recipe's precision, or in fp32 without a recipe.
         """
         recipe, info = self.recipe, self.net.info
         how = recipe.evaluate if recipe else EvaluateConfig()

@@ -1,4 +1,4 @@
-"""TuneRecord: a search in numbers, as it is written to tune.json."""
+"""TuneRecord: the results of a hyperparameter search, as stored in tune.json."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ Outcome = Literal["complete", "pruned", "diverged", "refused", "failed", "runnin
 
 @dataclass(frozen=True, kw_only=True)
 class TrialRecord:
-    """One trial. `values` are what was drawn, by field; `curve` is (epoch, validation accuracy), as a fraction.
+    """One trial. `values` are the sampled settings, by field; `curve` is (epoch, validation accuracy as a fraction).
 
-    outcome: complete; pruned (given up as hopeless); diverged (its loss was not finite, or memory too small for it);
-    refused (over the budget, or settings that make no network: nothing was built); failed (its process was killed);
-    running. `accuracy` is that of the weights that the recipe selects, for complete trials. `note` says why a trial
-    came to nothing.
+    outcome: complete; pruned (stopped early as hopeless); diverged (the loss was not finite, or it ran out of memory);
+    refused (over the budget, or settings that give no valid network: nothing was built); failed (its process was
+    killed); running. `accuracy` is that of the weights that the recipe selects, for complete trials. `note` tells why a
+    trial has no result.
     """
 
     number: int
@@ -38,11 +38,11 @@ class TrialRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class TuneRecord(Plain):
-    """A search's result. `best` is the number of the best trial; `best_recipe` is that at full length.
+    """The results of a search. `best` is the number of the best trial; `best_recipe` is its full-length recipe.
 
-    `space` maps fields to ranges or choices. `importance` shares 1 among the fields by how much of the accuracy's
-    variance each explains (fANOVA); it is empty where too few trials are complete. `test_scored` counts how often the
-    test set was scored: never.
+    `space` maps fields to ranges or choices. `importance` gives the fraction of the accuracy's variance that each field
+    explains, normalized to a sum of 1 (fANOVA); it is empty if too few trials are complete. `test_scored` counts how
+    often the test set was scored: always 0.
     """
 
     resfit: str
@@ -64,10 +64,10 @@ class TuneRecord(Plain):
 
     @property
     def trained(self) -> int:
-        """Trials that were trained."""
+        """The number of trials that were trained."""
         return sum(trial.counts for trial in self.trials)
 
 
 def read_search(path: str | Path) -> TuneRecord:
-    """The search at `path`: a tune.json, or the folder that holds one."""
+    """Read the search at `path`: a tune.json, or the folder that contains one."""
     return from_json(TuneRecord, json_file(path, "tune.json", "search"), "search")
