@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from common import Numbers, Recorder, Round, in_process, parser, run_main, take_turns
 
-from resfit.environment import pick_device
+from resfit.device import pick_device
 from resfit.recipe import get_recipe
 from resfit.spec import ConvPlan, NetSpec
 
@@ -45,7 +45,7 @@ def convolutions(device: str, precision: str, batch: int, shapes: list[Shape]) -
     import torch
     import torch.nn.functional as F
 
-    from resfit.memory import keep_pages
+    from resfit.malloc import keep_pages
 
     keep_pages()
     found = {}

@@ -19,7 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from resfit.environment import environment, pick_device, without_places
+from resfit.device import pick_device
+from resfit.environment import environment, without_places
 from resfit.errors import ResfitError, RunFailed
 from resfit.files import write_atomic
 

@@ -23,7 +23,7 @@ from common import Numbers, Recorder, Round, in_process, parser, run_main, take_
 from step import STEADY, ShortEpochs
 
 from resfit.cost import cost
-from resfit.environment import pick_device
+from resfit.device import pick_device
 from resfit.recipe import Recipe, get_recipe
 
 Storage = Literal["resident", "mapped", "cold"]
@@ -47,9 +47,9 @@ def training(
     import torch
 
     from resfit.data.normalize import normalizer
+    from resfit.device import usable_precision
     from resfit.fast import fast_process
     from resfit.net import build
-    from resfit.precision import usable_precision
 
     if threads:
         torch.set_num_threads(threads)

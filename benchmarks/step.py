@@ -21,8 +21,8 @@ from common import Numbers, Recorder, Round, in_process, parser, run_main, take_
 from torch import Tensor
 
 from resfit.cost import cost
-from resfit.environment import pick_device
-from resfit.processes import cores
+from resfit.device import pick_device
+from resfit.machine import cores
 from resfit.recipe import Recipe, get_recipe
 from resfit.train import Trainer
 

@@ -31,7 +31,7 @@ from common import Numbers, Recorder, Round, in_process, parser, run_main
 from peer_shim import warm_up_runs
 
 from resfit.cost import cost
-from resfit.environment import pick_device
+from resfit.device import pick_device
 from resfit.errors import BadInput, RunFailed
 from resfit.recipe import DataConfig, get_recipe
 from resfit.record import read_record

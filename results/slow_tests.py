@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from resfit.environment import environment, pick_device
+from resfit.device import pick_device
+from resfit.environment import environment
 from resfit.files import write_atomic
 
 FILE = Path(__file__).parent / "slow-tests.json"

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from resfit import kernels
 from resfit.kernels.library import load_library
-from resfit.processor import processor
+from resfit.machine import processor
 
 ROUNDING = 0.003  # of a result to bf16; twice where what it is made of was rounded as well
 

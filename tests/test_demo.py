@@ -22,7 +22,7 @@ from tiny_recipe import TINY
 from resfit import demo
 from resfit.cli import main
 from resfit.data import load_dataset
-from resfit.drawings import drawings
+from resfit.demo.drawings import drawings
 from resfit.errors import BadInput
 from resfit.modelfile import load
 from resfit.recipe import DataConfig, Recipe

@@ -162,7 +162,7 @@ PROTECTIONS = {
         "test_honest.py::test_watching_a_run_does_not_change_it",
     ),
     "memory is asked for before it is taken": Protection(
-        "memory.py", "if free is not None and needed > free:", "if False:", "test_memory.py"
+        "machine.py", "if free is not None and needed > free:", "if False:", "test_machine.py"
     ),
     "a write that fails is told in a line": Protection(
         "files.py",

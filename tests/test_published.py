@@ -13,7 +13,7 @@ from PIL import Image
 import resfit
 from resfit.cli import main
 from resfit.demo import answer
-from resfit.drawings import drawings
+from resfit.demo.drawings import drawings
 from resfit.recipe import Recipe
 from resfit.record import read_record
 

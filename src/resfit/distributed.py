@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from resfit.errors import BadInput, RunFailed
-from resfit.memory import keep_pages
+from resfit.malloc import keep_pages
 from resfit.processes import under_torchrun
 
 T = TypeVar("T")

@@ -1,4 +1,4 @@
-"""The machine, software versions and command line that a run records; device selection; password masking."""
+"""The machine, software versions and command line that a run records, without passwords."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from typing import Any
 
 import torch
 
-from resfit.errors import BadInput
-from resfit.processor import processor
+from resfit.machine import processor
 
 # User name and password in a URL. The password may contain any character except whitespace, ? and #.
 _PASSWORD = re.compile(
@@ -54,26 +53,6 @@ def without_password(words: str) -> str:
 def without_places(command: str) -> str:
     """Replace each absolute path in a command by its last component."""
     return shlex.join(Path(word).name if word.startswith("/") else word for word in shlex.split(command))
-
-
-def pick_device(wanted: str) -> torch.device:
-    """Return the named device; auto is the GPU if there is one. Raise BadInput if the device is not available."""
-    if wanted == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(wanted)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:  # torch built without CUDA raises AssertionError
-        reason = str(error).splitlines()[0][:80]
-        raise BadInput(f"no such device here, {reason} (device {wanted}): give auto, cpu or cuda") from None
-    return device
-
-
-def spread(device: str, workers: int | None) -> list[str]:
-    """Return a device per worker. With auto, they share all GPUs in turn; by default, one worker per device."""
-    gpus = torch.cuda.device_count() if device == "auto" else 0
-    devices = [f"cuda:{n}" for n in range(gpus)] or [device]
-    return [devices[n % len(devices)] for n in range(workers or len(devices))]
 
 
 def _commit() -> str | None:

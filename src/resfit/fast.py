@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 
 from resfit import kernels
-from resfit.memory import keep_pages
+from resfit.malloc import keep_pages
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from PIL.Image import Image
 from resfit.data.decode import decode_each, reason
 from resfit.data.folder import is_image, visible_files
 from resfit.data.normalize import normalizer
-from resfit.environment import pick_device
+from resfit.device import pick_device
 from resfit.errors import BadInput
 from resfit.evaluate import predict_logits
 from resfit.modelfile import load

@@ -12,6 +12,8 @@ from multiprocessing import resource_tracker
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+from resfit.machine import cores
+
 
 def start(work: Callable[..., None], *arguments: Any, share: int = 1) -> BaseProcess:
     """Start a new process that calls `work`, with 1/`share` of the cores for torch's CPU threads.
@@ -61,11 +63,6 @@ def interrupt(processes: Iterable[BaseProcess]) -> None:
 def under_torchrun() -> bool:
     """Return whether torchrun started this process as one of several."""
     return "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
-
-
-def cores() -> int:
-    """Return the number of CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _child(work: Callable[..., None], arguments: tuple[Any, ...], share: int) -> None:

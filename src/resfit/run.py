@@ -14,7 +14,7 @@ import torch
 from resfit import distributed
 from resfit.budget import require_fit
 from resfit.data import Dataset, class_names, load_dataset
-from resfit.environment import pick_device
+from resfit.device import pick_device
 from resfit.errors import BadInput
 from resfit.fast import fast_process
 from resfit.files import claimed, remove_leftovers, write_atomic

@@ -19,6 +19,7 @@ from resfit.checkpoint import STATE, newest_state, save_state
 from resfit.cost import cost
 from resfit.data import Dataset, Images
 from resfit.data.normalize import normalizer
+from resfit.device import autocast, usable_precision
 from resfit.environment import environment
 from resfit.errors import BadInput, Diverged, RunFailed
 from resfit.evaluate import accuracy, fit_temperature, predict_logits, score
@@ -27,12 +28,11 @@ from resfit.files import append_line, write_atomic
 from resfit.history import Best, History
 from resfit.interrupt import Interrupted, Interrupts
 from resfit.layers import WhiteningConv
-from resfit.memory import require_room
+from resfit.machine import require_room
 from resfit.modelfile import save_model
 from resfit.modelheader import ModelInfo
 from resfit.net import Network, build
 from resfit.observer import Apart, Observer
-from resfit.precision import autocast, usable_precision
 from resfit.pretrained import begin_from, load_teacher
 from resfit.recipe import Recipe
 from resfit.record import EpochPoint, GivenModel, RunRecord, record_text

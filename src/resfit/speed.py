@@ -9,11 +9,10 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from resfit.environment import pick_device
+from resfit.device import autocast, pick_device, usable_precision
 from resfit.fast import fast_process
 from resfit.latency import latencies
 from resfit.net import build
-from resfit.precision import autocast, usable_precision
 from resfit.spec import NetSpec
 
 _STEPS = 5

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from resfit import distributed
 from resfit.augment import augment, mix
 from resfit.averaging import WeightAverage
+from resfit.device import autocast
 from resfit.distill import distillation_loss, soft_targets
 from resfit.errors import Diverged, RunFailed
 from resfit.optim import check_gradients, lr_factor, make_optimizers
-from resfit.precision import autocast
 from resfit.recipe import Recipe
 from resfit.sharpness import perturbed
 from resfit.skipping import EasyImages

@@ -10,13 +10,12 @@ from torch import Tensor
 
 from resfit.data import Dataset, load_dataset
 from resfit.data.normalize import normalizer
-from resfit.environment import pick_device
+from resfit.device import autocast, pick_device, usable_precision
 from resfit.errors import BadInput
 from resfit.evaluate import TTA, predict_logits, score
 from resfit.fast import fast_process
 from resfit.fields import from_plain
 from resfit.modelfile import load
-from resfit.precision import autocast, usable_precision
 from resfit.recipe import DataConfig, EvaluateConfig, Recipe
 from resfit.record import Metrics, read_record
 

@@ -15,7 +15,7 @@ from resfit.data.locations import Locations
 from resfit.data.split import stratified_part, stratified_split, val_count
 from resfit.data.svhn import load_svhn
 from resfit.errors import BadInput
-from resfit.memory import free_bytes, require_room
+from resfit.machine import free_bytes, require_room
 from resfit.recipe import DataConfig
 
 __all__ = ["Dataset", "Images", "class_names", "has_validation", "load_dataset", "stratified_split"]

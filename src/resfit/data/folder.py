@@ -30,7 +30,7 @@ from resfit.data.locations import Locations
 from resfit.data.split import stratified_split, val_count
 from resfit.errors import BadInput
 from resfit.files import cache_dir
-from resfit.memory import free_bytes
+from resfit.machine import free_bytes
 from resfit.recipe import DataConfig
 
 _ORDER = ("train", "val", "test")

@@ -15,7 +15,7 @@ from typing import Protocol
 
 from resfit import processes
 from resfit.checkpoint import has_state
-from resfit.environment import pick_device, spread
+from resfit.device import pick_device, spread
 from resfit.errors import RunFailed, sendable
 from resfit.observer import Observer
 from resfit.recipe import Recipe

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from resfit.kernels.library import load_library
-from resfit.processor import processor
+from resfit.machine import processor
 
 # What a processor needs for a kernel, and what it must not have because torch is faster then.
 NEEDS = {

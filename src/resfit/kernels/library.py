@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from resfit.files import cache_dir, write_atomic
-from resfit.processor import processor
+from resfit.machine import processor
 
 _HERE = Path(__file__).parent
 _OPTIONS = ("-std=c++17", "-O3", "-march=x86-64-v4", "-mavx512bf16", "-fopenmp", "-shared", "-fPIC")

@@ -18,7 +18,7 @@ from resfit.checkpoint import has_state
 from resfit.cost import cost
 from resfit.data import Images
 from resfit.data.normalize import normalizer
-from resfit.environment import pick_device
+from resfit.device import pick_device
 from resfit.errors import BadInput
 from resfit.fast import fast_process
 from resfit.files import sha256, write_atomic

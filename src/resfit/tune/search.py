@@ -32,7 +32,8 @@ from resfit import processes
 from resfit.budget import judge
 from resfit.cost import cost
 from resfit.data import has_validation
-from resfit.environment import environment, pick_device, spread, without_password
+from resfit.device import pick_device, spread
+from resfit.environment import environment, without_password
 from resfit.errors import BadInput, ResfitError, RunFailed, sendable
 from resfit.fields import to_plain
 from resfit.files import is_alive

@@ -1,4 +1,4 @@
-"""Choose the numeric precision (fp32, bf16, fp16) of training and evaluation."""
+"""Choose the device and the numeric precision (fp32, bf16, fp16) of training and evaluation."""
 
 from __future__ import annotations
 
@@ -7,9 +7,30 @@ import time
 import torch
 import torch.nn.functional as F
 
-from resfit.processor import processor
+from resfit.errors import BadInput
+from resfit.machine import processor
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def pick_device(wanted: str) -> torch.device:
+    """Return the named device; auto is the GPU if there is one. Raise BadInput if the device is not available."""
+    if wanted == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(wanted)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch built without CUDA raises AssertionError
+        reason = str(error).splitlines()[0][:80]
+        raise BadInput(f"no such device here, {reason} (device {wanted}): give auto, cpu or cuda") from None
+    return device
+
+
+def spread(device: str, workers: int | None) -> list[str]:
+    """Return a device per worker. With auto, they share all GPUs in turn; by default, one worker per device."""
+    gpus = torch.cuda.device_count() if device == "auto" else 0
+    devices = [f"cuda:{n}" for n in range(gpus)] or [device]
+    return [devices[n % len(devices)] for n in range(workers or len(devices))]
 
 
 def usable_precision(wanted: str, device: torch.device) -> str:

@@ -14,7 +14,7 @@ from PIL import Image
 from resfit import data
 from resfit.data import folder, load_dataset
 from resfit.errors import BadInput
-from resfit.memory import free_bytes, require_room
+from resfit.machine import free_bytes, require_room
 from resfit.recipe import DataConfig
 
 
@@ -39,7 +39,7 @@ def test_the_system_says_how_much_is_free() -> None:
 FORTY_LARGE_BUFFERS = """
 import resource
 import torch
-from resfit.memory import keep_pages
+from resfit.malloc import keep_pages
 {first}
 def buffer(): torch.ones(2**24)  # 64 MB
 buffer()

@@ -19,9 +19,9 @@ from torch import Tensor
 
 from resfit.data.decode import decode_one
 from resfit.data.normalize import normalizer
-from resfit.drawings import drawings
+from resfit.demo.drawings import drawings
+from resfit.demo.gradcam import grad_cam, overlay
 from resfit.errors import BadInput
-from resfit.explain import grad_cam, overlay
 from resfit.net import Network
 from resfit.predict import predict
 from resfit.trained import Trained

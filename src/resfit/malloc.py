@@ -1,4 +1,4 @@
-"""Memory settings of the process: make glibc keep freed memory, use huge pages, and check for free memory.
+"""Make glibc's malloc keep freed memory and use huge pages.
 
 By default glibc returns every large buffer to the kernel, which zeroes its pages again for the next one; in training
 that costs up to a third of the CPU time. Huge pages are requested once for the heap: torch's own option
@@ -11,9 +11,8 @@ import ctypes
 import functools
 import mmap
 import sys
-from pathlib import Path
 
-from resfit.errors import BadInput
+from resfit.machine import free_bytes
 
 # Option numbers from glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
@@ -52,41 +51,3 @@ def _advise_huge_pages(libc: ctypes.CDLL, size: int) -> None:
         first = -(-begin // mmap.PAGESIZE) * mmap.PAGESIZE
         libc.madvise(first, begin + size - first, _MADV_HUGEPAGE)
         libc.free(begin)  # the heap does not shrink again
-
-
-def require_room(what: str, needed: int, free: int | None) -> None:
-    """Raise BadInput if `what` needs more bytes of memory than are free; `free` is None if unknown."""
-    if free is not None and needed > free:
-        raise BadInput(
-            f"not enough memory ({what}): {needed / 1e9:.2f} GB are needed and {free / 1e9:.2f} GB are free; "
-            "use smaller images (spec.input.size), or a machine with more"
-        )
-
-
-def free_bytes() -> int | None:
-    """Return the bytes available to this process: the smaller of the system's and its cgroup's (Linux), or None."""
-    bounds = [bound for bound in (_system_free(), _group_free()) if bound is not None]
-    return min(bounds, default=None)
-
-
-def _system_free() -> int | None:
-    kibibytes = _numbers(Path("/proc/meminfo")).get("MemAvailable:")
-    return None if kibibytes is None else 1024 * kibibytes
-
-
-def _group_free() -> int | None:
-    group = Path("/sys/fs/cgroup")
-    try:
-        limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
-    except (OSError, ValueError):  # no cgroup v2, or no limit
-        return None
-    return limit - used + _numbers(group / "memory.stat").get("inactive_file", 0)
-
-
-def _numbers(path: Path) -> dict[str, int]:
-    """Parse the lines of a file that start with a name and a whole number."""
-    try:
-        words = [line.split() for line in path.read_text().splitlines()]
-    except OSError:
-        return {}
-    return {line[0]: int(line[1]) for line in words if len(line) > 1 and line[1].isdecimal()}

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from resfit.explain import grad_cam, overlay
+from resfit.demo.gradcam import grad_cam, overlay
 from resfit.net import build
 from resfit.spec import NetSpec
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from resfit.precision import autocast, usable_precision
+from resfit.device import autocast, usable_precision
 from resfit.recipe import Recipe
 from resfit.run import train
 from resfit.trained import Trained
@@ -23,7 +23,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 def test_auto_is_bf16_where_the_processor_has_instructions_for_it(
     features: tuple[str, ...], precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("resfit.precision.processor", lambda: ("some CPU", features))
+    monkeypatch.setattr("resfit.device.processor", lambda: ("some CPU", features))
     assert usable_precision("auto", CPU) == precision
     assert usable_precision("fp16", CPU) == "fp16"
 
