@@ -18,11 +18,11 @@ from pathlib import Path
 from reports import ablation, device, read_systems, reports_page
 from standing import bare_percent, standing
 
-from resfit.card import render_card
 from resfit.environment import without_places
 from resfit.files import sha256
 from resfit.recipe import Recipe, get_recipe
 from resfit.record import RunRecord, find_records, group_runs, read_record, summarize
+from resfit.report.card import render_card
 from resfit.studyrecord import StudyRecord, read_study
 
 HERE = Path(__file__).parent

@@ -22,7 +22,7 @@ from resfit.interrupt import Interrupts
 from resfit.observer import Observer
 from resfit.recipe import Recipe, checked_seed, get_recipe
 from resfit.record import EpochPoint, RunRecord
-from resfit.resume import begun_run, require_unused
+from resfit.resume import Begun, begun_run, require_unused
 from resfit.runner import Runner
 
 _TRAINING = threading.RLock()
@@ -104,15 +104,20 @@ def train(
             options=options,
         )
         if begun is not None:
-            if distributed.is_main():
-                remove_leftovers(folder)
-            run.restore(begun.state, override=override)
-            if begun.changes:
-                run.note(f"{run.place}: resumed with another recipe, {begun.changes}")
+            _restore(run, begun, override)
         if distributed.is_main():
             write_atomic(folder / "recipe.yaml", recipe.to_yaml())
         with Interrupts() as run.interrupts, _let_go(run):
             return run.execute()
+
+
+def _restore(run: Runner, begun: Begun, override: bool) -> None:
+    """Bring a run to the state in its folder, and note what of its recipe changed."""
+    if distributed.is_main():
+        remove_leftovers(run.folder)
+    run.restore(begun.state, override=override)
+    if begun.changes:
+        run.note(f"{run.place}: resumed with another recipe, {begun.changes}")
 
 
 @_alone_with_the_generators()

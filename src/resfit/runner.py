@@ -317,23 +317,9 @@ class Runner:
             epochs=len(self.history.curve),
             device=self.device.type,
             precision=self.precision,
-            env={
-                **environment(self.device),
-                "command": self.history.command,
-                "kernels": list(self.kernels),
-                "world_size": distributed.world_size(),
-            },
+            env=self._environment(),
             data=data.facts(),
-            protocol={
-                "selection": self._selection,
-                "tta": recipe.evaluate.tta != "none",
-                "tta_views": recipe.evaluate.tta,
-                "tta_share": recipe.evaluate.tta_share,
-                "test_scored": self.history.test_scored,
-                "peeking": self._selection == "best-test",
-                "best_epoch": self.history.best.epoch if self.history.best and self._selection != "last" else None,
-                "deviations": list(recipe.deviations),
-            },
+            protocol=self._protocol(),
             seconds_to_result=seconds,
             seconds_saving=self.history.seconds_saving,
             images_per_second=sum(point.images or 0 for point in self.history.curve) / max(trained, 1e-9),
@@ -347,6 +333,23 @@ class Runner:
             samples=samples(logits, data),
             events=tuple(self.history.events),
         )
+
+    def _environment(self) -> dict[str, Any]:
+        here = {"kernels": list(self.kernels), "world_size": distributed.world_size()}
+        return {**environment(self.device), "command": self.history.command, **here}
+
+    def _protocol(self) -> dict[str, Any]:
+        how, best = self.recipe.evaluate, self.history.best
+        return {
+            "selection": how.selection,
+            "tta": how.tta != "none",
+            "tta_views": how.tta,
+            "tta_share": how.tta_share,
+            "test_scored": self.history.test_scored,
+            "peeking": how.selection == "best-test",
+            "best_epoch": best.epoch if best and how.selection != "last" else None,
+            "deviations": list(self.recipe.deviations),
+        }
 
     def _save_state(self) -> None:
         """Save the state unless this progress is saved already; raise Diverged if it is not finite."""

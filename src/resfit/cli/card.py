@@ -25,7 +25,7 @@ def add(commands: Any) -> None:
 
 
 def _card(options: argparse.Namespace) -> int:
-    from resfit.card import write_card
+    from resfit.report.card import write_card
 
     if not re.fullmatch(r"[A-Za-z0-9.-]+", options.license):
         raise BadInput(f"{options.license!r} is no licence (--license): give an identifier such as mit or apache-2.0")

@@ -15,11 +15,11 @@ from PIL import Image
 from tiny_recipe import TINY
 
 import resfit
-from resfit.card import render_card, write_card
 from resfit.cli import main
 from resfit.errors import BadInput
 from resfit.recipe import Recipe
 from resfit.record import GivenModel, Robustness, RunRecord, read_record
+from resfit.report.card import render_card, write_card
 from resfit.report.words import percent
 from resfit.run import train
 

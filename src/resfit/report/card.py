@@ -12,8 +12,9 @@ import yaml
 from resfit.errors import BadInput
 from resfit.files import sha256, write_atomic
 from resfit.record import RunRecord, read_record, runs_alike, summarize
-from resfit.report import words
 from resfit.report.figures import tested, wilson
+from resfit.report.page import environment
+from resfit.report.words import data_name
 
 # Names of the data sets on the hub. Other data sets are not linked.
 _HUB_NAMES = {"cifar10": "uoft-cs/cifar10", "cifar100": "uoft-cs/cifar100", "svhn": "ufldl-stanford/svhn"}
@@ -82,7 +83,7 @@ def _header(record: RunRecord) -> dict[str, Any]:
                 "results": [
                     {
                         "task": {"type": "image-classification", "name": "Image classification"},
-                        "dataset": {"name": words.data_name(record), "type": on_hub or name, "split": "test"},
+                        "dataset": {"name": data_name(record), "type": on_hub or name, "split": "test"},
                         "metrics": _metrics(record),
                     }
                 ],
@@ -107,20 +108,10 @@ def _metrics(record: RunRecord) -> list[dict[str, Any]]:
 
 @cache
 def _environment() -> Any:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters.update(
-        {f.__name__: f for f in (words.percent, words.count, words.data_name, words.processor, words.protocol)}
-    )
-    environment.filters["cell"] = _cell
-    return environment
+    """The templates of the pages, for Markdown."""
+    made = environment().overlay(autoescape=False, keep_trailing_newline=True)
+    made.filters = {**made.filters, "cell": _cell}
+    return made
 
 
 def _cell(text: str) -> str:
