@@ -13,8 +13,8 @@ import torch
 import resfit
 from resfit import cli, logs, runner
 from resfit.errors import BadInput
-from resfit.logs import Observers, make_loggers
-from resfit.observer import Observer
+from resfit.logs import make_loggers
+from resfit.observer import Observer, Observers
 from resfit.recipe import Recipe
 from resfit.record import RunRecord
 from resfit.run import train

@@ -157,8 +157,8 @@ PROTECTIONS = {
     ),
     "who watches takes no random numbers": Protection(
         "observer.py",
-        "return torch.random.fork_rng(self.devices)(getattr(self.observer, name))",
-        "return getattr(self.observer, name)",
+        "with torch.random.fork_rng(self.devices):",
+        "if True:",
         "test_honest.py::test_watching_a_run_does_not_change_it",
     ),
     "memory is asked for before it is taken": Protection(

@@ -37,38 +37,6 @@ def _make_logger(text: str) -> Observer:
     return MLflowLogger(address) if name == "mlflow" else TensorBoardLogger()
 
 
-class Observers(Observer):
-    """Forward the events of one run to several observers, in order."""
-
-    def __init__(self, members: Iterable[Observer]) -> None:
-        self.members = list(members)
-
-    def started(self, recipe: Recipe, data: Dataset, folder: Path, note: str) -> None:
-        """Forward to all observers."""
-        for member in self.members:
-            member.started(recipe, data, folder, note)
-
-    def stepped(self, epoch: int, done: float) -> None:
-        """Forward to all observers."""
-        for member in self.members:
-            member.stepped(epoch, done)
-
-    def epoch_ended(self, point: EpochPoint) -> None:
-        """Forward to all observers."""
-        for member in self.members:
-            member.epoch_ended(point)
-
-    def finished(self, record: RunRecord) -> None:
-        """Forward to all observers."""
-        for member in self.members:
-            member.finished(record)
-
-    def message(self, text: str) -> None:
-        """Forward to all observers."""
-        for member in self.members:
-            member.message(text)
-
-
 class _Log(Observer, ABC):
     """Base class of loggers of each epoch's scalars and the test scores.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +32,53 @@ class Observer:
         """Show one line of text to the user."""
 
 
-class Apart(Observer):
-    """Forwards every call to `observer`, so that random numbers drawn in the callbacks do not change the run."""
+class Relay(Observer):
+    """Base class of observers that hand every callback on, by `forward`."""
+
+    def forward(self, name: str, *arguments: Any) -> None:
+        """Hand on the callback called `name`."""
+        raise NotImplementedError
+
+    def started(self, recipe: Recipe, data: Dataset, folder: Path, note: str) -> None:
+        """Handed on."""
+        self.forward("started", recipe, data, folder, note)
+
+    def stepped(self, epoch: int, done: float) -> None:
+        """Handed on."""
+        self.forward("stepped", epoch, done)
+
+    def epoch_ended(self, point: EpochPoint) -> None:
+        """Handed on."""
+        self.forward("epoch_ended", point)
+
+    def finished(self, record: RunRecord) -> None:
+        """Handed on."""
+        self.forward("finished", record)
+
+    def message(self, text: str) -> None:
+        """Handed on."""
+        self.forward("message", text)
+
+
+class Observers(Relay):
+    """Several observers of one run, called in order."""
+
+    def __init__(self, members: Iterable[Observer]) -> None:
+        self.members = list(members)
+
+    def forward(self, name: str, *arguments: Any) -> None:
+        """Call all of them."""
+        for member in self.members:
+            getattr(member, name)(*arguments)
+
+
+class Apart(Relay):
+    """An observer whose random numbers do not change the run: torch's generators are restored after each callback."""
 
     def __init__(self, observer: Observer, device: torch.device) -> None:
         self.observer, self.devices = observer, [device] if device.type == "cuda" else []
 
-    def __getattribute__(self, name: str) -> Any:
-        """Return the observer's method, wrapped to restore the state of torch's random generators after each call."""
-        if name in ("observer", "devices"):
-            return super().__getattribute__(name)
-        return torch.random.fork_rng(self.devices)(getattr(self.observer, name))
+    def forward(self, name: str, *arguments: Any) -> None:
+        """Call the observer."""
+        with torch.random.fork_rng(self.devices):
+            getattr(self.observer, name)(*arguments)

@@ -96,7 +96,8 @@ def _train(options: argparse.Namespace) -> int:
     if options.workers is not None or options.ray is not None:
         return _train_many(options, recipe, range(seed, seed + options.runs), out)
     from resfit.distributed import is_main
-    from resfit.logs import Observers, make_loggers
+    from resfit.logs import make_loggers
+    from resfit.observer import Observers
     from resfit.progress import Progress
     from resfit.resume import require_unused
     from resfit.run import run_folder, train
