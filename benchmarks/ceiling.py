@@ -1,10 +1,10 @@
-"""How fast this machine can be: matrix products, and the convolutions of resfit's own networks.
+"""Measure this machine's peak speed: matrix products, and the convolutions of resfit's own networks.
 
     python benchmarks/ceiling.py [--recipe NAME ...] [--rounds 3] [--device cpu] [--out DIR]
 
-GFLOP/s in fp32 and bf16, the best of several tries in each round. Convolutions in channels_last at --batch images:
-forward alone, and forward and backward, which is three times the work. A convolution's name is its input channels,
-output channels, kernel, stride and input side: "64-128 3x3/2 @32".
+Reports GFLOP/s in fp32 and bf16, the best of several tries in each round. Convolutions run in channels_last on a batch
+of --batch images: forward alone, and forward and backward, which is three times the work. A convolution is named by its
+input channels, output channels, kernel, stride and input side: "64-128 3x3/2 @32".
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _SIDES = {"cpu": {"fp32": 4096, "bf16": 2048}, "cuda": {"fp32": 8192, "bf16": 16
 
 
 def matrix_product(device: str, precision: str, side: int | None = None) -> Numbers:
-    """GFLOP/s of a square matrix product."""
+    """Return the GFLOP/s of a square matrix product."""
     import torch
 
     side = side or _SIDES[device][precision]
@@ -41,7 +41,7 @@ def matrix_product(device: str, precision: str, side: int | None = None) -> Numb
 
 
 def convolutions(device: str, precision: str, batch: int, shapes: list[Shape]) -> Numbers:
-    """GFLOP/s of convolutions, forward alone, and forward and backward."""
+    """Return the GFLOP/s of convolutions, forward alone, and forward and backward."""
     import torch
     import torch.nn.functional as F
 
@@ -66,7 +66,7 @@ def convolutions(device: str, precision: str, batch: int, shapes: list[Shape]) -
 
 
 def seconds(work: Callable[[], object], device: str) -> float:
-    """The shortest of several tries, after one that does not count; on a GPU several calls a try, to hide a launch."""
+    """Return the shortest of several tries after a warm-up; on a GPU each is several calls, to hide launch overhead."""
     import torch
 
     wait, calls = (torch.cuda.synchronize, 10) if device == "cuda" else (lambda: None, 1)
@@ -88,7 +88,7 @@ def _dtype(precision: str) -> torch.dtype:
 
 
 def conv_shapes(spec: NetSpec) -> Iterator[Shape]:
-    """Every convolution of a network's blocks."""
+    """Yield every convolution of a network's blocks."""
     side, _ = spec.sizes()
     for _, _, block in spec.plan():
         for projection in block.projections:
@@ -103,7 +103,7 @@ def _shape(conv: ConvPlan, side: int) -> Shape:
 
 
 def measured(device: str, precision: str, batch: int, shapes: list[Shape], side: int | None) -> Numbers:
-    """All GFLOP/s of one precision: on a GPU no TF32 stands in for fp32, and cuDNN takes its fastest algorithms."""
+    """Return all GFLOP/s of one precision; on a GPU, fp32 is not TF32, and cuDNN chooses its fastest algorithms."""
     import torch
 
     torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark = False, True
@@ -111,7 +111,7 @@ def measured(device: str, precision: str, batch: int, shapes: list[Shape], side:
 
 
 def compare(found: Round) -> Numbers:
-    """How many times as fast bf16 is."""
+    """Return the speedup of bf16 over fp32."""
     fp32, bf16 = (found.get(precision, {}) for precision in PRECISIONS)
     return {name: bf16[name] / fp32[name] for name in bf16 if name in fp32 and not name.startswith("peak")}
 

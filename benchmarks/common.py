@@ -1,8 +1,8 @@
-"""What the benchmarks share: a process for each measurement, rounds of them in turn, medians, and records.
+"""Helpers of the benchmarks: one process per measurement, alternating rounds, medians, and records.
 
-A measurement is a function of a benchmark's module that returns numbers by name. It runs in a process of its own, as
-memory settings, threads and peak memory are a process's. The machine's speed drifts, so the measurements take turns,
-A, B, A, B, and ratios are taken within a round.
+A measurement is a function of a benchmark's module that returns named numbers. It runs in its own process, as memory
+settings, threads and peak memory are per process. The machine's speed drifts, so measurements alternate, A, B, A, B,
+and ratios are computed within a round.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from resfit.files import write_atomic
 RECORDS = Path(__file__).parent / "records"
 
 Numbers = dict[str, float]
-Round = dict[str, Numbers]  # the numbers of each measurement; those of "ratios" are between them
+Round = dict[str, Numbers]  # the numbers of each measurement, and "ratios" between measurements
 Record = dict[str, Any]
 
 
 def in_process(function: Callable[..., Mapping[str, Any]], **arguments: Any) -> dict[str, Any]:
-    """What `function` of a benchmark's module returns in a process of its own, with its peak memory in bytes.
+    """Call `function` of a benchmark's module in its own process; return its result, with peak memory in bytes.
 
-    Raises RunFailed, with the last line of its output, where the process fails; all of it goes to stderr.
+    Raises RunFailed with the last line of stderr if the process fails; all of stderr is printed.
     """
     where, name = Path(sys.modules[function.__module__].__file__ or ""), function.__name__
     command = [sys.executable, __file__, str(where), name, json.dumps(arguments, default=str)]
@@ -48,14 +48,14 @@ def in_process(function: Callable[..., Mapping[str, Any]], **arguments: Any) -> 
 
 
 def _answer(where: str, name: str, arguments: str) -> None:
-    """The other end of `in_process`."""
+    """Run in the child process of `in_process`: call the function and print its result."""
     sys.path.insert(0, str(Path(where).parent))
     found = getattr(importlib.import_module(Path(where).stem), name)(**json.loads(arguments))
     print(json.dumps({**found, **_peak_memory()}))
 
 
 def _peak_memory() -> Numbers:
-    """Peak memory of this process in bytes: on the host, and what torch held on the GPU where it used one."""
+    """Return this process's peak memory in bytes: on the host, and allocated by torch on the GPU if it used one."""
     unit = 1 if sys.platform == "darwin" else 1024
     peak = {"peak_host_bytes": float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)}
     torch = sys.modules.get("torch")
@@ -65,7 +65,7 @@ def _peak_memory() -> Numbers:
 
 
 def machine(env: Mapping[str, Any]) -> str:
-    """A short name of the processor that counts, for a file's name: "h200", "amx", "avx512-bf16"."""
+    """Return a short name of the GPU, or the CPU's fastest feature, for file names: "h200", "amx", "avx512-bf16"."""
     if env["gpu"]:
         return str(env["gpu"]).removeprefix("NVIDIA ").lower().replace(" ", "-")
     for feature, name in (("amx_bf16", "amx"), ("avx512_bf16", "avx512-bf16"), ("avx512f", "avx512")):
@@ -75,13 +75,13 @@ def machine(env: Mapping[str, Any]) -> str:
 
 
 def here(device: str) -> dict[str, Any]:
-    """This machine's facts for a record. Of an absolute path in the command, the last part."""
+    """Return this machine's facts for a record; absolute paths in the command are reduced to their last part."""
     env = environment(pick_device(device))
     return {**env, "command": without_places(env["command"])}
 
 
 def medians(rounds: Sequence[Round]) -> Round:
-    """The median of every number over the rounds that have it."""
+    """Return the median of every number over the rounds that have it."""
     found: dict[str, dict[str, list[float]]] = {}
     for measurements in rounds:
         for what, numbers in measurements.items():
@@ -93,7 +93,7 @@ def medians(rounds: Sequence[Round]) -> Round:
 
 @dataclass(kw_only=True)
 class Recorder:
-    """A record that grows by a round at a time, and is written after each, so that little is lost on the way.
+    """A benchmark's record; the file is rewritten after each round, so that little is lost if the benchmark is stopped.
 
     `subject` is what is measured, `settings` how; both are plain values. The file gets a new name in the folder `out`:
     no earlier record is ever overwritten.
@@ -115,7 +115,7 @@ class Recorder:
         self.put(len(self.rounds), [measurements])
 
     def put(self, place: int, rounds: Sequence[Round]) -> None:
-        """Have these rounds from a place on, instead of what stood there; print them and write the record."""
+        """Replace the rounds from `place` on by these, print them and write the record."""
         self.rounds[place:] = rounds
         for number, measurements in enumerate(rounds, place + 1):
             print(f"{self.subject}, round {number}: {_short(measurements)}", flush=True)
@@ -124,7 +124,7 @@ class Recorder:
 
     @property
     def record(self) -> Record:
-        """What is written: plain data."""
+        """The plain data that is written."""
         return {
             "benchmark": self.benchmark,
             "subject": self.subject,
@@ -149,9 +149,9 @@ class Recorder:
 def take_turns(
     recorder: Recorder, measure: Mapping[str, Callable[[], Numbers]], compare: Callable[[Round], Numbers], count: int
 ) -> None:
-    """Take every measurement in turn, `count` times over, and record the rounds with the ratios from `compare`.
+    """Take every measurement in turn, `count` times, and record the rounds with the ratios from `compare`.
 
-    One that fails is told in a line and left out of its round; the others are still taken.
+    A measurement that fails is reported in one line and omitted from its round; the others are still taken.
     """
     for _ in range(count):
         found = {}
@@ -174,13 +174,13 @@ def _short(measurements: Round) -> str:
 
 
 def read_records(folder: Path) -> list[Record]:
-    """The records of a folder, in the order of their files' names; those without a round so far are left out."""
+    """Return the records of a folder, ordered by file name, without those that have no round yet."""
     texts = (path.read_text() for path in sorted(folder.glob("*.json")))
     return [record for text in texts if text and (record := json.loads(text))["rounds"]]
 
 
 def parser(text: str | None) -> argparse.ArgumentParser:
-    """A benchmark's parser, with what all of them take."""
+    """Return a benchmark's parser with the common options."""
     made = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--device", default="auto", help="auto, cpu or cuda")
     made.add_argument("--out", type=Path, default=RECORDS, help="folder of the records")

@@ -1,9 +1,9 @@
-"""What a run costs beyond its own time, on Ray and in a process: python benchmarks/overhead.py
+"""Measure the overhead of a run on Ray and in a local process: python benchmarks/overhead.py
 
-Runs of a recipe go one after the other, each on one core: on a Ray cluster made of this machine, and in this process.
-Of each, the time from the end of the one before to its own end is taken, less `seconds_to_result` of its record: what
-is left is handing over and bringing home, loading, writing the folder, and the report. The first run on Ray also
-joins the cluster, starts a process and imports torch; it is given apart.
+Runs of a recipe follow one another, each on one core: on a local Ray cluster, and in this process. The overhead is the
+time from the end of the previous run to the end of this one, minus `seconds_to_result` of its record: submission and
+transfer, loading, writing the folder, and the report. The first run on Ray also joins the cluster, starts a process and
+imports torch; it is reported separately.
 """
 
 from __future__ import annotations
@@ -24,28 +24,28 @@ from resfit.record import RunRecord
 
 
 class Stopwatch(Watcher):
-    """Keeps what each run took beyond its own time, in seconds."""
+    """Watcher that records each run's overhead in seconds."""
 
     def __init__(self) -> None:
         self.last = time.perf_counter()
         self.beyond: list[float] = []
 
     def finished(self, job: Job, record: RunRecord) -> None:
-        """Take the time since the run before ended."""
+        """Record the time since the previous run ended, minus the run's own."""
         now = time.perf_counter()
         self.beyond.append(now - self.last - record.seconds_to_result)
         self.last = now
 
 
 def on_ray(recipe: Recipe, runs: int) -> Numbers:
-    """Runs on a cluster made here."""
+    """Measure runs on a local Ray cluster."""
     from resfit.executors.cluster import OnRay
 
     return _measure(recipe, runs, lambda place: OnRay(place, "local", cpus=1, device="cpu", workers=1))
 
 
 def here(recipe: Recipe, runs: int) -> Numbers:
-    """Runs in this process."""
+    """Measure runs in this process."""
     torch.set_num_threads(1)
     return _measure(recipe, runs, lambda place: InProcess(place, "cpu"))
 
@@ -62,7 +62,7 @@ def _measure(recipe: Recipe, runs: int, executor: Callable[[RunOptions], Executo
 
 
 def summary(beyond: Sequence[float]) -> Numbers:
-    """The first run's seconds, and median and largest of the others."""
+    """Return the overhead of the first run, and median and maximum of the others, in seconds."""
     return {"first": beyond[0], "median": statistics.median(beyond[1:]), "largest": max(beyond[1:])}
 
 

@@ -1,7 +1,7 @@
-"""Makes what is said of the benchmarks from their records: python benchmarks/page.py [RECORDS] [--out FILE]
+"""Generate the benchmark page and tables from the records: python benchmarks/page.py [RECORDS] [--out FILE]
 
-Writes one self-contained page with plots. For the project's own records, here: benchmarks.html, and README.md with the
-same tables.
+Writes one self-contained HTML page with plots. For the project's own records: benchmarks.html in this folder, and
+README.md with the same tables.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ INTRO = "Made by benchmarks/page.py from the records. Medians over the rounds; r
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """A table's cell; `part` is drawn as a bar as well, 1 being full."""
+    """A table's cell; `part`, if given, is also drawn as a bar, 1 being full."""
 
     text: str
     part: float | None = None
@@ -36,7 +36,7 @@ class Cell:
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """Rows of cells; the first column names them, numbers begin at column `numbers`."""
+    """Rows of cells; text columns come first, numeric columns start at column `numbers`."""
 
     head: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
@@ -45,7 +45,7 @@ class Table:
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """What one benchmark found."""
+    """The results of one benchmark."""
 
     title: str
     lead: str
@@ -54,7 +54,7 @@ class Section:
 
 
 def where(record: Record) -> str:
-    """The machine of a record, with the CPU's fastest feature, or its GPU."""
+    """Return the machine of a record: its GPU, or the CPU with its fastest feature and threads."""
     env = record["env"]
     if env["gpu"]:
         return str(env["gpu"])
@@ -62,7 +62,7 @@ def where(record: Record) -> str:
 
 
 def accuracy_section(records: Sequence[Record]) -> Section:
-    """Time to an accuracy: a row for each side of each record, and each run as a dot."""
+    """Return time to an accuracy: a row for each side of each record, and each run as a dot."""
     rows, charts = [], []
     for record in (r for r in records if not r["settings"]["peer_images"]):
         target, series = record["settings"]["target"], []
@@ -96,12 +96,12 @@ def accuracy_section(records: Sequence[Record]) -> Section:
 
 
 def sides(record: Record) -> list[str]:
-    """The names of a record's measurements, in the order of its rounds."""
+    """Return the names of a record's measurements, in the order of its rounds."""
     return [name for name in record["medians"] if name != "ratios"]
 
 
 def step_section(records: Sequence[Record]) -> Section:
-    """Training speed: a row for each loop, and images a second over the rounds."""
+    """Return training speed: a row for each loop, and images per second by round."""
     rows, charts = [], []
     for record in records:
         medians, series = record["medians"], []
@@ -127,13 +127,13 @@ def step_section(records: Sequence[Record]) -> Section:
 
 
 def peak(numbers: dict[str, float]) -> str:
-    """Peak memory in GB, of the host and where one was used of the GPU."""
+    """Format peak memory in GB, of the host and, if one was used, of the GPU."""
     found = [numbers.get(f"peak_{where}_bytes") for where in ("host", "device")]
     return " + ".join(number(value / 1e9, 2) for value in found if value) or DASH
 
 
 def ceiling_section(records: Sequence[Record]) -> Section:
-    """Kernels: a table for each record."""
+    """Return the machine's peak speed: a table for each record."""
     tables = []
     for record in records:
         fp32, bf16 = (record["medians"].get(precision, {}) for precision in ("fp32", "bf16"))
@@ -154,13 +154,13 @@ def ceiling_section(records: Sequence[Record]) -> Section:
 
 
 def speed(numbers: dict[str, float], name: str) -> Cell:
-    """GFLOP/s of a kernel, and its share of the matrix product."""
+    """Return a cell with the GFLOP/s of a kernel, and its share of the matrix product's."""
     value = numbers.get(name)
     return Cell(text=count(value), part=value and value / numbers["matrix product"])
 
 
 def scaling_section(records: Sequence[Record]) -> Section:
-    """How cost grows: a row for each measurement, and a chart for each sweep of numbers."""
+    """Return how cost scales: a row for each measurement, and a chart for each numeric sweep."""
     rows, charts = [], []
     for record in records:
         for name, numbers in record["medians"].items():
@@ -187,7 +187,7 @@ _SWEEPS = (
 
 
 def sweep_charts(record: Record) -> Iterator[LineChart]:
-    """Images a second over what each sweep changes; fewer than two points make no chart."""
+    """Yield images per second over what each sweep varies; sweeps with fewer than two points have no chart."""
     medians = record["medians"]
     for sweep, field, unit in _SWEEPS:
         found = [numbers for name, numbers in medians.items() if name.split()[0] == sweep]
@@ -199,23 +199,23 @@ def sweep_charts(record: Record) -> Iterator[LineChart]:
 
 
 def cells(*texts: str) -> tuple[Cell, ...]:
-    """Plain cells."""
+    """Return plain cells."""
     return tuple(Cell(text=text) for text in texts)
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[Cell]], numbers: int) -> Table:
-    """A table, whose numbers begin at a column."""
+    """Return a table whose numeric columns start at column `numbers`."""
     return Table(head=tuple(head), rows=tuple(map(tuple, rows)), numbers=numbers)
 
 
 def mean(values: Sequence[float], shown: Callable[[float], str]) -> str:
-    """Mean ± deviation."""
+    """Format mean ± standard deviation."""
     s = summarize(values)
     return shown(s.mean) if s.std is None else f"{shown(s.mean)} ± {shown(s.std)}"
 
 
 def overhead_section(records: Sequence[Record]) -> Section:
-    """What runs cost beyond their own time, on Ray and in one process."""
+    """Return the overhead of runs on Ray and in one process."""
     rows = []
     for record in records:
         for side, name in (("ray", "on Ray"), ("here", "in this process")):
@@ -231,7 +231,7 @@ def overhead_section(records: Sequence[Record]) -> Section:
 
 
 def start_section(records: Sequence[Record]) -> Section:
-    """How soon commands answer and training begins."""
+    """Return how soon commands answer and training starts."""
     rows = []
     for record in records:
         for name, found in record["medians"].items():
@@ -259,13 +259,13 @@ SECTIONS = {
 
 
 def sections(records: Sequence[Record]) -> list[Section]:
-    """A section for each benchmark that has records."""
+    """Return a section for each benchmark that has records."""
     groups = {name: [record for record in records if record["benchmark"] == name] for name in SECTIONS}
     return [SECTIONS[name](group) for name, group in groups.items() if group]
 
 
 def markdown(records: Sequence[Record]) -> str:
-    """The tables, and the commands that made the records."""
+    """Return the tables, and the commands that produced the records, as Markdown."""
     parts = [f"# Benchmarks\n\n{INTRO}\n"]
     for section in sections(records):
         parts.append(f"## {section.title}\n\n{section.lead}\n")
@@ -281,7 +281,7 @@ def _markdown_table(found: Table) -> str:
 
 
 def html(records: Sequence[Record]) -> str:
-    """One page that needs nothing else."""
+    """Return one self-contained HTML page."""
     folders = [HERE, Path(resfit.report.__file__).parent]
     loader = FileSystemLoader(folders)
     made = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)

@@ -1,8 +1,8 @@
-"""Runs a peer's training script, unmodified, on a CPU: python benchmarks/peer_shim.py SCRIPT
+"""Run a peer's training script, unmodified, on a CPU: python benchmarks/peer_shim.py SCRIPT
 
-Scripts of this kind ask for CUDA and half precision. Here CUDA's calls are stood in for by the CPU's: devices, timers,
-synchronization. Half precision is bf16, as CPUs have no fast fp16, and compilation is left out. All else is the
-script's own. A script whose first run only warms up gets few images for it: on a CPU there is little to warm.
+Such scripts require CUDA and half precision. Here CUDA calls are replaced by CPU equivalents: devices, timers,
+synchronization. Half precision becomes bf16, as CPUs have no fast fp16, and compilation is skipped. Everything else is
+the script's own. If a script's first run is only a warm-up, it gets few images: on a CPU there is little to warm up.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ _MAKERS = ("arange", "empty", "eye", "full", "ones", "rand", "randint", "randn",
 
 
 class WallClockEvent:
-    """torch.cuda.Event's timing, by the wall clock."""
+    """A replacement of torch.cuda.Event that measures wall-clock time."""
 
     def __init__(self, enable_timing: bool = False, **options: Any) -> None:
         self.seconds = 0.0
 
     def record(self, stream: Any = None) -> None:
-        """Take the time."""
+        """Record the time."""
         self.seconds = time.perf_counter()
 
     def synchronize(self) -> None:
-        """A CPU has no work outstanding."""
+        """Do nothing: a CPU has no outstanding work."""
 
     def elapsed_time(self, end: WallClockEvent) -> float:
-        """Milliseconds from this event to `end`."""
+        """Return the milliseconds from this event to `end`."""
         return 1e3 * (end.seconds - self.seconds)
 
 
@@ -51,18 +51,18 @@ _REAL_DEVICE = torch.device
 
 
 class CPUDevice(metaclass=_DeviceType):
-    """Stands in for torch.device, whatever is asked for."""
+    """A replacement of torch.device that always returns the CPU."""
 
     def __new__(cls, *wanted: Any, **options: Any) -> Any:
-        """The CPU."""
+        """Return the CPU device."""
         return _REAL_DEVICE("cpu")
 
 
 def stand_in(warm_up_runs: int = 0) -> None:
-    """Replace what needs a GPU in torch, for the rest of this process.
+    """Replace the parts of torch that need a GPU, for the rest of this process.
 
-    In the first `warm_up_runs` runs, torch.load hands back WARM_UP_IMAGES images of each part at the most; a run is
-    taken to load a training part and a test part.
+    In the first `warm_up_runs` runs, torch.load returns at most WARM_UP_IMAGES images of each part; each run is assumed
+    to load a training part and a test part.
     """
     torch.cuda.Event = WallClockEvent  # type: ignore[misc,assignment]
     for name in ("synchronize", "empty_cache", "_sleep"):
@@ -81,7 +81,7 @@ def stand_in(warm_up_runs: int = 0) -> None:
 
 
 def _on_cpu(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function with every device that it is given replaced by the CPU."""
+    """Wrap a function so that any device passed to it is replaced by the CPU."""
 
     @functools.wraps(function)
     def called(*arguments: Any, **options: Any) -> Any:
@@ -97,10 +97,10 @@ def _is_cuda(value: object) -> bool:
 
 
 def _not_compiled(model: Any = None, **options: Any) -> Any:
-    """torch.compile as a function and as a decorator, with or without options; gives back what it was given."""
+    """Replace torch.compile, as a function or decorator, with or without options, by the identity."""
     if model is None:
         return lambda function: function
-    if isinstance(model, nn.Module):  # a compiled module tells its original, which is no submodule of itself
+    if isinstance(model, nn.Module):  # a compiled module has `_orig_mod`, which must not become its own submodule
         object.__setattr__(model, "_orig_mod", model)
     return model
 
@@ -110,7 +110,7 @@ def _load(real: Callable[..., Any], short: int) -> Callable[..., Any]:
 
     def load(file: Any, *arguments: Any, **options: Any) -> Any:
         nonlocal left
-        torch.half = torch.float16  # torch's reader goes by it
+        torch.half = torch.float16  # torch.load relies on it
         data = real(file, map_location="cpu", weights_only=True)
         torch.half = torch.bfloat16
         left -= 1
@@ -122,7 +122,7 @@ def _load(real: Callable[..., Any], short: int) -> Callable[..., Any]:
 
 
 def warm_up_runs(code: str) -> int:
-    """How many runs a script makes that only warm up."""
+    """Return how many warm-up runs a script makes."""
     return len(re.findall(r"""^\s*main\(["']warmup["']""", code, re.MULTILINE))
 
 

@@ -1,10 +1,10 @@
-"""How cost grows: with images, parameters, resolution and threads; and a data set that does not stay in memory.
+"""Measure how cost scales with images, parameters, resolution and threads, and with data sets larger than memory.
 
     python benchmarks/scaling.py [--recipe NAME] [--rounds 3] [--seconds 10] [--scratch DIR]
 
-Random images, as only the speed counts. Each sweep changes one thing about the recipe and leaves the rest. The data set
-is resident, mapped from its cache file, or, as where it is larger than memory, mapped with everything that was read
-thrown out of memory after each step ("cold"), so that each batch comes from the disk that holds --scratch.
+Images are random, as only speed matters. Each sweep changes one property of the recipe. The data set is resident,
+memory-mapped from its cache file, or "cold": mapped, with all pages dropped from memory after each step, so that each
+batch is read from the disk that holds --scratch, as for a data set larger than memory.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from resfit.recipe import Recipe, get_recipe
 
 Storage = Literal["resident", "mapped", "cold"]
 
-_BLOCK = 1000  # images that are made at a time
+_BLOCK = 1000  # images generated at a time
 
 
 def training(
@@ -43,7 +43,7 @@ def training(
     threads: int = 0,
     storage: Storage = "resident",
 ) -> Numbers:
-    """Images a second of training on random images; `width` multiplies the stages' channels, 0 threads are all."""
+    """Measure training speed on random images; `width` multiplies the stages' channels, `threads` 0 means all."""
     import torch
 
     from resfit.data.normalize import normalizer
@@ -80,7 +80,7 @@ def training(
 
 
 def widened(recipe: Recipe, width: float) -> Recipe:
-    """The recipe with its stages' channels multiplied, in steps of eight."""
+    """Return the recipe with its stages' channels multiplied by `width` and rounded to multiples of eight."""
     stages = tuple(
         replace(stage, channels=max(8, round(stage.channels * width / 8) * 8)) for stage in recipe.spec.stages
     )
@@ -88,7 +88,7 @@ def widened(recipe: Recipe, width: float) -> Recipe:
 
 
 def stored(path: Path, shape: tuple[int, ...], storage: Storage) -> tuple[np.ndarray, Callable[[], None]]:
-    """Random images uint8 [N, C, H, W], in memory or mapped from `path`, and what throws them out of memory again."""
+    """Return random uint8 images [N, C, H, W], in memory or mapped from `path`, and a function that evicts them."""
     if storage == "resident":
         pixels = np.empty(shape, dtype=np.uint8)
         for start, block in zip(range(0, len(pixels), _BLOCK), _blocks(shape), strict=True):
@@ -108,14 +108,14 @@ def _blocks(shape: tuple[int, ...]) -> Iterator[np.ndarray]:
 
 
 def _forget(pixels: np.ndarray, path: Path) -> None:
-    """Drop a mapped file's pages from this process and then from the system's cache."""
+    """Drop a mapped file's pages from this process, then from the system's page cache."""
     pixels.base.madvise(mmap.MADV_DONTNEED)
     with path.open("rb") as file:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def sweeps(images: int, device: str) -> dict[str, dict[str, Any]]:
-    """What is measured: by name, the arguments of `training` that are not the recipe's own."""
+    """Return the measurements by name: the arguments of `training` that differ from the recipe's own."""
     values: dict[str, list[Any]] = {
         "images": [images // 10, images, 4 * images],
         "width": [0.5, 1.0, 2.0],
@@ -129,7 +129,7 @@ def sweeps(images: int, device: str) -> dict[str, dict[str, Any]]:
 
 
 def compare(found: Round) -> Numbers:
-    """Speed from a mapped file as a part of the resident speed."""
+    """Return the speed from a mapped file relative to the resident speed."""
     speeds = {name: numbers["images_per_second"] for name, numbers in found.items()}
     resident = speeds.get("storage resident")
     others = {name: speeds.get(f"storage {name}") for name in ("mapped", "cold")}

@@ -1,8 +1,8 @@
-"""How soon commands answer and training begins, and a run's peak memory: python benchmarks/start.py DATA_DIR
+"""Measure how soon commands answer and training starts, and a run's peak memory: python benchmarks/start.py DATA_DIR
 
-Each command is a process of its own, timed from its start to its end. A run is timed to the end of its first optimizer
-step, the start of Python, imports and the loading of the data included, and then trained for one epoch with all that
-belongs to it; its peak memory is the process's.
+Each command is timed from the start to the end of its process. A run is timed to the end of its first optimizer step,
+including the start of Python, imports and data loading; then it finishes one epoch and writes its folder. Its peak
+memory is that of the process.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ COMMANDS = ("--help", "recipes", "show seed003", "design --budget 5M --family wr
 
 
 def answered(command: str) -> Numbers:
-    """Seconds of a command of resfit's."""
+    """Return the seconds that a resfit command takes."""
     began = time.monotonic()
     done = subprocess.run([sys.executable, "-m", "resfit", *command.split()], capture_output=True, check=False)
     if done.returncode:
@@ -30,7 +30,7 @@ def answered(command: str) -> Numbers:
 
 
 def trained(data_dir: str, recipe: str, began: float) -> Numbers:
-    """One epoch of a recipe in this process; seconds from `began`, by the system's clock, to its first step."""
+    """Train one epoch in this process; return the seconds from `began` (time.monotonic) to its first step."""
     from resfit.observer import Observer
     from resfit.recipe import get_recipe
     from resfit.run import train
@@ -38,10 +38,10 @@ def trained(data_dir: str, recipe: str, began: float) -> Numbers:
     steps: list[float] = []
 
     class Watch(Observer):
-        """Looks at the clock after each step."""
+        """Observer that records the time of each step."""
 
         def stepped(self, epoch: int, done: float) -> None:
-            """Keep the time."""
+            """Record the time."""
             steps.append(time.monotonic() - began)
 
     with TemporaryDirectory() as folder:

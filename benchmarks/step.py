@@ -1,11 +1,10 @@
-"""How fast a training step is: resfit's loop, the usual PyTorch loop and the machine's ceiling, in turn, in one run.
+"""Measure training speed: resfit's loop, the usual PyTorch loop and the machine's peak, alternating.
 
     python benchmarks/step.py DATA_DIR [--recipe NAME ...] [--precision fp32 bf16] [--rounds 3] [--seconds 20]
 
-The usual loop: torchvision's CIFAR10, its transforms in a DataLoader with a worker for each core (2 at the least, 8 at
-the most), fp32, NCHW, the same network, optimizer and batch size. The ceiling is a matrix product in the same
-precision. One record a recipe: images a second, their share of the ceiling, their ratio to the usual loop, and peak
-memory.
+The usual loop: torchvision's CIFAR10 and transforms in a DataLoader with one worker per core (at least 2, at most 8),
+fp32, NCHW, the same network, optimizer and batch size. The ceiling is a matrix product in the same precision. One
+record per recipe: images per second, share of the ceiling, ratio to the usual loop, and peak memory.
 """
 
 from __future__ import annotations
@@ -26,13 +25,13 @@ from resfit.machine import cores
 from resfit.recipe import Recipe, get_recipe
 from resfit.train import Trainer
 
-# One long, even stretch of training: no smaller images, no stem that is frozen on the way.
+# Keep the work per step constant: no progressive resizing, no freezing of the stem.
 STEADY = {"train.resize": [], "train.freeze_stem_after": None, "train.epochs": 1_000_000}
 
 
 @dataclass(kw_only=True)
 class ShortEpochs(Trainer):
-    """A trainer whose epochs end after `steps` batches, which are drawn from the whole data set."""
+    """A trainer whose epochs end after `steps` batches, drawn from the whole data set."""
 
     steps: int
 
@@ -40,7 +39,7 @@ class ShortEpochs(Trainer):
         return super()._batches(order)[: self.steps]
 
     def images_per_second(self, seconds: float) -> float:
-        """Speed over epochs that take so long together, at least one, after one that does not count."""
+        """Return the speed over at least one epoch and about `seconds`, after a warm-up epoch."""
         self.warm_up()
         self.train_epoch()
         images = spent = 0.0
@@ -53,7 +52,7 @@ class ShortEpochs(Trainer):
 def ours(
     recipe_name: str, data_dir: str, seconds: float, precision: str, device: str, steps: int, compiled: bool = False
 ) -> Numbers:
-    """resfit's own loop on the recipe."""
+    """Measure resfit's own loop on the recipe."""
     import torch
 
     from resfit.data import load_dataset
@@ -79,7 +78,7 @@ def ours(
 
 
 def usual(recipe_name: str, data_dir: str, seconds: float, device: str, steps: int) -> Numbers:
-    """The loop that most tutorials have, on the same network."""
+    """Measure the loop of most PyTorch tutorials, with the same network."""
     import torch
     import torch.nn.functional as F
     from torchvision import datasets, transforms
@@ -111,12 +110,12 @@ def usual(recipe_name: str, data_dir: str, seconds: float, device: str, steps: i
 
 
 def loader_workers() -> int:
-    """Processes that load images for the usual loop."""
+    """Return the number of DataLoader workers of the usual loop."""
     return max(2, min(8, cores()))
 
 
 def images_per_second(loop: Iterator[int], seconds: float, warm_up: int) -> float:
-    """Images a second of a loop that yields the images of each step, after some steps that do not count."""
+    """Return the speed of a loop that yields each step's number of images, after `warm_up` steps."""
     for _ in range(warm_up):
         next(loop)
     started, images = time.perf_counter(), 0
@@ -128,12 +127,12 @@ def images_per_second(loop: Iterator[int], seconds: float, warm_up: int) -> floa
 
 
 def flop_per_image(recipe: Recipe) -> int:
-    """Work of a training step on an image: forward, and twice as much backward, two operations a MAC."""
+    """Return the FLOP of a training step per image: forward, and twice as much backward, two operations per MAC."""
     return 6 * cost(recipe.spec).macs
 
 
 def compare(found: Round, *, flop: int, precisions: list[str]) -> Numbers:
-    """Each precision's speed as a multiple of the usual loop's, and as a share of its ceiling; also where compiled."""
+    """Return each precision's speed relative to the usual loop and to its ceiling, also with torch.compile."""
     ratios = {}
     for precision in precisions:
         for kind in (precision, f"{precision} compiled"):

@@ -1,14 +1,14 @@
-"""Time to an accuracy: runs of a recipe and of peers, in turn, on one machine.
+"""Measure time to an accuracy: runs of a recipe and of peers, alternating, on one machine.
 
     python benchmarks/to_accuracy.py DATA_DIR --recipe cifar10-94 --target 0.94 --runs 5 [--airbench CHECKOUT]
 
-A target counts as reached where the mean over the runs reaches it, test-time augmentation included and its time with
-it. resfit's time runs from the data in memory to the test score; a peer's is what its script prints. Peers come from a
-checkout of yours and are not modified: KellerJordan/cifar10-airbench, and other scripts that print the same table. On a
-CPU they run through peer_shim.py; on a GPU as they are. A turn is one run on a CPU, and all runs on a GPU, where peers
-compile for minutes once a process, and warm up with a run that does not count, as resfit does there.
+A target is reached if the mean over the runs reaches it, with test-time augmentation, whose time is included. resfit's
+time runs from the data in memory to the test score; a peer's is what its script prints. Peers come from your own
+checkout and are not modified: KellerJordan/cifar10-airbench, and other scripts that print the same table. On a CPU they
+run through peer_shim.py, on a GPU as they are. A turn is one run on a CPU, and all runs on a GPU, where peers compile
+for minutes once per process, and warm up with a run that does not count, as resfit does there.
 
-Fields of the recipe go to `resfit train` as they are: --train.compile true.
+Recipe fields are passed to `resfit train` unchanged: --train.compile true.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ from resfit.record import read_record
 
 SHIM = Path(__file__).parent / "peer_shim.py"
 AIRBENCH = {0.94: "airbench94_muon.py", 0.95: "legacy/airbench95.py", 0.96: "airbench96_faster.py"}
-_KEPT_LINES = 40  # of what a command said, shown when it fails
-_ENDED = (0, 128 + SIGTERM, -SIGTERM)  # exit statuses of a command that was finished, or stopped at the limit
+_KEPT_LINES = 40  # last lines of a command's output, shown if it fails
+_ENDED = (0, 128 + SIGTERM, -SIGTERM)  # exit statuses of a command that finished, or was stopped at the time limit
 
 
 def ours(
     recipe: str, seeds: range, out: Path, *, data_dir: Path, device: str, settings: Sequence[str], limit: float
 ) -> list[Numbers]:
-    """Runs of `resfit train`, a seed each, in one process: those that it finished, in `limit` seconds at the most."""
+    """Run `resfit train` in one process, one run per seed; return the runs that finish within `limit` seconds."""
     folders = {seed: out / get_recipe(recipe).name / str(seed) for seed in seeds}
     if taken := [str(folder) for folder in folders.values() if folder.exists()]:
         raise BadInput(f"runs of another measurement exist already ({taken[0]}): give another folder (--keep)")
@@ -69,10 +69,10 @@ def ours(
 
 
 def peer(script: Path, folder: Path, count: int, shim: bool, limit: float) -> list[Numbers]:
-    """The first runs of a peer's script, begun in a folder that holds its data; after `limit` seconds it is stopped.
+    """Return the first `count` runs of a peer's script, run in a folder with its data for at most `limit` seconds.
 
-    On a GPU a script's first run compiles, or has cuDNN try its algorithms. Where the script has no run for that, its
-    first one does not count, as resfit's does not.
+    On a GPU a script's first run compiles, or lets cuDNN try its algorithms. If the script has no warm-up run of its
+    own, its first run is not counted, like resfit's.
     """
     command = [sys.executable, *([str(SHIM)] if shim else []), str(script.resolve())]
     cold = 0 if shim or warm_up_runs(script.read_text()) else 1
@@ -89,7 +89,7 @@ def peer(script: Path, folder: Path, count: int, shim: bool, limit: float) -> li
 
 @contextmanager
 def _running(command: Sequence[str], limit: float, folder: Path | None = None) -> Iterator[subprocess.Popen[str]]:
-    """A process whose output can be read as it comes; it is stopped at the block's end, or after `limit` seconds."""
+    """Start a process with readable output; terminate it at the end of the block, or after `limit` seconds."""
     process = subprocess.Popen(
         command,
         cwd=folder,
@@ -116,7 +116,7 @@ def _remembered(lines: Iterable[str], last: deque[str]) -> Iterator[str]:
 
 
 def finished_runs(lines: Iterable[str]) -> Iterator[Numbers]:
-    """Seconds and accuracy with TTA of each run in a peer's table, but for a warm-up; a run ends with a row "eval"."""
+    """Yield time and accuracy with TTA of each run in a peer's table except warm-ups; a run ends with an "eval" row."""
     columns: list[str] = []
     run = ""
     for line in lines:
@@ -125,7 +125,7 @@ def finished_runs(lines: Iterable[str]) -> Iterator[Numbers]:
             columns = cells
         elif columns and len(cells) == len(columns):
             row = dict(zip(columns, cells, strict=True))
-            run = row["run"] or run  # named in the run's first row alone
+            run = row["run"] or run  # given only in the run's first row
             if row["epoch"] == "eval" and run != "warmup":
                 seconds = row.get("time_seconds") or row["total_time_seconds"]
                 yield {"seconds": float(seconds), "accuracy": float(row["tta_val_acc"])}
@@ -134,7 +134,7 @@ def finished_runs(lines: Iterable[str]) -> Iterator[Numbers]:
 def peers_runs(
     peers: Mapping[str, Path], folder: Path, count: int, shim: bool, limit: float
 ) -> dict[str, list[Numbers]]:
-    """The first runs of each peer; one that fails is told in a line, and the others are still measured."""
+    """Return the first runs of each peer; a failure is reported in one line, and the others are still measured."""
     runs: dict[str, list[Numbers]] = {}
     for name, script in peers.items() if count > 0 else ():
         try:
@@ -145,9 +145,9 @@ def peers_runs(
 
 
 def prepare(data_dir: str, folder: str, images: int | None) -> Numbers:
-    """Put CIFAR-10 where peers look for it: cifar10/train.pt and test.pt, uint8 [N, H, W, C].
+    """Write CIFAR-10 where peers look for it: cifar10/train.pt and test.pt, uint8 [N, H, W, C].
 
-    `images` cuts the training part, and the test part to a tenth of that.
+    `images` limits the training images, and the test images to a tenth of that.
     """
     import torch
 
@@ -164,7 +164,7 @@ def prepare(data_dir: str, folder: str, images: int | None) -> Numbers:
 
 
 def scripts(airbench: Path | None, target: float, others: Sequence[Path]) -> dict[str, Path]:
-    """The peers' scripts by name; raises BadInput for one that is not there."""
+    """Return the peers' scripts by name; raises BadInput if one does not exist."""
     found = list(others)
     if airbench:
         if target not in AIRBENCH:
@@ -177,7 +177,7 @@ def scripts(airbench: Path | None, target: float, others: Sequence[Path]) -> dic
 
 
 def side_by_side(ours: Sequence[Numbers], peers: Mapping[str, Sequence[Numbers]]) -> Iterator[Round]:
-    """A turn's runs as rounds, the first with the first, with the ratios of their times."""
+    """Yield a turn's runs as rounds, the first with the first and so on, with the ratios of their times."""
     for n in range(max(len(ours), *map(len, peers.values()), 0)):
         mine = {"resfit": ours[n]} if n < len(ours) else {}
         others = {name: runs[n] for name, runs in peers.items() if n < len(runs)}
@@ -219,7 +219,7 @@ def main() -> None:
             in_process(prepare, data_dir=options.data_dir, folder=folder, images=options.images)
         shared = {"data_dir": options.data_dir, "device": device, "limit": options.limit}
         fields = [*overrides, *(["--train.epochs", str(options.epochs)] if options.epochs else [])]
-        warm_up = 1 if device == "cuda" else 0  # a process's first run on a GPU begins with CUDA's own start
+        warm_up = 1 if device == "cuda" else 0  # a process's first run on a GPU includes CUDA initialization
         turn = options.turn or (options.runs if device == "cuda" else 1)
         for place in range(0, options.runs, turn):
             count, first = min(turn, options.runs - place), options.seed + place + warm_up * (place // turn)
@@ -228,7 +228,7 @@ def main() -> None:
             mine = [run for run in finished if run["seed"] >= first + warm_up]
             if warm_up:
                 shutil.rmtree(keep / recipe.name / str(first), ignore_errors=True)
-            recorder.put(place, list(side_by_side(mine, {})))  # a peer that takes too long costs nothing of ours
+            recorder.put(place, list(side_by_side(mine, {})))  # saved first: a slow peer cannot lose it
             wanted = count if options.peer_runs is None else min(count, options.peer_runs - place)
             theirs = peers_runs(peers, folder, wanted, shim=device == "cpu", limit=options.limit)
             if theirs:

@@ -1,6 +1,6 @@
-"""mkdocs hook: the reference pages, made from the code, and the results, made from the records.
+"""mkdocs hook: generate the reference pages from the code, and the result tables from the records.
 
-Run by `mkdocs build`; nothing that it writes is kept in the repository.
+Used by `mkdocs build`; nothing that it writes is committed.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def on_files(files: Any, config: Any) -> Any:
 
 
 def pages() -> dict[str, str]:
-    """Every generated page, in Markdown, by its name."""
+    """Return every generated page, in Markdown, by name."""
     return {
         "commands": commands_page(),
         "recipes": recipes_page(),
@@ -52,7 +52,7 @@ def pages() -> dict[str, str]:
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Put what is made from records and recipes where a page asks for it."""
+    """Replace the markers in a page by tables made from records and recipes."""
     if RESULTS in markdown:
         markdown = markdown.replace(RESULTS, results_table())
     if MEASURED in markdown:
@@ -86,7 +86,7 @@ _ENVIRONMENT = {
 
 
 def commands_page() -> str:
-    """Every command's help, as it prints it, what it exits with, and what it reads from the environment."""
+    """Return each command's help text, the exit statuses and the environment variables."""
     os.environ["COLUMNS"] = "100"
     parser = make_parser()
     parts = ["# The command line", "As each command's `--help` prints it.", _fenced(parser.format_help())]
@@ -103,7 +103,7 @@ def _commands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentPar
 
 
 def recipes_page() -> str:
-    """Every named recipe, with its file."""
+    """Return every named recipe, with its file."""
     parts = ["# Recipes", _recipe_table(recipe_names(), links=True)]
     for name in recipe_names():
         text = (ROOT / "src" / "resfit" / "recipes" / f"{name}.yaml").read_text(encoding="utf-8")
@@ -112,7 +112,7 @@ def recipes_page() -> str:
 
 
 def fields_page() -> str:
-    """Every field of a recipe and of the network in it: its place, type, default and meaning."""
+    """Return every field of a recipe, including its network: path, type, default and meaning."""
     intro = (
         "A recipe is YAML, or `resfit.Recipe`. Every field can also be given to `resfit train` as "
         "`--section.field VALUE`, as in `--optim.lr 0.05` or `--spec.stages.0.channels 32`. `[number, …]` is a list of "
@@ -165,7 +165,7 @@ _OTHER_FILES = {
 
 
 def record_page() -> str:
-    """The files of a run and of what else writes some, and every field of a record."""
+    """Return the files that runs and other commands write, and every field of a record."""
     columns = ["file", "what it is"]
     parts = ["# What a run leaves", "Each run has a folder of its own, `OUT/RECIPE/SEED`, such as `runs/digits/0`."]
     parts += [_names_table(columns, _RUN_FILES)]
@@ -185,7 +185,7 @@ _PUBLIC = {
 
 
 def python_page() -> str:
-    """Every public name with its signature and docstring."""
+    """Return every public name with its signature and docstring."""
     parts = ["# In Python", "What `import resfit` offers. [In your own program](../python.md) shows it at work."]
     for title, names in _PUBLIC.items():
         parts.append(f"## {title}")
@@ -208,7 +208,7 @@ def _public(name: str) -> Iterator[str]:
 
 
 def _members(kind: type) -> Iterator[list[str]]:
-    """The methods and properties that a class itself defines."""
+    """Yield the methods and properties that a class itself defines."""
     for name, member in vars(kind).items():
         if not name.startswith("_") and isinstance(member, types.FunctionType | classmethod | property):
             text = name if isinstance(member, property) else _signature(name, getattr(kind, name))
@@ -216,7 +216,7 @@ def _members(kind: type) -> Iterator[list[str]]:
 
 
 def _signature(name: str, thing: Any) -> str:
-    """NAME(PARAMETERS) -> RESULT, a line for each parameter where one line would be too long."""
+    """Return NAME(PARAMETERS) -> RESULT, with one line per parameter if one line would be too long."""
     signature, words = inspect.signature(thing), []
     for parameter in signature.parameters.values():
         if parameter.kind is parameter.KEYWORD_ONLY and "*" not in words:
@@ -238,14 +238,14 @@ def _parameter(parameter: inspect.Parameter) -> str:
 
 
 def documented(kind: Any) -> tuple[str, dict[str, str]]:
-    """What a docstring says in general, and what its Attributes section says of each field, in one line."""
+    """Split a dataclass's docstring into its general text and its Attributes section, by field, one line each."""
     general, _, section = inspect.cleandoc(kind.__doc__ or "").partition("\n\nAttributes:\n")
-    entries = re.sub(r"\n\s{2,}", " ", textwrap.dedent(section)).splitlines()  # each with its further lines
+    entries = re.sub(r"\n\s{2,}", " ", textwrap.dedent(section)).splitlines()  # join continuation lines
     return general, dict(entry.split(": ", 1) for entry in entries)
 
 
 def _field_tables(kind: Any, title: str, columns: list[str]) -> Iterator[str]:
-    """Of `kind`, called `title`, and every dataclass within it: a heading, a general word, a table of the fields."""
+    """Yield for `kind`, called `title`, and every dataclass within it: a heading, a general text, a table of fields."""
     for inner, places in by_kind(kind).items():
         general, meanings = documented(inner)
         hints = get_type_hints(inner)
@@ -264,7 +264,7 @@ def _field_tables(kind: Any, title: str, columns: list[str]) -> Iterator[str]:
 
 
 def by_kind(kind: Any) -> dict[Any, list[str]]:
-    """A dataclass and all within it, each with the places where it stands; the outermost one's is empty."""
+    """Return a dataclass and all dataclasses within it, with the paths where each occurs; the outermost's is empty."""
     found: dict[Any, list[str]] = {}
     for place, inner in _sections(kind, ""):
         found.setdefault(inner, []).append(place)
@@ -272,7 +272,7 @@ def by_kind(kind: Any) -> dict[Any, list[str]]:
 
 
 def _sections(kind: Any, place: str) -> Iterator[tuple[str, Any]]:
-    """The dataclass at `place` and all within it, each with its place."""
+    """Yield the dataclass at `place` and all dataclasses within it, with their paths."""
     yield place, kind
     for name, hint in get_type_hints(kind).items():
         for inner in _dataclasses(hint):
@@ -312,7 +312,7 @@ def _default_text(field: Any) -> str:
 
 
 def results_table() -> str:
-    """The table of committed records, as the README has it."""
+    """Return the table of committed records, as in the README."""
     sys.path.insert(0, str(ROOT / "results"))
     import index
 
@@ -320,13 +320,13 @@ def results_table() -> str:
 
 
 def measured_table() -> str:
-    """The table of results/reports.md."""
+    """Return the table of results/reports.md."""
     lines = (ROOT / "results" / "reports.md").read_text(encoding="utf-8").splitlines()
     return "\n".join(line for line in lines if line.startswith("|"))
 
 
 def reports_table() -> str:
-    """The reports' recipes with their prices, and where each departs from its report."""
+    """Return the reports' recipes with their parameters, and where each deviates from its report."""
     names = [name for name in recipe_names() if name.startswith("seed")]
     parts = [_recipe_table(names), "### Where a recipe departs from its report"]
     for name in names:
@@ -349,7 +349,7 @@ def _fenced(text: str, language: str = "text") -> str:
 
 
 def _names_table(header: list[str], meanings: dict[str, str]) -> str:
-    """A table of names, which may be several with commas between them, and what is said of them."""
+    """Return a table of names (several may be separated by commas) and their meanings."""
     return _table(header, [[f"`{names.replace(', ', '`, `')}`", text] for names, text in meanings.items()])
 
 

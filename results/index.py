@@ -1,10 +1,10 @@
-"""Makes what is said of the records from the records: python results/index.py
+"""Generate everything that is derived from the committed records: python results/index.py
 
-Writes results/README.md, results/reports.md, two tables of the project's README, the cards of the published networks,
-and the file behind `resfit recipes`.
+Writes results/README.md, results/reports.md, tables of the project's README, the model cards of the published networks,
+and the results that `resfit recipes` shows.
 
-`python results/index.py --add RUN ...` first takes over the records of finished runs, without their pictures, which are
-the data sets' own.
+`python results/index.py --add RUN ...` first copies the records of finished runs here, without their pictures, which
+belong to the data sets.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from resfit.studyrecord import StudyRecord, read_study
 HERE = Path(__file__).parent
 ROOT = HERE.parent
 SHIPPED = ROOT / "src" / "resfit" / "recipes" / "results.json"
-RECIPES, STANDING, BUDGETS = "<!-- results -->", "<!-- standing -->", "<!-- budgets -->"  # around what is made here
+RECIPES, STANDING, BUDGETS = "<!-- results -->", "<!-- standing -->", "<!-- budgets -->"  # around generated text
 
 
 def add(paths: list[str]) -> None:
-    """Copy records to results/<recipe>/<seed>.json; those that peeked at the test set lie apart."""
+    """Copy records to results/<recipe>/<seed>.json; those that peeked at the test set to results/<recipe>-peeked."""
     for record in find_records(paths):
         name = f"{record.recipe}-peeked" if record.peeked else record.recipe
         target = HERE / name / f"{record.seed}.json"
@@ -46,15 +46,15 @@ def add(paths: list[str]) -> None:
 
 
 def committed(folder: Path = HERE) -> dict[str, list[RunRecord]]:
-    """The committed records by recipe."""
+    """Return the committed records by recipe."""
     files = sorted(folder.glob("*/*.json"), key=lambda file: (file.parent.name, int(file.stem)))
     return group_runs([under_its_name(RunRecord.from_dict(json.loads(file.read_text())), file) for file in files])
 
 
 def under_its_name(record: RunRecord, file: Path) -> RunRecord:
-    """A record that lies in another recipe's folder, as a run of that recipe: it was renamed, or its name given away.
+    """Return a record as a run of the recipe whose folder it is in: the recipe was renamed since.
 
-    Their settings have to be equal; its command is the one that trains them now.
+    Raises SystemExit if their settings differ; the command becomes the one that trains the renamed recipe.
     """
     name = file.parent.name.removesuffix("-peeked")
     if name == record.recipe:
@@ -67,7 +67,7 @@ def under_its_name(record: RunRecord, file: Path) -> RunRecord:
 
 
 def whole(groups: dict[str, list[RunRecord]]) -> dict[str, list[RunRecord]]:
-    """The groups without runs that were shorter than their recipe says; the page on the reports has these as well."""
+    """Return the groups without runs shorter than their recipe; the page about the reports includes these as well."""
     lengths = {name: get_recipe(records[0].recipe).train.epochs for name, records in groups.items()}
     return {
         name: records
@@ -77,7 +77,7 @@ def whole(groups: dict[str, list[RunRecord]]) -> dict[str, list[RunRecord]]:
 
 
 def table(groups: dict[str, list[RunRecord]]) -> str:
-    """One row a recipe: what was trained, how often, what came out, where and how fast."""
+    """Return the table of results: one row per recipe with data, size, accuracies, time and device."""
     head = "| recipe | data | parameters | n | test accuracy | with TTA | seconds a run | images/s | device |"
     lines = [head, "|---|---|---|---|---|---|---|---|---|"]
     for name, records in groups.items():
@@ -98,7 +98,7 @@ def table(groups: dict[str, list[RunRecord]]) -> str:
 
 
 def by_device(records: list[RunRecord]) -> dict[str, list[RunRecord]]:
-    """A recipe's runs by what they ran on: their times are no means of one thing."""
+    """Group a recipe's runs by device, as times on different devices cannot be averaged."""
     places: dict[str, list[RunRecord]] = {}
     for record in records:
         places.setdefault(device(record), []).append(record)
@@ -106,12 +106,12 @@ def by_device(records: list[RunRecord]) -> dict[str, list[RunRecord]]:
 
 
 def percent(values: Sequence[float]) -> str:
-    """Mean ± deviation in percent."""
+    """Format mean ± standard deviation in percent."""
     return f"{bare_percent(values)} %" if values else "–"
 
 
 def shipped(groups: dict[str, list[RunRecord]]) -> dict[str, object]:
-    """What `resfit recipes` says of each recipe; runs that peeked at the test set don't count."""
+    """Return what `resfit recipes` shows for each recipe; runs that peeked at the test set are excluded."""
     results = {}
     for name, records in groups.items():
         if records[0].peeked:
@@ -124,14 +124,14 @@ def shipped(groups: dict[str, list[RunRecord]]) -> dict[str, object]:
 
 
 def reports_md(folder: Path) -> str:
-    """The page on the five reports, from the records in `folder` and what the reports say."""
+    """Return the page about the five reports, from reports.json and the records in `folder`."""
     records = [record for runs in committed(folder).values() for record in runs]
     studies = [ablation(read_study(file)) for file in sorted(folder.glob("study-seed*.json"))]
     return "\n".join([reports_page(read_systems(HERE / "reports.json"), records), *studies])
 
 
 def commands(groups: dict[str, list[RunRecord]]) -> str:
-    """What the runs were started with, a line a command."""
+    """Return the commands that started the runs, one line each."""
     return "\n".join(
         f"- `{name}`: `{command}`"
         for name, records in groups.items()
@@ -140,7 +140,7 @@ def commands(groups: dict[str, list[RunRecord]]) -> str:
 
 
 def budgets(study: StudyRecord) -> str:
-    """What each budget bought, a row a point of the study."""
+    """Return the table of the budget study: one row per point."""
     lines = ["| budget | parameters | test accuracy | n |", "|---|---|---|---|"]
     for point in study.points:
         if point.test:
@@ -150,7 +150,7 @@ def budgets(study: StudyRecord) -> str:
 
 
 def other_records(folder: Path = HERE) -> str:
-    """Studies, searches, prunings and the like, a line a record, with its page where it has one."""
+    """Return a list of the other records (exports, prunings, soaks, studies, searches), with their pages."""
     lines = []
     kinds = ("export", "prune", "soak", "study", "tune")
     for file in (path for path in sorted(folder.glob("*.json")) if path.stem.partition("-")[0] in kinds):
@@ -164,7 +164,7 @@ def other_records(folder: Path = HERE) -> str:
 
 
 def slow_tests(file: Path = HERE / "slow-tests.json") -> str:
-    """How many of the slow tests passed when each was last run, and which did not."""
+    """Return how many slow tests passed when each was last run, and which failed."""
     last = json.loads(file.read_text())
     days = sorted({result["day"] for result in last.values()})
     failed = [name for name, result in last.items() if result["outcome"] != "passed"]
@@ -174,13 +174,13 @@ def slow_tests(file: Path = HERE / "slow-tests.json") -> str:
 
 
 def card(folder: Path, groups: dict[str, list[RunRecord]]) -> str:
-    """The model card of a published network, with what all runs of its recipe say of another seed."""
+    """Return the model card of a published network, which also has the results of all runs of its recipe."""
     record = read_record(folder)
     return render_card(record, groups.get(record.recipe, [record]), sha256(folder / "model.safetensors"), "mit")
 
 
 def pages() -> dict[Path, str]:
-    """Every file that is made from the records, with its text."""
+    """Return every generated file with its text."""
     groups, readme = whole(committed()), ROOT / "README.md"
     runs = table(groups)
     parts = (
@@ -205,7 +205,7 @@ def pages() -> dict[Path, str]:
 
 
 def main() -> None:
-    """Add records where asked, and rewrite everything that is made from them."""
+    """Add records if requested, and regenerate all files."""
     if sys.argv[1:2] == ["--add"]:
         add(sys.argv[2:])
     for path, text in pages().items():
@@ -213,7 +213,7 @@ def main() -> None:
 
 
 def fill(page: str, mark: str, text: str) -> str:
-    """A page with `text` between its two marks."""
+    """Return the page with `text` between its two markers."""
     before, _, after = page.split(mark)
     return f"{before}{mark}\n{text}\n{mark}{after}"
 

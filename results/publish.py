@@ -1,7 +1,7 @@
-"""Puts a finished run's network into results/models/RECIPE: python results/publish.py RUN [--data-dir D]
+"""Copy a finished run's network to results/models/RECIPE: python results/publish.py RUN [--data-dir D]
 
-Its weights are rounded to bf16, its statistics are not; the test scores in the record beside them are those of exactly
-these weights.
+The weights are rounded to bf16, the norms' running statistics are not; the test scores in the record beside them are
+measured with exactly these weights.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ MOST_BYTES = 10_000_000
 
 
 def publish(run: Path, data_dir: Path | None) -> Path:
-    """The folder of the published network."""
+    """Publish the run's network and return its folder."""
     record, net = read_record(run), resfit.load(run)
     target = HERE / "models" / record.recipe
     if target.exists():
         raise SystemExit(f"error: published already ({target}): remove it, if this one is to replace it")
-    folder = target.with_name(f".{target.name}")  # until it is complete
+    folder = target.with_name(f".{target.name}")  # hidden until complete
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     for parameter in net.parameters():
@@ -44,7 +44,7 @@ def publish(run: Path, data_dir: Path | None) -> Path:
     test = evaluate(folder, tta=record.protocol["tta_views"], data_dir=data_dir)
     was, now = f"{100 * record.test.accuracy:.2f} %", f"{100 * test.accuracy:.2f} %"
     event = f"weights rounded to bf16: the test set was scored again, {now} plain after {was}"
-    description = get_recipe(record.recipe).description  # what is known of it by now
+    description = get_recipe(record.recipe).description  # the current one
     env = {**record.env, "command": without_places(record.env["command"])}
     protocol = {**record.protocol, "test_scored": record.protocol["test_scored"] + 1}
     published = replace(
@@ -54,7 +54,7 @@ def publish(run: Path, data_dir: Path | None) -> Path:
         test=test,
         events=(*record.events, event),
         protocol=protocol,
-        val=None,  # these four were measured before the rounding
+        val=None,  # this and the next three were measured before rounding
         robustness=None,
         human=None,
         exports=(),

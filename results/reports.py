@@ -1,7 +1,7 @@
-"""The five reports' systems, as they were reported and as resfit measures them: a table from reports.json and records.
+"""Compare the five reports' figures with resfit's measurements: a Markdown page from reports.json and records.
 
-A report's own protocol takes the accuracy of its best epoch, some of them on the test set; such runs are marked as
-peeked. resfit's own scores the test set once, with weights that were chosen without it.
+A report's protocol takes the accuracy of its best epoch, in some reports on the test set; such runs are marked as
+peeked. resfit's protocol scores the test set once, with weights chosen without it.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ on all 50,000 images, the others on 45,000; the milestones of 003 were set by ha
 
 
 def reports_page(systems: Sequence[dict[str, Any]], records: Sequence[RunRecord]) -> str:
-    """The page: one row a system, and the source of what is said of it."""
+    """Return the page: one row per system, and the sources of the reported figures."""
     rows = ["| " + " | ".join(_HEAD) + " |", "|" + "---|" * len(_HEAD)]
     rows += ["| " + " | ".join(row(system, records)) + " |" for system in systems]
     sources = [f"- {system['system']}: {system['source']}" for system in systems]
@@ -51,7 +51,7 @@ def reports_page(systems: Sequence[dict[str, Any]], records: Sequence[RunRecord]
 
 
 def ablation(study: StudyRecord) -> str:
-    """A study of what a report took away or added, as measured here, and how far it was shortened."""
+    """Return a table of a study that repeats a report's ablation, with the length it was shortened to."""
     rows = ["| " + " | ".join(("point", "validation", "test")) + " |", "|---|---|---|"]
     for point in study.points:
         if point.accuracy is not None and point.test is not None:
@@ -63,13 +63,13 @@ def ablation(study: StudyRecord) -> str:
 
 
 def read_systems(path: Path) -> list[dict[str, Any]]:
-    """What the reports say."""
+    """Read the reported figures."""
     systems: list[dict[str, Any]] = json.loads(path.read_text())["systems"]
     return systems
 
 
 def row(system: dict[str, Any], records: Sequence[RunRecord]) -> list[str]:
-    """The cells of one system."""
+    """Return the cells of one system."""
     mine = [record for record in records if record.recipe == system["recipe"] and record.data["name"] == "cifar10"]
     recipe = get_recipe(system["recipe"])
     own = chosen(record for record in mine if record.protocol["selection"] == system["selection"])
@@ -90,13 +90,13 @@ def row(system: dict[str, Any], records: Sequence[RunRecord]) -> list[str]:
 
 
 def chosen(records: Iterable[RunRecord]) -> list[RunRecord]:
-    """Of several settings the one that was trained longest, and then most often."""
+    """Return the runs of one of several settings: the one trained longest, and of these the one with the most runs."""
     groups = group_runs(list(records)).values()
     return max(groups, key=lambda runs: (runs[0].config["train"]["epochs"], len(runs)), default=[])
 
 
 def by_the_report(system: dict[str, Any], own: Sequence[RunRecord]) -> str:
-    """The same measures that the report gives, over runs by its protocol."""
+    """Return the measures that the report gives, over runs that follow its protocol."""
     if system["selection"] is None:
         return "the report does not say how"
     measures = {measure["on"]: None for measure in system["reported"]}
@@ -109,13 +109,13 @@ def by_the_report(system: dict[str, Any], own: Sequence[RunRecord]) -> str:
 
 
 def reported(measure: dict[str, Any]) -> str:
-    """An accuracy as a report gives it."""
+    """Format an accuracy as reported."""
     facts = ", ".join(filter(None, (measure["on"], measure.get("note"))))
     return f"{measure['accuracy']} %" + (f" ({facts})" if facts else "")
 
 
 def mean(values: Sequence[float], what: str = "") -> str:
-    """Mean ± deviation in percent, over how many, of what."""
+    """Format mean ± standard deviation in percent, what was measured, and the number of values."""
     if not values:
         return MISSING
     s = summarize(values)
@@ -123,7 +123,7 @@ def mean(values: Sequence[float], what: str = "") -> str:
 
 
 def length(record: RunRecord, reported_epochs: int) -> str:
-    """Epochs trained of those reported, and whether that is the whole length."""
+    """Return the number of epochs trained of those reported, and whether and how the training was shortened."""
     told = f"{record.epochs} of {reported_epochs}"
     if record.epochs >= reported_epochs:
         return f"{told}, full length"
@@ -134,7 +134,7 @@ def length(record: RunRecord, reported_epochs: int) -> str:
 
 
 def device(record: RunRecord) -> str:
-    """The processor that counts, with the fastest of a CPU's features."""
+    """Return the GPU, or the CPU with its fastest feature, threads and precision."""
     env = record.env
     if env["gpu"]:
         return str(env["gpu"])
@@ -143,10 +143,10 @@ def device(record: RunRecord) -> str:
 
 
 def count(value: int | None) -> str:
-    """A number of parameters."""
+    """Format a number of parameters."""
     return "not reported" if value is None else f"{value:,}"
 
 
 def lines(cells: Iterable[str]) -> str:
-    """Several values in one cell, each once."""
+    """Join distinct values into one cell."""
     return "<br>".join(dict.fromkeys(cells)) or MISSING

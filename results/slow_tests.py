@@ -1,7 +1,7 @@
-"""Runs the slow tests and keeps the last result of each: python results/slow_tests.py [PYTEST'S OWN WORDS ...]
+"""Run the slow tests and save the latest result of each: python results/slow_tests.py [PYTEST ARGUMENTS ...]
 
-They take hours in all, so they may be run in parts: results/slow-tests.json has every test's outcome, how long it took,
-and the day and commit of its last run. Skipped ones are not kept, as they say nothing.
+They take hours in total, so they may be run in parts: results/slow-tests.json has each test's outcome and duration, and
+the day and commit of its last run. Skipped tests are not saved.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ FILE = Path(__file__).parent / "slow-tests.json"
 
 
 class Results:
-    """A pytest plugin that takes down how each test ended."""
+    """A pytest plugin that records how each test ended."""
 
     def __init__(self) -> None:
         self.found: dict[str, dict[str, Any]] = {}
         self.at = {"day": date.today().isoformat(), "commit": environment(pick_device("cpu"))["commit"]}
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """A test fails in any of its phases, and passes in the one between."""
+        """Record the outcome: a test fails in any phase, and passes in its call phase."""
         if report.failed or (report.when == "call" and report.passed):
             seconds = round(report.duration, 1)
             self.found[report.nodeid] = {"outcome": report.outcome, "seconds": seconds, **self.at}
 
 
 def main() -> int:
-    """Run, and take the results over."""
+    """Run the tests and merge the results into the file."""
     results = Results()
     status = pytest.main(["-m", "slow", *sys.argv[1:]], plugins=[results])
     known = json.loads(FILE.read_text()) if FILE.exists() else {}

@@ -1,6 +1,6 @@
-"""Where resfit's networks stand on CIFAR-10 among others of at most 5,000,000 parameters: one table, best first.
+"""Compare resfit's CIFAR-10 results with others of at most 5,000,000 parameters: one Markdown table, best first.
 
-Rows come from the committed records, from reports.json and from anchors.json, which says where each figure is from.
+Rows come from the committed records, reports.json and anchors.json, which gives the source of each figure.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _SELECTIONS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """A network's line, each cell as it is shown; accuracies in percent, empty where there is none."""
+    """One network's row, each cell as shown; accuracies in percent, empty if unknown."""
 
     network: str
     params: str
@@ -37,12 +37,12 @@ class Row:
 
     @property
     def rank(self) -> float:
-        """What the table is sorted by: the accuracy without test-time augmentation, where it is known."""
+        """The sort key: the accuracy without test-time augmentation, or with it if only that is known."""
         return float((self.plain or self.tta).split()[0])
 
 
 def standing(groups: Mapping[str, Sequence[RunRecord]], reports: Path, anchors: Path) -> str:
-    """The table, of whole runs by recipe and of two files of other people's figures."""
+    """Return the table, from complete runs by recipe and two files with other people's results."""
     systems = json.loads(reports.read_text())["systems"]
     public = json.loads(anchors.read_text())["results"]
     rows = [ours(name, records) for name, records in groups.items() if counts(records[0])]
@@ -56,12 +56,12 @@ def standing(groups: Mapping[str, Sequence[RunRecord]], reports: Path, anchors: 
 
 
 def counts(record: RunRecord) -> bool:
-    """Whether a run of CIFAR-10 within the budget did not look at the test set."""
+    """Return whether a run is on CIFAR-10, within the budget, and did not choose its weights on the test set."""
     return record.data["name"] == "cifar10" and record.params <= BUDGET and not record.peeked
 
 
 def ours(name: str, records: Sequence[RunRecord]) -> Row:
-    """The line of a recipe that was run."""
+    """Return the row of a recipe trained with resfit."""
     return Row(
         network=f"**`{name}`**",
         params=f"{records[0].params / 1e6:.2f}M",
@@ -74,7 +74,7 @@ def ours(name: str, records: Sequence[RunRecord]) -> Row:
 
 
 def reported(system: Mapping[str, Any], measure: Mapping[str, Any]) -> Row:
-    """The line of a report's system, by one of its accuracies."""
+    """Return the row of one accuracy of a system from the reports."""
     note = f", {measure['note']}" if "note" in measure else ""
     return Row(
         network=f"report {system['system']}{note}",
@@ -88,14 +88,14 @@ def reported(system: Mapping[str, Any], measure: Mapping[str, Any]) -> Row:
 
 
 def _taken(selection: str | None) -> str:
-    """The reports' texts leave room for doubt where they are taken to have peeked."""
+    """Describe how the epoch was chosen; "taken to be" where the report's text leaves doubt about the test set."""
     if selection is None:
         return "how the epoch was chosen is not given"
     return f"{'taken to be the ' if selection == 'best-test' else ''}{_SELECTIONS[selection]}"
 
 
 def published(result: Mapping[str, Any]) -> Row:
-    """The line of a public result; whether its epoch was chosen on the test set is mostly not said."""
+    """Return the row of a public result; most do not state whether the epoch was chosen on the test set."""
     return Row(
         network=result["network"],
         params=result["params"],
@@ -108,7 +108,7 @@ def published(result: Mapping[str, Any]) -> Row:
 
 
 def bare_percent(values: Sequence[float]) -> str:
-    """Mean ± deviation of accuracies, in percent."""
+    """Return mean ± standard deviation of accuracies, in percent."""
     if not values:
         return ""
     s = summarize(values)

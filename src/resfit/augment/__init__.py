@@ -1,7 +1,7 @@
-"""Whole-batch augmentations on the images' device: pure functions of (images, generator, parameters).
+"""Batch augmentations that run on the images' device: pure functions of (images, generator, parameters).
 
-The same generator state gives the same tensor. images: uint8 [N, C, H, W]; the generator may be on the CPU or on the
-images' device. Each operation is a kernel that takes per-image parameters, and a random one that draws them.
+The same generator state gives the same result. images: uint8 [N, C, H, W]; the generator may be on the CPU or on the
+images' device. Each operation is a deterministic function of per-image parameters; its random version draws them.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ def augment(
     seed: int,
     fill: Tensor | None = None,
 ) -> Tensor:
-    """Apply what `config` switches on, in its documented order, up to cutout; all of it keeps the label.
+    """Apply the augmentations that `config` enables, in its documented order up to cutout; labels do not change.
 
-    images: uint8 [N, C, H, W], never changed, and handed back themselves where nothing is on. index: int64 [N], their
-    places in the training set. epoch: the number of epochs ahead of this one, or of those that each image was in, int64
-    [N]. fill: uint8 [C], the colour of cutout; black where None.
+    images: uint8 [N, C, H, W], never modified; returned as they are if nothing is enabled. index: int64 [N], positions
+    in the training set. epoch: number of epochs completed before this one, either one number or one per image, int64
+    [N]. fill: uint8 [C], the colour of cutout; black if None.
     """
     if config.policy == "trivial":
         images = trivial_augment(images, generator)

@@ -1,7 +1,8 @@
-"""Operations on the values of pixels. images: uint8 [N, C, H, W], never changed; parameters: [N], one an image.
+"""Augmentations that change pixel values: brightness, contrast, blur, equalize and others.
 
-Formulas and truncation are torchvision's v2 functionals'; results differ from theirs by one grey level at most, where a
-sum of floats that is a whole number but for rounding falls on its other side. Where C isn't 3 the images count as grey.
+images: uint8 [N, C, H, W], never modified; parameters: [N], one per image. Formulas and truncation follow torchvision's
+v2 functionals; results differ from theirs by at most one grey level, where a floating-point sum that should be a whole
+number is rounded to the other side of it. Images are treated as grey if C is not 3.
 """
 
 from __future__ import annotations
@@ -19,29 +20,29 @@ LEVELS = 256
 
 
 def adjust_brightness(images: Tensor, factor: Tensor) -> Tensor:
-    """Scale towards black (0) or away from it (above 1)."""
+    """Scale pixel values: factor 0 gives black, 1 the image itself, above 1 a brighter image."""
     return (images * _per_image(factor).float()).clamp_(0, 255).to(torch.uint8)
 
 
 def adjust_contrast(images: Tensor, factor: Tensor) -> Tensor:
-    """Blend with the image's mean grey (0) or away from it (above 1)."""
+    """Blend with the image's mean grey level: factor 0 gives that grey, 1 the image itself, above 1 more contrast."""
     return _blend(images, _grey(images).mean((1, 2, 3), keepdim=True), factor)
 
 
 def adjust_saturation(images: Tensor, factor: Tensor) -> Tensor:
-    """Blend with the grey image (0) or away from it (above 1); grey images stay as they are."""
+    """Blend with the grey image: factor 0 gives grey, above 1 more saturation; grey images do not change."""
     return _blend(images, _grey(images), factor) if images.shape[1] == 3 else images.clone()
 
 
 def random_adjust(
     images: Tensor, generator: torch.Generator, adjust: Callable[[Tensor, Tensor], Tensor], strength: float
 ) -> Tensor:
-    """Apply `adjust` with a factor that is uniform in 1 ± strength for each image."""
+    """Apply `adjust` to each image with a factor drawn uniformly from 1 ± strength."""
     return adjust(images, uniform(images, generator, 1 - strength, 1 + strength))
 
 
 def _grey(images: Tensor) -> Tensor:
-    """Luma as ITU-R BT.601 weighs it, in whole levels: float32 [N, 1, H, W] for colour; other images as they are."""
+    """Return the ITU-R BT.601 luma in whole levels, float32 [N, 1, H, W]; other images only as float."""
     if images.shape[1] != 3:
         return images.float()
     red, green, blue = images.float().unbind(1)
@@ -49,9 +50,9 @@ def _grey(images: Tensor) -> Tensor:
 
 
 def _blend(images: Tensor, other: Tensor, factor: Tensor) -> Tensor:
-    """factor x images + (1 - factor) x other, cut to bytes."""
+    """Return factor x images + (1 - factor) x other, clamped to 0..255, as uint8."""
     ratio = _per_image(factor).double()
-    # As a step from `images`, so that where both are equal rounding cannot lose a level.
+    # Written as an offset from `images`, so that rounding cannot lose a level where both are equal.
     return (images + (other - images) * (1 - ratio).float()).clamp_(0, 255).to(torch.uint8)
 
 
@@ -60,7 +61,10 @@ def _per_image(value: Tensor) -> Tensor:
 
 
 def adjust_sharpness(images: Tensor, factor: Tensor) -> Tensor:
-    """Blend with a 3 x 3 smoothing of weights 1 about a 5 (0) or away from it (above 1); the outermost pixels stay."""
+    """Blend with the image smoothed by a 3 x 3 kernel (centre 5, others 1): factor 0 smooths, above 1 sharpens.
+
+    The outermost pixels do not change.
+    """
     if min(images.shape[-2:]) < 3:
         return images.clone()
     smooth, values = images.float(), images.to(torch.int16)
@@ -70,13 +74,16 @@ def adjust_sharpness(images: Tensor, factor: Tensor) -> Tensor:
 
 
 def _sum_of_three(values: Tensor, dim: int) -> Tensor:
-    """Sums of three neighbours along an axis, which gets two places shorter."""
+    """Return sums of three neighbours along an axis, whose size shrinks by two."""
     first, second, third = (values.narrow(dim, i, values.shape[dim] - 2) for i in range(3))
     return first + second + third
 
 
 def gaussian_blur(images: Tensor, sigma: Tensor, kernel: int) -> Tensor:
-    """Blur with a Gaussian of sigma pixels over kernel x kernel taps (odd, below twice the side), edges reflected."""
+    """Blur with a Gaussian of standard deviation sigma (pixels) and kernel x kernel taps, with reflected borders.
+
+    kernel: odd, less than twice the image's side.
+    """
     radius = kernel // 2
     places = torch.arange(-radius, radius + 1, device=images.device)
     taps = torch.softmax(-((places / sigma.clamp_min(1e-3)[:, None]) ** 2) / 2, dim=1)
@@ -85,7 +92,7 @@ def gaussian_blur(images: Tensor, sigma: Tensor, kernel: int) -> Tensor:
 
 
 def _along(images: Tensor, taps: Tensor, dim: int) -> Tensor:
-    """Correlate with taps ([N, K], one filter an image) along an axis, without padding."""
+    """Correlate with `taps` ([N, K], one filter per image) along an axis, without padding."""
     size = images.shape[dim] - taps.shape[1] + 1
     total = images.narrow(dim, 0, size) * _per_image(taps[:, 0])
     for i in range(1, taps.shape[1]):
@@ -94,7 +101,7 @@ def _along(images: Tensor, taps: Tensor, dim: int) -> Tensor:
 
 
 def random_blur(images: Tensor, generator: torch.Generator, largest: float) -> Tensor:
-    """Blur each image by a sigma that is uniform from 0 to `largest` pixels, over taps that reach two sigma."""
+    """Blur each image with a sigma drawn uniformly from 0 to `largest` pixels; the kernel extends to 2 x `largest`."""
     radius = min(max(1, math.ceil(2 * largest)), min(images.shape[-2:]) - 1)
     return gaussian_blur(images, uniform(images, generator, 0, largest), 2 * radius + 1)
 
@@ -105,18 +112,18 @@ def posterize(images: Tensor, bits: Tensor) -> Tensor:
 
 
 def solarize(images: Tensor, threshold: Tensor) -> Tensor:
-    """Invert the values that are at or above the threshold."""
+    """Invert the values at or above the threshold."""
     inverted = images >= _per_image(threshold.float().ceil().to(torch.int16))
     return images ^ (inverted.to(torch.uint8) * 255)
 
 
 def invert(images: Tensor) -> Tensor:
-    """Turn light into dark."""
+    """Invert all values."""
     return 255 - images
 
 
 def autocontrast(images: Tensor) -> Tensor:
-    """Stretch each channel to the full range; a channel of one value stays."""
+    """Stretch each channel to the full range; constant channels do not change."""
     values = images.float()
     low, high = values.amin((2, 3), keepdim=True), values.amax((2, 3), keepdim=True)
     flat = low == high
@@ -125,7 +132,7 @@ def autocontrast(images: Tensor) -> Tensor:
 
 
 def equalize(images: Tensor) -> Tensor:
-    """Spread each channel's values evenly by rank, as Pillow computes it; a channel of one value stays."""
+    """Equalize each channel's histogram as Pillow does; constant channels do not change."""
     values = images.flatten(2).long()
     counts = values.new_zeros(*values.shape[:2], LEVELS).scatter_add_(2, values, torch.ones_like(values))
     brightest = counts.gather(2, values.amax(2, keepdim=True))

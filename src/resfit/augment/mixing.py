@@ -1,4 +1,4 @@
-"""Mixing of images and their targets, within a batch."""
+"""Mixup, CutMix and RICAP: mix images and their targets within a batch."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from resfit.recipe import AugmentConfig
 
 
 def mix(images: Tensor, targets: Tensor, config: AugmentConfig, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Mix the batch with permutations of itself by RICAP, mixup or CutMix; of the last two one, at an equal chance.
+    """Mix the batch with permutations of itself: RICAP, else mixup or CutMix.
 
-    images: float [N, C, H, W]; targets: float [N, K], rows that sum to 1. Unchanged where nothing is on.
-    One draw of shares for the batch, as in the originals (Zhang et al. 2018; Yun et al. 2019; Takahashi et al. 2018).
+    If both mixup and CutMix are enabled, one is chosen with equal probability. images: float [N, C, H, W]; targets:
+    float [N, K], rows sum to 1. Returned unchanged if nothing is enabled. Mixing weights are drawn once per batch, as
+    in the papers (Zhang et al. 2018; Yun et al. 2019; Takahashi et al. 2018).
     """
     if not config.mixes:
         return images, targets
@@ -28,50 +29,53 @@ def mix(images: Tensor, targets: Tensor, config: AugmentConfig, generator: torch
 
 
 def _drawn_weight(images: Tensor, config: AugmentConfig, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """How much of each pixel, [H, W], and of the targets, scalar, is the image's own: float64 on the images' device."""
+    """Draw an image's own weight, per pixel [H, W] and for its target (scalar): float64 on the images' device."""
     height, width = images.shape[-2:]
     own = [
         method(height, width, alpha, generator)
         for method, alpha in ((mixup_weight, config.mixup), (cutmix_weight, config.cutmix))
         if alpha
     ]
-    # Choosing among results, not methods, keeps the coin on its device.
+    # Compute both and choose between the results, so that the coin need not be read back from its device.
     coin = torch.randint(2, (), generator=generator, device=generator.device).bool()
     weight, share = (torch.where(coin, first, last) for first, last in zip(own[0], own[-1], strict=True))
     return weight.to(images.device, non_blocking=True), share.to(images.device, non_blocking=True)
 
 
 def mixup_weight(height: int, width: int, alpha: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """The same share for every pixel, drawn from Beta(alpha, alpha): Zhang et al. 2018."""
+    """Return one weight for all pixels, drawn from Beta(alpha, alpha), and that weight: Zhang et al. 2018."""
     share = draw_beta(alpha, generator)
     return share.expand(height, width), share
 
 
 def cutmix_weight(height: int, width: int, alpha: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """1 outside a box about a uniform centre and 0 inside; the share is the exact area outside: Yun et al. 2019."""
+    """Return 0 inside a random box and 1 outside, and the exact fraction of the area outside: Yun et al. 2019.
+
+    The centre of the box is uniform over the pixels.
+    """
     cy, cx = (torch.randint(n, (), generator=generator, device=generator.device) for n in (height, width))
     weight = outside_box(height, width, cy, cx, torch.sqrt(1 - draw_beta(alpha, generator)))
     return weight, weight.mean()
 
 
 def outside_box(height: int, width: int, cy: Tensor, cx: Tensor, cut: Tensor) -> Tensor:
-    """0 in the box about (cy, cx) that takes the fraction `cut` of each side, as far as it is in the image, else 1."""
+    """Return 0 inside the box centred on (cy, cx) and 1 elsewhere; `cut` is the box's fraction of each side."""
     inside = _within(height, cy, cut)[:, None] & _within(width, cx, cut)
     return 1 - inside.double()
 
 
 def _within(size: int, centre: Tensor, cut: Tensor) -> Tensor:
-    """Which of `size` places the box covers, half of its side before the centre and half from it on: bool [size]."""
+    """Return which positions of an axis the box covers, half its side to each side of the centre: bool [size]."""
     half = (size * cut).floor() // 2
     place = torch.arange(size, device=centre.device)
     return (centre - half <= place) & (place < centre + half)
 
 
 def ricap(images: Tensor, targets: Tensor, alpha: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Patches of four images about a point, whose place along each side is Beta(alpha, alpha): Takahashi et al. 2018.
+    """Assemble each image from patches of four images around a random point: Takahashi et al. 2018.
 
-    Each patch has a permutation of its own, and is cut from anywhere in its image. Targets are weighted by the patches'
-    exact areas.
+    The point's position along each side is drawn from Beta(alpha, alpha). Each patch has its own permutation of the
+    batch and is cut from a random position in its image. Targets are weighted by the patches' exact areas.
     """
     n, c, h, w = images.shape
     partners = torch.stack([torch.randperm(n, generator=generator, device=generator.device) for _ in range(4)])
@@ -84,9 +88,9 @@ def ricap(images: Tensor, targets: Tensor, alpha: float, generator: torch.Genera
 
 
 def patch_map(height: int, width: int, alpha: float, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """Which of four patches each pixel lies in, and which pixel of that patch's image it shows: int64 [H, W].
+    """Return for each pixel its patch (0 to 3) and the source pixel in that patch's image, both int64 [H, W].
 
-    The third are the patches' shares of the area: float64 [4]. The patches in order: upper left, upper right, lower
+    Also return the patches' fractions of the area, float64 [4]. Order of the patches: upper left, upper right, lower
     left, lower right.
     """
     patches = torch.arange(4, device=generator.device)
@@ -99,10 +103,11 @@ def patch_map(height: int, width: int, alpha: float, generator: torch.Generator)
 
 
 def _cuts(size: int, half: Tensor, alpha: float, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """A point along an axis, and the patches that lie before it (half 0) or past it (half 1), int64 [4].
+    """Cut an axis at a random point and choose where each of four patches is taken from.
 
-    Which places lie past the point, int64 [size]; from how far each patch is taken to its place, int64 [4]; and how
-    long it is, float64 [4].
+    half: int64 [4], 0 for patches before the point, 1 for patches after it. Returns which positions are after the point
+    (int64 [size]), the offset from each patch's position to its source (int64 [4]) and the patches' lengths (float64
+    [4]).
     """
     point = (size * draw_beta(alpha, generator)).round()
     past = (torch.arange(size, device=half.device) >= point).long()
@@ -112,19 +117,20 @@ def _cuts(size: int, half: Tensor, alpha: float, generator: torch.Generator) -> 
 
 
 def draw_beta(alpha: float, generator: torch.Generator) -> Tensor:
-    """One number from Beta(alpha, alpha): float64 scalar on the generator's device.
+    """Draw one number from Beta(alpha, alpha): float64 scalar on the generator's device.
 
-    torch.distributions takes no generator, hence from two gammas; in logarithms, as they underflow at small alpha.
+    torch.distributions takes no generator, so it is computed from two gamma variates, as logarithms because these
+    underflow for small alpha.
     """
     first, second = _draw_log_gamma(alpha, 2, generator)
     return torch.sigmoid(first - second)
 
 
 def _draw_log_gamma(shape: float, count: int, generator: torch.Generator, tries: int = 32) -> Tensor:
-    """Logarithms of `count` numbers from Gamma(shape): float64 [count] (Marsaglia & Tsang 2000).
+    """Return logarithms of `count` numbers from Gamma(shape): float64 [count] (Marsaglia & Tsang 2000).
 
-    Draws of shape + 1 brought down by a power of a uniform. Each try passes with a chance of at least 0.95: all are
-    made at once, so that nothing is read back to see whether another one is needed.
+    Draws from Gamma(shape + 1), multiplied by a power of a uniform variate. Each try is accepted with probability at
+    least 0.95; all tries are made at once, so that the host need not read back whether another is needed.
     """
     d = shape + 1 - 1 / 3
     normal = torch.randn(count, tries, generator=generator, device=generator.device, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""Random policies: each image takes its own operation at its own strength.
+"""TrivialAugment, RandAugment and AutoAugment: random operations and strengths per image.
 
 Operations and strengths are those of torchvision's v2 TrivialAugmentWide, RandAugment and AutoAugment.
 """
@@ -13,9 +13,9 @@ from torch import Tensor
 
 from resfit.augment import colour, geometry
 
-BINS = 31  # strengths lie on a grid of so many steps
+BINS = 31  # number of strength levels
 
-# Each takes images uint8 [N, C, H, W] and strengths float64 [N].
+# Each takes images, uint8 [N, C, H, W], and strengths, float64 [N].
 OPERATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "identity": lambda images, strength: images,
     "shear_x": geometry.shear_x,
@@ -34,7 +34,7 @@ OPERATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "invert": lambda images, strength: colour.invert(images),
 }
 
-# Pairs of (operation, chance, level of 0 to 9), the level 0 where an operation has no strength: Cubuk et al. 2019,
+# Pairs of (operation, probability, level from 0 to 9); level 0 if the operation has no strength: Cubuk et al. 2019,
 # table 7.
 CIFAR10_POLICY = (
     (("invert", 0.1, 0), ("contrast", 0.2, 6)),
@@ -63,11 +63,11 @@ CIFAR10_POLICY = (
     (("equalize", 0.8, 0), ("invert", 0.1, 0)),
     (("translate_y", 0.7, 9), ("autocontrast", 0.9, 0)),
 )
-LEVELS = 10  # the grid of that policy's strengths
+LEVELS = 10  # number of strength levels of that policy
 
 
 class Span(NamedTuple):
-    """Strengths of an operation, weakest to strongest; of either sign, or in whole numbers, where it says so."""
+    """Range of an operation's strength, weakest to strongest; signed: either sign; whole: rounded to whole numbers."""
 
     weakest: float = 0.0
     strongest: float = 0.0
@@ -76,7 +76,7 @@ class Span(NamedTuple):
 
 
 def trivial_spans() -> dict[str, Span]:
-    """TrivialAugment's "wide" strengths (Müller & Hutter 2021, table 7)."""
+    """Return TrivialAugment's "wide" strength ranges (Müller & Hutter 2021, table 7)."""
     return {
         "identity": Span(),
         **dict.fromkeys(("shear_x", "shear_y"), Span(0, 0.99, True)),
@@ -91,7 +91,7 @@ def trivial_spans() -> dict[str, Span]:
 
 
 def rand_spans(height: int, width: int) -> dict[str, Span]:
-    """RandAugment's strengths (Cubuk et al. 2020), for images of this size in pixels."""
+    """Return RandAugment's strength ranges (Cubuk et al. 2020) for images of this size in pixels."""
     return {
         "identity": Span(),
         **dict.fromkeys(("shear_x", "shear_y"), Span(0, 0.3, True)),
@@ -107,18 +107,18 @@ def rand_spans(height: int, width: int) -> dict[str, Span]:
 
 
 def auto_spans(height: int, width: int) -> dict[str, Span]:
-    """AutoAugment's strengths, for images of this size in pixels."""
+    """Return AutoAugment's strength ranges for images of this size in pixels."""
     return {**rand_spans(height, width), "invert": Span()}
 
 
 def trivial_augment(images: Tensor, generator: torch.Generator) -> Tensor:
-    """One operation at one strength for each image, both uniform (Müller & Hutter 2021)."""
+    """Apply one operation to each image; operation and strength are both uniform (Müller & Hutter 2021)."""
     spans = trivial_spans()
     return apply(images, list(spans), *draw(len(images), spans, generator))
 
 
 def rand_augment(images: Tensor, generator: torch.Generator, operations: int = 2, level: int = 9) -> Tensor:
-    """So many operations in a row for each image, uniform and with repetition, all at one level of 0 to 30.
+    """Apply `operations` random operations to each image, uniform with repetition, all at one level from 0 to 30.
 
     Cubuk et al. 2020, with torchvision's defaults.
     """
@@ -130,7 +130,7 @@ def rand_augment(images: Tensor, generator: torch.Generator, operations: int = 2
 
 
 def auto_augment(images: Tensor, generator: torch.Generator) -> Tensor:
-    """One of the 25 pairs of the policy found for CIFAR-10 for each image, each half at its chance.
+    """Apply to each image one of the 25 operation pairs found for CIFAR-10, each operation with its probability.
 
     Cubuk et al. 2019.
     """
@@ -143,7 +143,7 @@ def auto_augment(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def draw_pairs(count: int, spans: dict[str, Span], generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Which operations, int64 [count, 2], and how strong, float64 [count, 2]: identity where the chance did not come.
+    """Draw operations, int64 [count, 2], and strengths, float64 [count, 2]; identity if the operation is not applied.
 
     The sign of a strength is a fair coin.
     """
@@ -160,7 +160,7 @@ def draw_pairs(count: int, spans: dict[str, Span], generator: torch.Generator) -
 def draw(
     count: int, spans: dict[str, Span], generator: torch.Generator, level: int | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Which operation, int64 [count], and how strong, float64 [count]; a level that isn't given is uniform."""
+    """Draw one operation, int64 [count], and strength, float64 [count], per image; the level is uniform if None."""
     device = generator.device
     choice = torch.randint(len(spans), (count,), generator=generator, device=device)
     bins = torch.randint(BINS, (count,), generator=generator, device=device)
@@ -169,7 +169,7 @@ def draw(
 
 
 def _strength(spans: dict[str, Span], operation: Tensor, level: Tensor, sign: Tensor, bins: int) -> Tensor:
-    """The strengths of operations at levels of a grid of `bins`, with a sign where they are of either sign: float64."""
+    """Return each operation's strength at `level` of `bins` levels, float64; `sign` applies to signed operations."""
     strengths = torch.stack([strengths_of(span, bins) for span in spans.values()]).to(level.device)
     signed = torch.tensor([span.signed for span in spans.values()], device=level.device)
     strength = strengths[operation, level]
@@ -177,15 +177,15 @@ def _strength(spans: dict[str, Span], operation: Tensor, level: Tensor, sign: Te
 
 
 def strengths_of(span: Span, bins: int = BINS) -> Tensor:
-    """The grid of an operation's strengths: float64 [bins], rounded to float32 as torchvision's is."""
+    """Return the grid of an operation's strengths: float64 [bins], rounded to float32 as in torchvision."""
     strengths = torch.linspace(span.weakest, span.strongest, bins, dtype=torch.float32)
     return (strengths.round() if span.whole else strengths).double()
 
 
 def apply(images: Tensor, names: list[str], choice: Tensor, strength: Tensor) -> Tensor:
-    """Give image i operation names[choice[i]] at strength[i]; one sub-batch an operation.
+    """Apply operation names[choice[i]] at strength[i] to image i; one sub-batch per operation.
 
-    The sizes of the sub-batches are read by the host: with the generator on a GPU this waits for it, once.
+    The host reads the sizes of the sub-batches: with the generator on a GPU this is one synchronization.
     """
     sizes = torch.bincount(choice, minlength=len(names)).tolist()
     order = choice.argsort().to(images.device, non_blocking=True)

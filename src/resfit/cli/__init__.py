@@ -1,6 +1,6 @@
-"""The command line: a thin layer over the Python API, a module a command.
+"""The `resfit` command: a thin layer over the Python API, with one module per subcommand.
 
-Nothing imports it; torch is imported only where a command trains or scores.
+No other package imports it; torch is imported only by commands that train or score.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from resfit.fields import nearest, parse_yaml
 from resfit.interrupt import Interrupted
 from resfit.processes import under_torchrun
 
-# Each has `add`, which adds the command's parser; the parser's `run` does the work and returns the exit status.
+# Each module's `add` adds the command's parser; the parser's default `run` does the work and returns the exit status.
 _COMMANDS = (
     recipes,
     show,
@@ -58,11 +58,11 @@ _COMMANDS = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit status: 0, 1 for a failed run, 2 for bad input, 130 or 143 by a signal."""
+    """Run one command and return its exit status: 0; 1 for a failed run; 2 for bad input; 130 or 143 if interrupted."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may be of bytes that are no text
+        sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be valid UTF-8
     try:
         with _beside_others():
             return _run([word for word in arguments if word != "--debug"])
@@ -111,7 +111,7 @@ def _run(arguments: list[str]) -> int:
 
 @contextlib.contextmanager
 def _beside_others() -> Iterator[None]:
-    """Where torchrun started several processes: work with them, and let the first alone print."""
+    """Under torchrun, join the process group and let only the first process print."""
     if not under_torchrun():
         yield
         return
@@ -122,7 +122,7 @@ def _beside_others() -> Iterator[None]:
 
 
 def _complain(line: str) -> None:
-    """Say why the command ends; of several processes the first that fails says it, as the others fail in its wake."""
+    """Print an error to stderr; under torchrun only the first process to fail does, as it makes the others fail."""
     if under_torchrun():
         from resfit.distributed import is_first_to_fail
 
@@ -132,13 +132,13 @@ def _complain(line: str) -> None:
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse with resfit's one-line errors."""
+    """argparse's parser with one-line errors."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options, allow_abbrev=False)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
-        """Parse, and refuse what is left over here, where this command's own options can be named."""
+        """Parse, and report unknown arguments here, where this command's own options can be suggested."""
         options, unknown = super().parse_known_args(args, namespace)
         if unknown:
             near = get_close_matches(unknown[0].partition("=")[0], self._option_string_actions, n=1, cutoff=0.75)
@@ -148,7 +148,7 @@ class _Parser(argparse.ArgumentParser):
         return options, unknown
 
     def error(self, message: str) -> Any:
-        """Refuse the words, naming the nearest command where that is what is wrong."""
+        """Raise BadInput, with the nearest valid choice if a choice is invalid."""
         if wrong := re.search(r"argument (.+?): invalid choice: '(.*?)' \(choose from (.*)\)", message):
             hint = nearest(wrong[2], wrong[3].replace("'", "").split(", "))
             what = "unknown command" if wrong[1] == "COMMAND" else f"not a choice of {wrong[1]}"
@@ -157,7 +157,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The parser of all commands."""
+    """Return the parser of all commands."""
     parser = _Parser(
         prog="resfit",
         description="Fit residual networks to a parameter budget and train them.",
@@ -185,7 +185,7 @@ def _no_command(options: argparse.Namespace) -> int:
 
 
 def _take_overrides(words: list[str]) -> tuple[list[str], dict[str, Any]]:
-    """Take --section.field VALUE out of a command's words: the words left, and {"section.field": value}."""
+    """Split `--section.field VALUE` options from the other arguments; return those and {"section.field": value}."""
     left: list[str] = []
     overrides: dict[str, Any] = {}
     rest = iter(words)

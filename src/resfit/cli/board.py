@@ -1,4 +1,4 @@
-"""The live table of many runs: a row a point of a study on a terminal, a plain line a run elsewhere."""
+"""Progress of many runs: a live table on a terminal (one row per study point), otherwise one line per finished run."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Board(Watcher):
-    """Shows on standard error how far every point is."""
+    """Show the progress of every point on standard error."""
 
     def __init__(self, points: Sequence[str]) -> None:
         self.points = points
@@ -45,7 +45,7 @@ class Board(Watcher):
             self.live.stop()
 
     def planned(self, jobs: Sequence[Job], done: Sequence[RunRecord], judged_by: JudgedBy) -> None:
-        """Say what is to do."""
+        """Print how many runs there are to do."""
         self.judged_by = judged_by
         for job in jobs:
             self.runs[job.recipe.name] += 1
@@ -61,14 +61,14 @@ class Board(Watcher):
         self._show()
 
     def finished(self, job: Job, record: RunRecord) -> None:
-        """Take the run into the point's mean."""
+        """Add the run to the point's mean."""
         self.under_way[job.recipe.name].pop(job.seed, None)
         accuracy = judged_accuracy(record, self.judged_by)
         self.values[job.recipe.name].append(accuracy)
         self._show(f"{job}: {100 * accuracy:.2f} % {self.judged_by}, {record.seconds_to_result:.1f} s{self._count()}")
 
     def failed(self, job: Job, error: str) -> None:
-        """Say why."""
+        """Print why the run failed."""
         self.under_way[job.recipe.name].pop(job.seed, None)
         self.failures[job.recipe.name] += 1
         self._show(f"{job}: failed: {error}{self._count()}")

@@ -1,4 +1,4 @@
-"""resfit card: a model card for a run's folder."""
+"""`resfit card`: write a model card into a run folder."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from resfit.errors import BadInput
 
 
 def add(commands: Any) -> None:
-    """Add the command."""
+    """Add the `card` command."""
     parser = commands.add_parser(
         "card",
         help="write a model card into a run's folder, ready to be published",

@@ -1,4 +1,4 @@
-"""What several commands have in common: the words for their arguments, the data options, scaling, tables."""
+"""Helpers shared by several commands: help texts, data and scaling options, table printing."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def add_scale_options(parser: argparse.ArgumentParser) -> None:
 
 
 def check_scale_options(options: argparse.Namespace) -> None:
-    """Refuse numbers that no training can have."""
+    """Raise BadInput if --epochs or --fraction is out of range."""
     if options.epochs is not None and options.epochs < 1:
         raise BadInput(f"epochs is {options.epochs} (--epochs): give at least 1")
     if not 0 < options.fraction <= 1:
@@ -43,7 +43,7 @@ def check_scale_options(options: argparse.Namespace) -> None:
 
 
 def print_table(header: list[str], rows: list[list[Any]], right: tuple[int, ...] = ()) -> None:
-    """A table on standard output, as wide as its cells need where that is not a terminal."""
+    """Print a table to stdout, as wide as its cells need if stdout is not a terminal."""
     from rich import box
     from rich.console import Console
     from rich.table import Table

@@ -1,4 +1,4 @@
-"""resfit compare: the difference of two recipes' means."""
+"""`resfit compare`: compare the mean accuracies of recipes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from resfit.errors import BadInput
 
 
 def add(commands: Any) -> None:
-    """Add the command."""
+    """Add the `compare` command."""
     parser = commands.add_parser(
         "compare",
         help="the difference of two recipes' means, with its interval",
@@ -32,7 +32,7 @@ def _compare(options: argparse.Namespace) -> int:
     if len(data := group(records)) > 1:
         names = ", ".join(part.name for part in data)
         raise BadInput(f"the runs are on different data sets (RUN: {names}): compare runs on one")
-    what = "accuracy with TTA" if data[0].tta else "accuracy"  # with, only where every run has it
+    what = "accuracy with TTA" if data[0].tta else "accuracy"  # only if every run has TTA accuracy
     groups = group_runs(records)
     values = {name: [r.accuracy if data[0].tta else r.test.accuracy for r in runs] for name, runs in groups.items()}
     first = next(iter(values))

@@ -1,4 +1,4 @@
-"""resfit completion: what a shell needs to complete resfit's commands."""
+"""`resfit completion`: print a shell completion script."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _FOLDERS = ("D", "DIR", "FOLDER")
 
 
 def add(commands: Any) -> None:
-    """Add the command."""
+    """Add the `completion` command."""
     parser = commands.add_parser(
         "completion",
         help="print what a shell needs to complete resfit's commands",
@@ -35,12 +35,12 @@ def _completion(options: argparse.Namespace) -> int:
 
 
 def _name_arguments(parser: argparse.ArgumentParser) -> None:
-    """Tell the completion which arguments are recipes, files and folders, in all commands."""
+    """Mark the arguments of all commands that take recipes, files or folders."""
     import shtab
 
     from resfit.recipe import recipe_names
 
-    for action in parser._actions:  # argparse has no public way to them
+    for action in parser._actions:  # argparse has no public access to these
         if isinstance(action, argparse._SubParsersAction):
             for command in action.choices.values():
                 _name_arguments(command)

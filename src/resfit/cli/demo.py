@@ -1,4 +1,4 @@
-"""resfit demo: a web page on this machine to try a network."""
+"""`resfit demo`: serve a local web page that classifies images with a trained network."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from resfit.errors import BadInput
 
 
 def add(commands: Any) -> None:
-    """Add the command."""
+    """Add the `demo` command."""
     parser = commands.add_parser(
         "demo",
         help="a web page on this machine to try a network with images",

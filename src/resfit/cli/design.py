@@ -1,4 +1,4 @@
-"""resfit design: the networks that fill a budget."""
+"""`resfit design`: list the networks that fit a parameter budget."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ RULE = (
 
 
 def add(commands: Any) -> None:
-    """Add the command."""
+    """Add the `design` command."""
     parser = commands.add_parser(
         "design",
         help="the networks that fill a budget",
@@ -79,7 +79,7 @@ def _design(options: argparse.Namespace) -> int:
 
 
 def _found(options: argparse.Namespace, lender: Recipe | None) -> Iterator[tuple[Design, Speed | None]]:
-    """The networks asked for, with their speed where it is asked for; raises BadInput where none is fast enough."""
+    """Yield the designs, with their measured speed if requested; raises BadInput if none meets the latency limit."""
     from resfit.budget import parse_count
     from resfit.solver import design, fitted_design
 
@@ -116,7 +116,7 @@ def _found(options: argparse.Namespace, lender: Recipe | None) -> Iterator[tuple
 
 
 def _images(options: argparse.Namespace, like: NetSpec | None) -> dict[str, int]:
-    """Side, channels and classes of the images: the options', else those of `like`, else CIFAR-10's."""
+    """Return size, channels and classes of the images: from the options, else from `like`, else CIFAR-10's."""
     given = {"size": options.size, "channels": options.channels, "classes": options.classes}
     usual = {"size": 32, "channels": 3, "classes": 10}
     if like:
@@ -125,7 +125,7 @@ def _images(options: argparse.Namespace, like: NetSpec | None) -> dict[str, int]
 
 
 def _for_images(spec: NetSpec, images: dict[str, int]) -> NetSpec:
-    """`spec` for these images; raises BadInput where they are too small for it."""
+    """Return `spec` adapted to these images; raises BadInput if they are too small for it."""
     from resfit.spec import InputSpec
 
     channels, stem = images["channels"], spec.stem
@@ -166,7 +166,7 @@ def _print(found: list[tuple[Design, Speed | None]]) -> None:
 
 
 def shape(design: Design) -> str:
-    """Blocks and widths in a few words."""
+    """Return the design's blocks and widths as a short text."""
     same = len(set(design.blocks)) == 1
     blocks = str(design.blocks[0]) if same else "-".join(map(str, design.blocks))
     widths = "-".join(map(str, design.widths))
@@ -211,15 +211,15 @@ def _write_page(path: Path, found: list[tuple[Design, Speed | None]]) -> None:
 
 
 def _save(path: Path, lender: str | None, design: Design) -> None:
-    """Write a recipe with the network of `design`, and the rest from another or left to the defaults."""
+    """Write a recipe with the designed network; everything else comes from the recipe `lender`, or the defaults."""
     from resfit.fields import write_yaml
     from resfit.files import write_atomic
     from resfit.recipe import Recipe, plain_recipe
     from resfit.solver import OWN
 
     kept = plain_recipe(lender) if lender else {}
-    kept.pop("deviations", None)  # from a setting, which this is not
-    if design.family != OWN and "train" in kept:  # which parts are frozen when is said of another network's
+    kept.pop("deviations", None)  # they refer to a published setting, which this recipe no longer is
+    if design.family != OWN and "train" in kept:  # these fields name parts of the other network
         kept["train"] = {k: v for k, v in kept["train"].items() if k not in ("freeze_stem_after", "freeze")}
     found = {
         **kept,

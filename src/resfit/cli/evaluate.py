@@ -1,4 +1,4 @@
-"""resfit evaluate: score a trained network."""
+"""`resfit evaluate`: score a trained network on its test set."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def add(commands: Any) -> None:
-    """Add the command."""
+    """Add the `evaluate` command."""
     parser = commands.add_parser(
         "evaluate",
         help="score a trained network on its test set",
@@ -64,7 +64,7 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 
 def _more(options: argparse.Namespace, where: dict[str, Any]) -> dict[str, Any]:
-    """What was asked for beside the plain scores, measured and kept."""
+    """Measure and save the requested corruption and human-agreement scores."""
     from resfit.robustness import refuse_second, score_corruptions, score_humans
 
     asked = {"robustness": options.corruptions, "human": options.human is not None}

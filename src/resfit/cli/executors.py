@@ -1,4 +1,4 @@
-"""Options on where many runs take place: here, in several processes here, on a Ray cluster."""
+"""Options that choose where runs execute: this process, several local processes, or a Ray cluster."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def add_executor_options(parser: argparse.ArgumentParser, workers: str) -> None:
-    """Add --workers, --ray, --cpus-per-run and --gpus-per-run; `workers` says how many there are by default."""
+    """Add --workers, --ray, --cpus-per-run and --gpus-per-run; `workers` describes the default number."""
     parser.add_argument(
         "--workers", type=int, metavar="W", help=f"runs at a time, each in a process of its own here ({workers})"
     )
@@ -37,7 +37,7 @@ def add_executor_options(parser: argparse.ArgumentParser, workers: str) -> None:
 
 
 def check_executor_options(options: argparse.Namespace) -> None:
-    """Refuse numbers that make no sense, Ray's options without Ray, and other processes where torchrun made some."""
+    """Raise BadInput for invalid numbers, Ray options without --ray, or --workers and --ray under torchrun."""
     if under_torchrun() and (options.workers is not None or options.ray is not None):
         raise BadInput("torchrun's processes work on one run (--workers, --ray): leave out one or the other")
     for name in ("workers", "cpus_per_run"):
@@ -52,7 +52,7 @@ def check_executor_options(options: argparse.Namespace) -> None:
 
 
 def executor(options: argparse.Namespace, out: Path) -> Executor:
-    """Where the runs whose folders go to `out` take place; raises BadInput where Ray is asked for and not installed."""
+    """Return the executor for runs whose folders go to `out`; raises BadInput if Ray is requested but not installed."""
     from resfit.executors.local import make_executor
 
     if options.ray is not None:
@@ -61,7 +61,7 @@ def executor(options: argparse.Namespace, out: Path) -> Executor:
 
 
 def on_ray(options: argparse.Namespace, out: Path) -> OnRay:
-    """The Ray cluster of the options."""
+    """Return the Ray executor that the options describe."""
     from resfit.executors.cluster import OnRay
 
     return OnRay(

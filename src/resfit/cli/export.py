@@ -1,4 +1,4 @@
-"""resfit export: a trained network in a format for others to run."""
+"""`resfit export`: write a trained network in a deployment format."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _FORMATS = ("onnx", "torch", "int8", "safetensors", "safetensors-fp32")
 
 
 def add(commands: Any) -> None:
-    """Add the command."""
+    """Add the `export` command."""
     parser = commands.add_parser(
         "export",
         help="write a trained network as ONNX, a PyTorch program, int8 or plain weights",

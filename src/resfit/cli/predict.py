@@ -1,4 +1,4 @@
-"""resfit predict: a trained network's answers for your own images."""
+"""`resfit predict`: classify image files with a trained network."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def add(commands: Any) -> None:
-    """Add the command."""
+    """Add the `predict` command."""
     parser = commands.add_parser(
         "predict",
         help="what a trained network sees in images",

@@ -1,4 +1,4 @@
-"""resfit prune: a trained network made smaller, and fine-tuned."""
+"""`resfit prune`: narrow a trained network to a smaller budget and fine-tune it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from resfit.interrupt import Interruptible
 
 
 def add(commands: Any) -> None:
-    """Add the command."""
+    """Add the `prune` command."""
     parser = commands.add_parser(
         "prune",
         help="narrow a trained network to a smaller budget and fine-tune it",

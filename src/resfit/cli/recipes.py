@@ -1,4 +1,4 @@
-"""resfit recipes: the named recipes."""
+"""`resfit recipes`: list the named recipes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from resfit.cli.common import print_table
 
 
 def add(commands: Any) -> None:
-    """Add the command."""
+    """Add the `recipes` command."""
     parser = commands.add_parser("recipes", help="list the named recipes", description="List the named recipes.")
     parser.add_argument("--json", action="store_true", help="print one JSON list")
     parser.set_defaults(run=_recipes)
@@ -51,7 +51,7 @@ def _recipes(options: argparse.Namespace) -> int:
 
 
 def _recorded_result(name: str) -> dict[str, Any] | None:
-    """The result of a recipe as shipped with this version, from the records of its own runs."""
+    """Return the recipe's recorded result shipped with this version, or None."""
     from resfit.shipped import shipped_folder
 
     file = shipped_folder("recipes") / "results.json"

@@ -1,4 +1,4 @@
-"""resfit report: one page of one or several runs."""
+"""`resfit report`: write one HTML page about one or several runs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from resfit.errors import BadInput
 
 
 def add(commands: Any) -> None:
-    """Add the command."""
+    """Add the `report` command."""
     parser = commands.add_parser(
         "report",
         help="one self-contained HTML page of one or several runs",
@@ -26,7 +26,7 @@ def _report(options: argparse.Namespace) -> int:
     from resfit.report import write_report
     from resfit.report.groups import unique
 
-    records = unique(find_records(options.runs))  # as many as the page has
+    records = unique(find_records(options.runs))  # the same runs as the page shows
     if options.out.is_file() and not _is_report(options.out.read_bytes()):
         raise BadInput(f"a file that is no report of resfit's exists already ({options.out}): give another --out")
     print(f"{write_report(records, options.out)}: {len(records)} run{'s' if len(records) > 1 else ''}")
@@ -34,5 +34,5 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _is_report(page: bytes) -> bool:
-    """Whether a file is such a page; those of earlier versions do not say what made them but at their foot."""
+    """Return whether a file is a report by resfit; earlier versions name their generator only in the footer."""
     return b'content="resfit report"' in page or (b'name="generator"' not in page and b"Made by resfit" in page)

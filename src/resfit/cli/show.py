@@ -1,4 +1,4 @@
-"""resfit show: the price of a network, layer by layer."""
+"""`resfit show`: print parameters, MACs and activation memory of a network, layer by layer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from resfit.errors import BadInput
 
 
 def add(commands: Any) -> None:
-    """Add the command."""
+    """Add the `show` command."""
     parser = commands.add_parser(
         "show",
         help="price a network, layer by layer",

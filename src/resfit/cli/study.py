@@ -1,4 +1,4 @@
-"""resfit study: settings compared, every one with several seeds."""
+"""`resfit study`: compare settings of a recipe, each with several seeds."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def add(commands: Any) -> None:
-    """Add the command."""
+    """Add the `study` command."""
     parser = commands.add_parser(
         "study",
         help="compare settings of a recipe, each with several seeds",

@@ -1,4 +1,4 @@
-"""resfit train: one run a seed."""
+"""`resfit train`: train a recipe, one run per seed."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 def add(commands: Any) -> None:
-    """Add the command."""
+    """Add the `train` command."""
     from resfit.recipe import Recipe
 
     parser = commands.add_parser(
@@ -68,12 +68,12 @@ def add(commands: Any) -> None:
 
 
 def _field_help(kind: Any) -> str:
-    """The sections of a recipe and their fields, in words."""
+    """Return the help text that lists a recipe's sections and their fields."""
     import dataclasses
     from typing import get_args, get_type_hints
 
     hints = get_type_hints(kind)
-    either = {name: get_args(hint) or (hint,) for name, hint in hints.items()}  # a section may be left out
+    either = {name: get_args(hint) or (hint,) for name, hint in hints.items()}  # sections may be optional
     sections = {name: kind for name, kinds in either.items() for kind in kinds if dataclasses.is_dataclass(kind)}
     parts = [f"{name}: {', '.join(f.name for f in dataclasses.fields(kind))}" for name, kind in sections.items()]
     return "Sections and fields: " + "; ".join(parts) + "."
@@ -103,9 +103,9 @@ def _train(options: argparse.Namespace) -> int:
     from resfit.run import run_folder, train
 
     folders = [run_folder(out, recipe, seed + n) for n in range(options.runs)]
-    for folder in folders if options.resume is None else ():  # ahead of the first run, which may take hours
+    for folder in folders if options.resume is None else ():  # before the first run, which may take hours
         require_unused(folder)
-    data = None  # read and checked once: it is the same for every seed
+    data = None  # loaded once: the same for every seed
     for n, folder in enumerate(folders):
         loggers = make_loggers(options.log)
         with Progress() as progress, _others_named(seed + n + 1, options.runs - n - 1):
@@ -130,7 +130,7 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _recipe(options: argparse.Namespace, target: str) -> Recipe:
-    """The recipe as the options have it: its fields, the classes of a folder, its network's size, its length."""
+    """Return the recipe with all options applied: fields, number of classes, network size, training length."""
     from resfit.budget import parse_count
     from resfit.recipe import get_recipe
     from resfit.scale import fitted, scaled
@@ -159,7 +159,7 @@ def _recipe(options: argparse.Namespace, target: str) -> Recipe:
 
 @contextmanager
 def _others_named(seed: int, left: int) -> Iterator[None]:
-    """Within the block an interruption also says how to begin the runs that are left, of seeds from `seed` on."""
+    """Add to an interruption's message how to start the `left` remaining runs, whose first seed is `seed`."""
     try:
         yield
     except Interrupted as interruption:
@@ -169,7 +169,7 @@ def _others_named(seed: int, left: int) -> Iterator[None]:
 
 
 def _train_many(options: argparse.Namespace, recipe: Recipe, seeds: range, out: Path) -> int:
-    """Runs in processes of their own, or on a cluster; finished ones are taken as they are."""
+    """Train in separate processes or on a cluster; finished runs are not repeated."""
     if options.resume is not None or options.log:
         raise BadInput("--resume and --log are for runs in this process: leave --workers and --ray out")
     from resfit.cli.board import Board
@@ -187,7 +187,7 @@ def _train_many(options: argparse.Namespace, recipe: Recipe, seeds: range, out: 
 
 
 def _what_to_train(options: argparse.Namespace) -> tuple[str, int, Path]:
-    """Recipe, first seed and parent folder: of a new run, or of the folder to resume."""
+    """Return recipe, first seed and parent folder, of a new run or of the run folder to resume."""
     from resfit.recipe import plain_recipe
 
     if options.resume is None:
@@ -226,13 +226,13 @@ def _print_result(record: RunRecord, folder: Path) -> None:
 
 
 def _summarize(record: RunRecord, folder: Path) -> None:
-    """Write and print what all finished runs of the recipe say, those of earlier calls too, where they are several."""
+    """Write and print a summary of all finished runs of the recipe, earlier ones too, if there are two or more."""
     from resfit.record import runs_alike, summarize, write_summary
     from resfit.report.words import plus_minus
 
     try:
         records = runs_alike(folder, record)
-    except BadInput as error:  # an earlier run's: this one is done and well
+    except BadInput as error:  # caused by an earlier run's record; this run succeeded
         print(f"no summary of all runs: {error}", file=sys.stderr)
         return
     if len(records) < 2:

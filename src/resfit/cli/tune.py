@@ -1,4 +1,4 @@
-"""resfit tune: better settings of a recipe, found on its validation split."""
+"""`resfit tune`: search for better settings of a recipe on its validation split."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def add(commands: Any) -> None:
-    """Add the command."""
+    """Add the `tune` command."""
     parser = commands.add_parser(
         "tune",
         help="search for better settings of a recipe on its validation split",
@@ -91,7 +91,7 @@ def _tune(options: argparse.Namespace) -> int:
         with Interruptible(REPEAT):
             result = run_search(search, options.trials, workers=options.workers or 1, cluster=cluster)
     except (Interrupted, RunFailed):
-        _write(record(search), folder)  # what the trials before have found
+        _write(record(search), folder)  # keep the results of the earlier trials
         raise
     _write(result, folder)
     if options.json:

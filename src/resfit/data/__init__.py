@@ -1,4 +1,4 @@
-"""Data sets in memory: CIFAR-10 and CIFAR-100, SVHN, the embedded digits, and your own folder of images."""
+"""Load data sets into memory: CIFAR-10, CIFAR-100, SVHN, scikit-learn's digits, and image folders."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from resfit.recipe import DataConfig
 __all__ = ["Dataset", "Images", "class_names", "has_validation", "load_dataset", "stratified_split"]
 
 
-_IMAGES = {"cifar10": 60_000, "cifar100": 60_000, "svhn": 99_289}  # of 3 x 32 x 32 bytes
+_IMAGES = {"cifar10": 60_000, "cifar100": 60_000, "svhn": 99_289}  # numbers of images, 3 x 32 x 32 bytes each
 
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """A data set in memory, split; `val` may be empty.
+    """A data set in memory, split into train, val and test; `val` may be empty.
 
-    `mean` and `std` are per channel of `train` alone, on the 0..1 scale. `digest` (SHA-256, hex) is the same for two
-    runs that saw the same data in the same splits, `test_digest` of an image folder where the test images are the same,
-    at whatever size. `duplicates` counts, for "train/val", "train/test" and "val/test", the images of the second that
-    also stand in the first. `notes` are one-line remarks for the user. `test_drawn`: the test images were taken from
-    all, and not set apart by who made the set.
+    `mean` and `std` are per channel, of `train` only, on the 0..1 scale. `digest` (SHA-256, hex) is equal for two runs
+    that saw the same data in the same splits. `test_digest` is set for image folders only, and is equal if the test
+    files are the same, at any image size. `duplicates` maps "train/val", "train/test" and "val/test" to the number of
+    images of the second split that also occur in the first. `notes` are one-line remarks for the user. `test_drawn`:
+    the test images were drawn from all images, because the data set has no test split of its own.
     """
 
     name: str
@@ -49,7 +49,7 @@ class Dataset:
     test_digest: str = ""
 
     def facts(self) -> dict[str, Any]:
-        """What a record says of it."""
+        """Return what a run record stores about the data set."""
         return {
             "name": self.name,
             "digest": self.digest,
@@ -74,11 +74,11 @@ def load_dataset(
     offline: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> Dataset:
-    """Load what `config` names as images of `size` x `size` pixels in `channels` channels.
+    """Load the data set that `config` names as images of `size` x `size` pixels with `channels` channels.
 
-    Looks in `data_dir`, RESFIT_DATA_DIR and the user's cache folder, and then downloads, unless `offline` or
-    RESFIT_OFFLINE=1 forbids it. `progress` takes one-line messages. Raises BadInput for data that cannot be had or
-    used, or that would not fit into the memory that is free.
+    Looks in `data_dir`, RESFIT_DATA_DIR and the user's cache folder, then downloads, unless `offline` or
+    RESFIT_OFFLINE=1 forbids it. `progress` receives one-line messages. Raises BadInput if the data cannot be found or
+    used, or would not fit into free memory.
     """
     require_room(config.name, _needed_bytes(config.name, size), free_bytes())
     locations = Locations(data_dir=data_dir, offline=offline, tell=progress or (lambda line: None))
@@ -91,9 +91,9 @@ def load_dataset(
 
 
 def class_names(config: DataConfig, data_dir: Path | None = None) -> tuple[str, ...] | None:
-    """The classes of an image folder, without a look at its images; None for data that has to be loaded to know them.
+    """Return the class names of an image folder without reading its images; None for other data sets.
 
-    Raises BadInput where there is no such folder.
+    Raises BadInput if the folder does not exist.
     """
     if config.name != "folder":
         return None
@@ -101,9 +101,9 @@ def class_names(config: DataConfig, data_dir: Path | None = None) -> tuple[str, 
 
 
 def has_validation(config: DataConfig, data_dir: Path | None = None) -> bool:
-    """Whether there will be validation images: taken from the training images, or an image folder's own.
+    """Return whether there will be validation images: taken from the training images, or the image folder's own.
 
-    Raises BadInput where there is no such folder.
+    Raises BadInput if the folder does not exist.
     """
     if config.val or config.name != "folder":
         return config.val > 0
@@ -111,7 +111,7 @@ def has_validation(config: DataConfig, data_dir: Path | None = None) -> bool:
 
 
 def _needed_bytes(name: str, size: int) -> int:
-    """Memory for a set of known size: as it comes, in its splits, resized. Folders are mapped from the disk."""
+    """Return the bytes needed for a data set of known size: loaded, split, resized. Folders are memory-mapped: 0."""
     resized_pixels = 0 if size == 32 else size * size
     return _IMAGES.get(name, 0) * 3 * (2 * 32 * 32 + resized_pixels)
 

@@ -1,4 +1,4 @@
-"""A progress bar for the two things that may take minutes: downloading and decoding."""
+"""Progress bar for downloading and decoding, the two steps that may take minutes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def bar(what: str, total: int | None) -> Iterator[Callable[[int], None]]:
-    """A bar on standard error, where that is a terminal; the function given advances it by so many of `total`."""
+    """Show a bar on stderr if it is a terminal; yield a function that advances the bar by a number of steps."""
     from rich.console import Console
     from rich.progress import Progress
 

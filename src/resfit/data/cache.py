@@ -1,4 +1,4 @@
-"""Arrays that took long to make, kept in files that are mapped into memory."""
+"""Cache expensive uint8 arrays in memory-mapped files."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from resfit.files import atomic_file
 
 
 def cached_array(path: Path, shape: tuple[int, ...], blocks: Iterable[np.ndarray]) -> np.ndarray:
-    """The uint8 array of `shape` that `blocks` make up along its first axis, mapped from `path`.
+    """Return the uint8 array of `shape` made of `blocks` along its first axis, memory-mapped from `path`.
 
-    `blocks` are used only where the file is missing or damaged; it is an .npy file with a checksum at its end. What is
-    written into the array stays in this process.
+    `blocks` is consumed only if the file is missing or damaged. The file is an .npy file with a checksum at its end.
+    The mapping is copy-on-write: changes to the array stay in this process.
     """
     array = _read(path, shape)
     if array is None:
@@ -30,14 +30,14 @@ def _read(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
         with path.open("rb") as file:
             file.seek(array.offset + array.nbytes)
             checksum = file.read()
-    except Exception:  # numpy raises many kinds for a damaged header
+    except Exception:  # numpy raises various exceptions for a damaged header
         return None
     sound = array.shape == shape and array.dtype == np.uint8 and checksum == hashlib.blake2b(array).digest()
     return array if sound else None
 
 
 def _write(path: Path, shape: tuple[int, ...], blocks: Iterable[np.ndarray]) -> None:
-    # Written as a stream: a full disk is then an error, where it would kill a process that writes to a map.
+    # Written as a stream: a full disk then raises an error, while it would kill a process that writes to a mapping.
     checksum = hashlib.blake2b()
     with atomic_file(path) as file:
         np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})

@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100 (Krizhevsky 2009) from their official Python files."""
+"""Load CIFAR-10 and CIFAR-100 (Krizhevsky 2009) from their official Python files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from resfit.errors import BadInput
 
 @dataclass(frozen=True, kw_only=True)
 class CifarFiles:
-    """One version's files. `md5` has every file of the folder; `labels` and `names` are keys in the pickles."""
+    """Files of one data set. `md5` lists every file in the folder; `labels` and `names` are keys in the pickles."""
 
     title: str
     folder: str
@@ -75,7 +75,7 @@ FILES = {
 
 
 def load_cifar(name: str, locations: Locations) -> Source:
-    """The 50,000 training and 10,000 test images of "cifar10" or "cifar100", 3 x 32 x 32."""
+    """Return the 50,000 training and 10,000 test images of "cifar10" or "cifar100", 3 x 32 x 32."""
     files = FILES[name]
     folder = _find(files, locations) or _fetch(files, locations)
     meta = _unpickle(folder / files.meta, files)
@@ -91,7 +91,7 @@ def load_cifar(name: str, locations: Locations) -> Source:
 
 
 def _find(files: CifarFiles, locations: Locations) -> Path | None:
-    """The folder that holds the files, unpacked now where only the archive is there."""
+    """Return the folder with the files, extracting the archive if only that is found; None if neither is found."""
     for folder in (folder for place in locations.all for folder in (place / files.folder, place)):
         if any((folder / name).is_file() for name in files.md5):
             return folder
@@ -104,7 +104,7 @@ def _find(files: CifarFiles, locations: Locations) -> Path | None:
 
 def _fetch(files: CifarFiles, locations: Locations) -> Path:
     locations.require_network(files.title)
-    from torchvision import datasets  # knows the official address
+    from torchvision import datasets  # for the official URL
 
     archive = locations.download_dir / files.archive
     locations.tell(f"downloading {files.title} to {archive.parent}")
@@ -122,7 +122,7 @@ def _batches(folder: Path, names: Sequence[str], files: CifarFiles, classes: int
 
 
 def _batch(path: Path, files: CifarFiles, classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels uint8 [N, 3072] and labels int64 [N] of one batch file."""
+    """Return pixels, uint8 [N, 3072], and labels, int64 [N], of one batch file."""
     batch = _unpickle(path, files)
     try:
         pixels, labels = np.asarray(batch[b"data"]), np.asarray(batch[files.labels], dtype=np.int64)
@@ -139,13 +139,13 @@ def _unpickle(path: Path, files: CifarFiles) -> Any:
     content = read_checked(path, files.md5[path.name])
     try:
         return _ArraysOnly(io.BytesIO(content), encoding="bytes").load()
-    except Exception as error:  # a damaged pickle may raise anything
+    except Exception as error:  # a damaged pickle may raise any exception
         reason = " ".join(str(error).split())
         raise BadInput(f"cannot be unpickled ({path}: {reason}): delete it and download it again") from None
 
 
 _ALLOWED: dict[tuple[str, str], Any] = {
-    # Reached through an array, as the function's module was renamed in numpy 2.
+    # Taken from an array, as numpy 2 renamed the function's module.
     ("numpy.core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],
     ("numpy", "ndarray"): np.ndarray,
     ("numpy", "dtype"): np.dtype,
@@ -153,7 +153,7 @@ _ALLOWED: dict[tuple[str, str], Any] = {
 
 
 class _ArraysOnly(pickle.Unpickler):
-    """Builds numpy arrays and plain containers; whatever else a pickle asks for is refused before it runs."""
+    """Unpickler that builds only numpy arrays and plain containers and rejects every other global."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _ALLOWED:

@@ -1,8 +1,8 @@
-"""Image files to pixels.
+"""Decode image files to pixels.
 
-An image is turned as its EXIF data says; its short side is scaled to the wanted size and the middle is cut out. 16-bit
-images are scaled to 8 bits; those of 32 bits or in floating point are refused, as nothing says what white is in them.
-Transparency is laid on white, as most transparent drawings are made for a light page.
+The EXIF orientation is applied, the short side is scaled to the target size, and the centre is cropped. 16-bit images
+are scaled to 8 bits; 32-bit and floating-point images are rejected, because their white level is unknown. Transparent
+pixels are composited on white, as most transparent drawings are made for a light page.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ S = TypeVar("S", bound="Path | Image")
 
 EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 
-# What such a file may contain whatever its extension says; Pillow's other decoders are kept away from unknown files.
+# Formats accepted, whatever a file's extension says; Pillow's other decoders are not exposed to untrusted files.
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
-_BLOCK = 256  # images that are decoded at a time
-_NAMED = 10  # unreadable images that an error names
+_BLOCK = 256  # images decoded at a time
+_NAMED = 10  # maximum number of unreadable images listed in an error
 
 
 def decode(path: Path, *, size: int, channels: int) -> np.ndarray:
-    """The pixels of an image file, uint8 [channels, size, size]; raises what Pillow raises where it is damaged."""
+    """Return the pixels of an image file, uint8 [channels, size, size]; raises Pillow's exceptions if it is damaged."""
     from PIL import Image
 
     with Image.open(path, formats=_FORMATS) as file:
@@ -42,7 +42,7 @@ def decode(path: Path, *, size: int, channels: int) -> np.ndarray:
 
 
 def pixels_of(image: Image, *, size: int, channels: int) -> np.ndarray:
-    """The pixels of an image that Pillow opened, uint8 [channels, size, size]."""
+    """Return the pixels of an image opened by Pillow, uint8 [channels, size, size]."""
     from PIL import Image, ImageOps
 
     eight = _eight_bit(ImageOps.exif_transpose(image), image.format == "PNG")
@@ -52,10 +52,10 @@ def pixels_of(image: Image, *, size: int, channels: int) -> np.ndarray:
 
 
 def decode_all(files: Sequence[Path], *, root: Path, size: int, channels: int) -> Iterator[np.ndarray]:
-    """The pixels of all files in blocks, uint8 [n, channels, size, size].
+    """Yield the pixels of all files in blocks, uint8 [n, channels, size, size].
 
-    Every file is tried before BadInput is raised, which counts the unreadable ones and names the first by their place
-    under `root`.
+    Every file is tried before BadInput is raised, which gives the number of unreadable files and lists the first ones
+    by their paths relative to `root`.
     """
     unreadable: list[tuple[Path, Exception]] = []
     for block in decode_each(files, size=size, channels=channels):
@@ -71,9 +71,9 @@ def decode_all(files: Sequence[Path], *, root: Path, size: int, channels: int) -
 
 
 def decode_each(sources: Sequence[S], *, size: int, channels: int) -> Iterator[list[tuple[S, np.ndarray | Exception]]]:
-    """Blocks of files or pictures, each with its pixels, uint8 [channels, size, size], or with what is wrong with it.
+    """Yield blocks of (source, pixels or exception); pixels are uint8 [channels, size, size].
 
-    A bomb, an image too large to be safe, is wrong as well.
+    Decompression bombs, images too large to be safe, also yield an exception.
     """
     attempt = partial(_attempt, size=size, channels=channels)
     with bar("decoding", len(sources)) as advance, ThreadPoolExecutor() as pool, _strictly():
@@ -84,14 +84,14 @@ def decode_each(sources: Sequence[S], *, size: int, channels: int) -> Iterator[l
 
 
 def decode_one(file: Path, *, size: int, channels: int) -> np.ndarray | str:
-    """The pixels of an image file, uint8 [channels, size, size], or what is wrong with it."""
+    """Return the pixels of an image file, uint8 [channels, size, size], or a text that says what is wrong with it."""
     with _strictly():
         found = _attempt(file, size=size, channels=channels)
     return reason(found) if isinstance(found, Exception) else found
 
 
 def reason(error: Exception) -> str:
-    """What is wrong with an image, of what its decoder raised."""
+    """Return what is wrong with an image as text, from the exception that its decoder raised."""
     from PIL import Image, UnidentifiedImageError
 
     match error:
@@ -108,7 +108,7 @@ def reason(error: Exception) -> str:
 
 @contextmanager
 def _strictly() -> Iterator[None]:
-    """A bomb is an error in the block, and damaged EXIF data is no one's concern."""
+    """Turn decompression-bomb warnings into errors and ignore warnings about damaged EXIF data."""
     from PIL import Image
 
     with warnings.catch_warnings():
@@ -122,7 +122,7 @@ def _attempt(source: Path | Image, *, size: int, channels: int) -> np.ndarray | 
         if isinstance(source, Path):
             return decode(source, size=size, channels=channels)
         return pixels_of(source, size=size, channels=channels)
-    except Exception as error:  # decoders of damaged files may raise anything
+    except Exception as error:  # decoders may raise any exception for damaged files
         return error
 
 

@@ -1,4 +1,4 @@
-"""The 1,797 handwritten digits that come with scikit-learn: no download, no files."""
+"""The 1,797 handwritten 8 x 8 digits that come with scikit-learn: no download needed."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import torch
 from resfit.data.images import Images, Source
 from resfit.data.split import stratified_split
 
-_N_TEST, _TEST_SEED = 360, 0  # fixed, so that every run is scored on the same images
+_N_TEST, _TEST_SEED = 360, 0  # fixed, so that every run is scored on the same test images
 
 
 def load_digits(channels: int) -> Source:
-    """The digits as uint8 [N, channels, 8, 8]: 1,437 to train on and 360, stratified, to test on."""
+    """Return the digits as uint8 [N, channels, 8, 8], split by class into 1,437 training and 360 test images."""
     from sklearn.datasets import load_digits as bunch
 
     grey, labels = map(torch.from_numpy, bunch(return_X_y=True))  # float64 [N, 64] from 0 to 16

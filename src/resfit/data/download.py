@@ -1,4 +1,4 @@
-"""Official files: fetched, proved by their MD5, unpacked without trusting them."""
+"""Download official files, verify their MD5, and extract archives safely."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _TIMEOUT_SECONDS = 30
 
 
 def download(url: str, path: Path, md5: str) -> None:
-    """Fetch `url` into `path`, which appears only when it is complete and its MD5 is right; else raises BadInput."""
+    """Download `url` to `path`, which is created only if complete and of the given MD5; else raises BadInput."""
     by_hand = f"try again, or get it elsewhere and put it into {path.parent}"
     try:
         with urllib.request.urlopen(url, timeout=_TIMEOUT_SECONDS) as response, atomic_file(path) as file:
@@ -43,7 +43,7 @@ def download(url: str, path: Path, md5: str) -> None:
 
 
 def read_checked(path: Path, md5: str) -> bytes:
-    """The content of an official file; raises BadInput where it is missing or not what it should be."""
+    """Return the content of an official file; raises BadInput if it is missing or its MD5 is wrong."""
     if not path.is_file():
         raise BadInput(f"a file is missing ({path}): delete {path.parent} and download it again")
     content = path.read_bytes()
@@ -53,9 +53,10 @@ def read_checked(path: Path, md5: str) -> bytes:
 
 
 def extract(archive: Path, folder: str, md5: str) -> Path:
-    """Unpack the `folder` in an official tar archive beside it, or in the cache where nothing can be written there.
+    """Extract `folder` from an official tar archive, next to it, or into the cache if its folder is read-only.
 
-    The folder appears only when it is complete. Raises BadInput for a wrong MD5 and for members that would lie outside.
+    The folder appears only when complete. Raises BadInput for a wrong MD5, and for members other than files and folders
+    or outside the folder.
     """
     with archive.open("rb") as file:
         if hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest() != md5:
@@ -71,7 +72,7 @@ def extract(archive: Path, folder: str, md5: str) -> Path:
             (partial / folder).rename(place / folder)
     except BadInput:
         raise
-    except Exception as error:  # a damaged archive may raise anything
+    except Exception as error:  # a damaged archive may raise any exception
         raise BadInput(f"damaged archive, or no room ({archive}: {_one_line(error)}): download it again") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -86,5 +87,5 @@ def _refuse_unsafe(tar: tarfile.TarFile, archive: Path) -> None:
 
 
 def _one_line(error: Exception) -> str:
-    """The reason in an exception, without line breaks."""
+    """Return an exception's message without line breaks."""
     return " ".join(str(getattr(error, "reason", None) or error).split()) or type(error).__name__

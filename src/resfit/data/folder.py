@@ -1,13 +1,12 @@
-"""Your own images: a folder with a folder for each class, or such folders within train/, test/ and maybe val/.
+"""Load an image folder: one subfolder per class, or such folders within train/, test/ and optionally val/.
 
-The images are decoded once, in the order train, val, test, into one array in the cache folder. It is mapped into
-memory and the splits are slices of it: a set need not fit into memory. Where val/ is missing, its images change places
-with those at the end of train, in this process's memory alone: another split takes no other file. Small sets are kept
-there too, as decoding even a thousand photographs takes a minute.
+The images are decoded once, in the order train, val, test, into one array in the cache folder. The array is
+memory-mapped and the splits are slices of it, so a data set need not fit into memory. If val/ is missing, the
+validation images swap places with those at the end of train, in this process's memory only, so that another split needs
+no other file. Small data sets are cached too, as decoding even a thousand photographs takes a minute.
 
-Images to train on stand in the order of a hash of their names: classes are mixed, so that any first thousand is a fair
-sample, and files that are added later leave nearly all of the test images where they are. Test images stand in the
-order of their names.
+Training images are ordered by a hash of their names: classes are mixed, so that any prefix is a fair sample, and adding
+files later leaves nearly all test images in the test set. Test images are ordered by name.
 """
 
 from __future__ import annotations
@@ -35,18 +34,18 @@ from resfit.recipe import DataConfig
 
 _ORDER = ("train", "val", "test")
 _SPLITS = {name: name for name in _ORDER} | {"valid": "val", "validation": "val"}
-_ALIASES = {"training": "train", "testing": "test"}  # where there is no other
+_ALIASES = {"training": "train", "testing": "test"}  # used only if no folder has one of the names above
 _TEST_PART = 0.2
 
-Classes = Mapping[str, Sequence[Path]]  # the image files of each class
-Samples = list[tuple[Path, int]]  # image files and their labels
+Classes = Mapping[str, Sequence[Path]]  # class name to image files
+Samples = list[tuple[Path, int]]  # (image file, label)
 
 
 def load_folder(config: DataConfig, locations: Locations, *, size: int, channels: int) -> Source:
-    """The images of a folder as uint8 [N, channels, size, size], split as the folder says or by `config`.
+    """Load a folder's images as uint8 [N, channels, size, size], split as its subfolders are, or by `config`.
 
-    Without train/ and test/ a fifth of each class is the test set. Raises BadInput for anything that would spoil the
-    training: unreadable images, empty classes, classes that differ between the splits.
+    Without train/ and test/, a fifth of each class becomes the test set. Raises BadInput for anything that would spoil
+    the training: unreadable images, empty classes, classes that differ between splits.
     """
     root = _root(locations)
     folders, notes = _layout(root)
@@ -68,18 +67,18 @@ def load_folder(config: DataConfig, locations: Locations, *, size: int, channels
 
 
 def folder_classes(locations: Locations) -> tuple[str, ...]:
-    """The names of the classes, without a look at the images; raises BadInput as `load_folder` does."""
+    """Return the class names without reading the images; raises BadInput as `load_folder` does."""
     folders, _ = _layout(_root(locations))
     return tuple(_found(folders)[1])
 
 
 def folder_has_val(locations: Locations) -> bool:
-    """Whether the folder brings validation images of its own; raises BadInput as `load_folder` does."""
+    """Return whether the folder has its own validation images; raises BadInput as `load_folder` does."""
     return "val" in _layout(_root(locations))[0]
 
 
 def _found(folders: Mapping[str, Path]) -> tuple[dict[str, Classes], list[str]]:
-    """Each split's image files by class, and the names of the classes."""
+    """Return each split's image files by class, and the sorted class names."""
     parts = {name: _classes(folder) for name, folder in folders.items()}
     _check(parts, folders)
     return parts, sorted(next(iter(parts.values())))
@@ -95,7 +94,7 @@ def _root(locations: Locations) -> Path:
 
 
 def _layout(root: Path) -> tuple[dict[str, Path], list[str]]:
-    """The folders of the splits, or the one folder "all", and notes on how their names were read."""
+    """Return the folders of the splits, or {"all": root}, and notes on how folder names were interpreted."""
     inside = _folders(root)
     found: dict[str, list[Path]] = {}
     for split in _ORDER:
@@ -117,7 +116,7 @@ def _layout(root: Path) -> tuple[dict[str, Path], list[str]]:
 
 
 def _like_splits(folders: Sequence[Path]) -> list[str]:
-    """A note on classes that hold the same folders and no image: they may be meant as splits."""
+    """Return a note if the class folders all contain the same subfolders and no images: they may be meant as splits."""
     if any(is_image(path) for folder in folders for path in folder.iterdir()):
         return []
     shared = set.intersection(*({inner.name for inner in _folders(folder)} for folder in folders)) if folders else set()
@@ -135,18 +134,18 @@ def _folders(folder: Path) -> list[Path]:
 
 
 def visible_files(folder: Path) -> list[Path]:
-    """The visible files in `folder` and the folders in it, in the order of their names, and links that lead nowhere."""
+    """Return the visible files in `folder` and its subfolders, ordered by name, including broken links."""
     found: list[Path] = []
     for path in sorted(filter(_visible, folder.iterdir())):
-        if path.is_file() or (path.is_symlink() and not path.exists()):  # a lost image is missed, not passed over
+        if path.is_file() or (path.is_symlink() and not path.exists()):  # a broken link is reported, not ignored
             found.append(path)
-        elif path.is_dir() and not path.is_symlink():  # links may lead round in a circle
+        elif path.is_dir() and not path.is_symlink():  # links may form a cycle
             found += visible_files(path)
     return found
 
 
 def is_image(path: Path) -> bool:
-    """Whether the name is that of an image that can be read."""
+    """Return whether the file name has an extension of a readable image format."""
     return path.suffix.lower() in EXTENSIONS
 
 
@@ -175,12 +174,12 @@ def _check(parts: Mapping[str, Classes], folders: Mapping[str, Path]) -> None:
 
 
 def _is_text(name: str) -> bool:
-    """Whether a file system's name can be written; one of other bytes than UTF-8 cannot."""
+    """Return whether a file name is valid UTF-8."""
     return name.encode(errors="replace").decode() == name
 
 
 def _ignored(folders: Mapping[str, Path], parts: Mapping[str, Classes]) -> list[str]:
-    """A note on files that are not taken: of other kinds, or outside the class folders."""
+    """Return a note on files that are ignored: other file types, or outside the class folders."""
     taken = sum(len(files) for classes in parts.values() for files in classes.values())
     inside = sum(len(visible_files(path)) for folder in folders.values() for path in _folders(folder))
     stray = sum(path.is_file() and _visible(path) for folder in folders.values() for path in folder.iterdir())
@@ -198,13 +197,13 @@ def _place(path: Path) -> bytes:
 
 
 def _split(parts: Mapping[str, Samples]) -> dict[str, Samples]:
-    """Train, val and test, in this order, whatever the recipe is; val is empty where there is no folder of it."""
+    """Return train, val and test, in this order, independent of the recipe; val is empty without a folder for it."""
     train, test = _take_test(parts["all"]) if "all" in parts else (parts["train"], parts["test"])
     return {"train": train, "val": parts.get("val", []), "test": sorted(test)}
 
 
 def _take_test(samples: Samples) -> tuple[Samples, Samples]:
-    """Each class's first fifth is for testing, whatever data.split_seed is; a class's only image is for training."""
+    """Take each class's first fifth for testing, whatever data.split_seed is; a class's only image stays in train."""
     sizes = Counter(label for _, label in samples)
     if set(sizes.values()) == {1}:
         raise BadInput("one image of each class leaves none to test on (data): add images")
@@ -219,7 +218,7 @@ def _take_test(samples: Samples) -> tuple[Samples, Samples]:
 
 
 def _digest(files: Sequence[Path], root: Path) -> str:
-    """SHA-256 (hex) over the files' paths under `root`, which name their classes, and sizes."""
+    """Return the SHA-256 (hex) of the files' sizes and paths relative to `root`, which include their classes."""
     lines = (os.fsencode(f"{path.relative_to(root).as_posix()} {path.stat().st_size}\n") for path in files)
     return hashlib.sha256(b"".join(lines)).hexdigest()
 
@@ -229,12 +228,12 @@ def _labels(samples: Samples) -> Tensor:
 
 
 def _validating(samples: Samples, config: DataConfig) -> Tensor:
-    """Which of the images to train on validate instead."""
+    """Return the indices of the training images that become validation images."""
     return stratified_split(_labels(samples), val_count(config.val, len(samples)), config.split_seed)[1]
 
 
 def _divided(part: Images, taken: Tensor) -> tuple[Images, Images]:
-    """Slices of `part`: all images but those at `taken`, and these, which change places with the ones at its end."""
+    """Split `part` into two slices: all images except those at `taken`, and these, swapped with images at the end."""
     start = len(part) - len(taken)
     end = torch.arange(start, len(part))
     holes, staying = taken[taken < start], end[~torch.isin(end, taken)]
@@ -245,10 +244,10 @@ def _divided(part: Images, taken: Tensor) -> tuple[Images, Images]:
 
 
 def _pixels(files: Sequence[Path], root: Path, locations: Locations, *, size: int, channels: int) -> np.ndarray:
-    """All files' pixels, uint8 [N, channels, size, size], from the cache where the files are as they were."""
+    """Return all files' pixels, uint8 [N, channels, size, size], from the cache if no file has changed."""
     key = hashlib.sha256(os.fsencode(f"1 {root.resolve()} {size} {channels}"))
     for path in files:
-        facts = path.stat() if path.exists() else path.lstat()  # decoding names what is not there
+        facts = path.stat() if path.exists() else path.lstat()  # decoding reports missing files
         name = path.relative_to(root).as_posix()
         key.update(os.fsencode(f"\n{name} {facts.st_size} {facts.st_mtime_ns}"))
     cached = cache_dir() / "folders" / f"{key.hexdigest()[:32]}.npy"

@@ -1,4 +1,4 @@
-"""A labelled set of images in memory, and what can be said of it without a float copy.
+"""Labelled uint8 images in memory: resizing, channel statistics, hashes and duplicates, without a full float copy.
 
 Shapes: N images, C channels, H x W pixels.
 """
@@ -13,12 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_CHUNK = 4096  # images that are worked on at a time
+_CHUNK = 4096  # images processed at a time
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Images:
-    """A labelled set in memory: images uint8 [N, C, H, W], contiguous; labels int64 [N]."""
+    """Labelled images in memory: images uint8 [N, C, H, W], contiguous; labels int64 [N]."""
 
     images: Tensor
     labels: Tensor
@@ -27,16 +27,16 @@ class Images:
         return len(self.labels)
 
     def take(self, index: Tensor) -> Images:
-        """A copy of the images at `index`, int64."""
+        """Return a copy of the images at `index`, int64."""
         return Images(images=self.images.index_select(0, index), labels=self.labels.index_select(0, index))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """What a source delivers. `val` is None where the validation images are still to be taken from `train`.
+    """A loaded data set before splitting; `val` is None if validation images are still to be taken from `train`.
 
-    `test_drawn`: the test images were taken from all, and not set apart by who made the set. `test_digest` is the same
-    where files to test on are, for sets that have no other name.
+    `test_drawn`: the test images were drawn from all images, because the data set has no test split of its own.
+    `test_digest` identifies the test files of data sets that have no name of their own.
     """
 
     classes: tuple[str, ...]
@@ -49,7 +49,7 @@ class Source:
 
 
 def resized(part: Images, size: int) -> Images:
-    """The set with images of `size` x `size` pixels: bilinear, antialiased where they shrink."""
+    """Return the images resized to `size` x `size` pixels: bilinear, with antialiasing when shrinking."""
     if part.images.shape[-2:] == (size, size):
         return part
     images = torch.empty(*part.images.shape[:2], size, size, dtype=torch.uint8)
@@ -60,9 +60,9 @@ def resized(part: Images, size: int) -> Images:
 
 
 def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and population deviation of each channel of uint8 images [N, C, H, W], on the 0..1 scale.
+    """Return each channel's mean and population standard deviation, of uint8 [N, C, H, W], on the 0..1 scale.
 
-    The deviation of a constant channel is given as 1/255, so that normalizing divides by no zero.
+    The standard deviation of a constant channel is given as 1/255, so that normalization does not divide by zero.
     """
     counts = torch.zeros(images.shape[1], 256, dtype=torch.float64)
     for chunk in torch.split(images, _CHUNK):
@@ -76,12 +76,12 @@ def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, 
 
 
 def image_hashes(images: Tensor) -> list[bytes]:
-    """A 16-byte hash of each image's bytes."""
+    """Return a 16-byte hash of each image's bytes."""
     return [hashlib.blake2b(row.data, digest_size=16).digest() for row in images.flatten(1).numpy()]
 
 
 def digest(parts: Mapping[str, Images], hashes: Mapping[str, Sequence[bytes]]) -> str:
-    """SHA-256 (hex) over shapes, labels and the images' hashes of all splits, in their order."""
+    """Return the SHA-256 (hex) over shapes, labels and image hashes of all splits, in order."""
     total = hashlib.sha256()
     for name, part in parts.items():
         total.update(f"{name} {tuple(part.images.shape)} ".encode())
@@ -91,7 +91,7 @@ def digest(parts: Mapping[str, Images], hashes: Mapping[str, Sequence[bytes]]) -
 
 
 def count_duplicates(hashes: Mapping[str, Sequence[bytes]]) -> dict[str, int]:
-    """For each pair of splits "first/second": how many images of the second stand, byte for byte, in the first."""
+    """Count for each pair of splits "first/second" the images of the second that occur, byte for byte, in the first."""
     names = list(hashes)
     known = {name: set(hashes[name]) for name in names}
     return {

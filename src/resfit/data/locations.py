@@ -1,4 +1,4 @@
-"""Where data is looked for and kept, and whether the network may be used."""
+"""Where data is searched for and stored, and whether downloads are allowed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from resfit.files import cache_dir
 
 @dataclass(frozen=True, kw_only=True)
 class Locations:
-    """The folders to look in, and how to speak to the user: `tell` takes one line."""
+    """The folders to search, and how to inform the user: `tell` takes one line."""
 
     data_dir: Path | None
     offline: bool
@@ -21,22 +21,22 @@ class Locations:
 
     @property
     def given(self) -> list[Path]:
-        """The folders that the user named, first the one that counts most."""
+        """The folders that the user gave, in order of precedence."""
         named = (self.data_dir, os.environ.get("RESFIT_DATA_DIR"))
         return [Path(place).expanduser() for place in named if place]
 
     @property
     def all(self) -> list[Path]:
-        """Every folder to look in, in order."""
+        """All folders to search, in order."""
         return [*self.given, cache_dir()]
 
     @property
     def download_dir(self) -> Path:
-        """Where a download goes."""
+        """The folder that downloads go to."""
         return self.data_dir.expanduser() if self.data_dir else cache_dir()
 
     def require_network(self, what: str) -> None:
-        """Raise BadInput where `what` was found nowhere and may not be downloaded."""
+        """Raise BadInput if downloading `what`, which was not found, is not allowed."""
         if self.offline or os.environ.get("RESFIT_OFFLINE") == "1":
             looked = ", ".join(map(str, self.all))
             raise BadInput(f"{what} not found, and offline ({looked}): give its folder with --data-dir, or go online")

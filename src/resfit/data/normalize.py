@@ -1,4 +1,4 @@
-"""From uint8 images to what a network takes."""
+"""Normalize uint8 images for a network."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from torch import Tensor
 
 
 def normalizer(mean: Sequence[float], std: Sequence[float], device: torch.device) -> Callable[[Tensor], Tensor]:
-    """A function from pixels, 0 to 255 in uint8 or float [N, C, H, W], to (x / 255 - mean) / std, by channels.
+    """Return a function that maps images [N, C, H, W] to (pixel / 255 - mean) / std, per channel.
 
-    It gives float32, channels_last, and leaves the pixels as they are.
+    It takes pixels from 0 to 255, uint8 or float, does not modify them, and returns float32, channels_last.
     """
     scale = 1 / (255 * torch.tensor(std, dtype=torch.float32, device=device)).view(-1, 1, 1)
     shift = (torch.tensor(mean, dtype=torch.float32, device=device) / torch.tensor(std, device=device)).view(-1, 1, 1)
 
     def normalize(images: Tensor) -> Tensor:
-        # Plane by plane, and laid out at the end: three channels side by side are too few for a vector.
+        # Compute in NCHW and convert at the end: three adjacent channels are too few to vectorize over.
         return (images.float() * scale).sub_(shift).contiguous(memory_format=torch.channels_last)
 
     return normalize

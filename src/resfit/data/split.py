@@ -1,4 +1,4 @@
-"""Which images validate: a stratified split that a seed determines, on every platform and for good."""
+"""Stratified train/validation split, determined by a seed and identical on all platforms and numpy versions."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from resfit.errors import BadInput
 
 
 def val_count(val: int | float, n: int) -> int:
-    """The number of validation images that `val`, a count or a fraction below 1, asks of `n` training images."""
+    """Return how many of `n` training images are for validation; `val` is a count, or a fraction below 1.
+
+    Raises BadInput if this leaves no training image, or if `val` is above 0 and takes none.
+    """
     count = round(val * n) if val < 1 else int(val)
     if count >= n or (val > 0 and count == 0):
         raise BadInput(f"{val} takes {count} of {n} training images (data.val): give a count or fraction between")
@@ -20,8 +23,8 @@ def val_count(val: int | float, n: int) -> int:
 def stratified_split(labels: Tensor, n_val: int, seed: int) -> tuple[Tensor, Tensor]:
     """Split the indices of `labels`, int64 [N], into (train, val), both sorted; val has `n_val` of them.
 
-    Each class gives in proportion to its size, rounded by largest remainder. Raises BadInput where a class would keep
-    no training image.
+    Each class contributes in proportion to its size, rounded by largest remainder. Raises BadInput if a class would
+    keep no training image.
     """
     if seed < 0:
         raise BadInput(f"split_seed is {seed} (data.split_seed): give 0 or a whole number above it")
@@ -39,7 +42,7 @@ def stratified_split(labels: Tensor, n_val: int, seed: int) -> tuple[Tensor, Ten
 
 
 def stratified_part(labels: Tensor, fraction: float, seed: int) -> Tensor:
-    """Sorted indices of a stratified `fraction` of `labels`, int64 [N]; raises BadInput where a class gets none."""
+    """Return sorted indices of a stratified `fraction` of `labels`, int64 [N]; raises BadInput if a class gets none."""
     classes = labels.numpy()
     counts = np.bincount(classes)
     quotas = _quotas(counts, round(fraction * len(classes)))
@@ -49,9 +52,9 @@ def stratified_part(labels: Tensor, fraction: float, seed: int) -> Tensor:
 
 
 def _chosen(classes: np.ndarray, counts: np.ndarray, quotas: np.ndarray, seed: int) -> np.ndarray:
-    """Which images are drawn, bool [N], when each class of `counts` images gives as many as `quotas` says."""
-    # Raw PCG64 output is the part of numpy's random numbers that is promised never to change.
-    order = np.lexsort((np.random.PCG64(seed).random_raw(len(classes)), classes))  # by class, and shuffled within it
+    """Choose `quotas` images at random from each class, which has `counts` images: bool [N]."""
+    # Raw PCG64 output is the part of numpy's random API that is guaranteed never to change.
+    order = np.lexsort((np.random.PCG64(seed).random_raw(len(classes)), classes))  # by class, shuffled within it
     rank = np.arange(len(classes)) - np.repeat(counts.cumsum() - counts, counts)
     chosen = np.empty(len(classes), dtype=bool)
     chosen[order] = rank < np.repeat(quotas, counts)
@@ -59,7 +62,7 @@ def _chosen(classes: np.ndarray, counts: np.ndarray, quotas: np.ndarray, seed: i
 
 
 def _quotas(counts: np.ndarray, total: int) -> np.ndarray:
-    """`total` shared out in proportion to `counts`; ties for the last ones go to the lower class."""
+    """Distribute `total` in proportion to `counts`, rounded by largest remainder; ties go to the lower class."""
     shares, remainders = np.divmod(counts * total, max(counts.sum(), 1))
     shares[np.argsort(-remainders, kind="stable")[: total - shares.sum()]] += 1
     return shares

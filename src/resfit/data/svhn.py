@@ -1,4 +1,4 @@
-"""Street View House Numbers, cropped digits (Netzer et al. 2011), from the official MATLAB files."""
+"""Load Street View House Numbers, cropped digits (Netzer et al. 2011), from the official MATLAB files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FILES = {
 
 
 def load_svhn(locations: Locations) -> Source:
-    """The 73,257 training and 26,032 test images, 3 x 32 x 32; the files' label 10 is the digit 0."""
+    """Return the 73,257 training and 26,032 test images, 3 x 32 x 32; label 10 in the files is the digit 0."""
     files = {part: _find(part, locations) or _fetch(part, locations) for part in ("train", "test")}
     train, test = (_read(file, FILES[part][1]) for part, file in files.items())
     return Source(classes=tuple("0123456789"), train=train, test=test)
@@ -34,7 +34,7 @@ def _find(part: str, locations: Locations) -> Path | None:
 def _fetch(part: str, locations: Locations) -> Path:
     name, md5 = FILES[part]
     locations.require_network(f"SVHN's {name}")
-    from torchvision.datasets import SVHN  # knows the official address
+    from torchvision.datasets import SVHN  # for the official URL
 
     path = locations.download_dir / name
     locations.tell(f"downloading {name} to {path.parent}")
@@ -51,7 +51,7 @@ def _read(path: Path, md5: str) -> Images:
         pixels, labels = arrays["X"], arrays["y"].astype(np.int64).flatten()
         good = pixels.dtype == np.uint8 and pixels.shape == (32, 32, 3, len(labels))
         good = good and bool(((labels >= 1) & (labels <= 10)).all())
-    except Exception:  # a damaged file may raise anything
+    except Exception:  # a damaged file may raise any exception
         good = False
     if not good:
         raise BadInput(f"not a file of SVHN's cropped digits ({path}): delete it and download it again")

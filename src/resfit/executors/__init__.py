@@ -1,4 +1,5 @@
-"""Where runs take place: in this process, in several here (`local`), or on a Ray cluster (`cluster`); and many at once.
+"""Executors: train many runs in this process, in several local processes (`local`), or on a Ray cluster (`cluster`).
 
-Every run is a pure function of recipe and seed, so that all of them leave the same run folders.
+`jobs` runs a list of jobs on any of them. A run depends only on recipe and seed, so all executors leave the same run
+folders.
 """

@@ -1,7 +1,7 @@
-"""Runs on a Ray cluster: data goes there once a node, records and weights come back into run folders here.
+"""Train runs on a Ray cluster: send data once per node, bring records and weights back into local run folders.
 
-Ray chooses the node, and begins a run anew whose node or process is lost. One thread hands the runs to Ray and hears
-what they tell; a few others write down what they leave.
+Ray chooses the node, and restarts a run if its node or process is lost. One thread submits the runs to Ray and receives
+their messages; a few others write the run folders.
 """
 
 from __future__ import annotations
@@ -42,46 +42,46 @@ try:
 except ImportError:
     raise BadInput("Ray is not installed (--ray): pip install 'resfit[ray]'") from None
 
-_PAUSE = 0.2  # seconds between two looks at the runs, where nothing ends
-_KNOCK = 10.0  # seconds that a cluster has to answer
-_IN_FLIGHT = 1000  # runs that are handed to Ray at a time: more than a cluster holds, fewer than burden it
-_RETRIES = 5  # times that a run begins anew because its node or process was lost
-_TAKERS = 8  # runs whose folders come home at the same time
+_PAUSE = 0.2  # seconds between polls while no run ends
+_KNOCK = 10.0  # seconds to wait for a cluster to accept a connection
+_IN_FLIGHT = 1000  # runs submitted to Ray at a time: more than a cluster runs at once, too few to overload it
+_RETRIES = 5  # restarts of a run whose node or process was lost
+_TAKERS = 8  # threads that fetch finished runs
 _PARTS = ("train", "val", "test")
 
 
 class Lost(ResfitError):
-    """The cluster is gone, or the node of a run time after time: no fault of the run's, which can be repeated."""
+    """The cluster is lost, or a run's node was lost too often: not an error of the run, which can be repeated."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Share:
-    """What a run asks a node for: CPU cores, which are its threads, and GPUs, of which 0.5 is half of one."""
+    """Resources of a run: CPU cores, which is also its number of threads, and GPUs (0.5 is half of one)."""
 
     cpus: int
     gpus: float
 
     @property
     def device(self) -> str:
-        """The device that a run computes on."""
+        """The device that a run uses."""
         return "cuda" if self.gpus else "cpu"
 
     def fits(self, node: dict[str, float]) -> int:
-        """How many runs a node of such resources holds at a time."""
+        """Return how many runs fit at once on a node with these resources."""
         by_cpus = int(node.get("CPU", 0) // self.cpus)
         return min(by_cpus, int(node.get("GPU", 0) / self.gpus + 1e-9)) if self.gpus else by_cpus
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Task:
-    """What a node is sent for a run, besides the data. `files` are the state that it goes on from."""
+    """What is sent to a node for a run, besides the data; `files` holds the checkpoint to resume from, if any."""
 
     number: int
     recipe: Recipe
     seed: int
     device: str
     threads: int
-    whole: bool  # a run with a folder and a test score, or its validation curve alone
+    whole: bool  # True: a full run with folder and test score; False: only the validation curve
     data_dir: Path | None
     init: str | None
     files: dict[str, bytes]
@@ -91,7 +91,7 @@ class _Task:
 
 @dataclass(eq=False, kw_only=True)
 class _Run:
-    """A run that was submitted, as it is known here. `take` makes the result of what its node sent."""
+    """A submitted run, as known in this process; `take` turns what its node returned into the result."""
 
     recipe: Recipe
     seed: int
@@ -104,14 +104,14 @@ class _Run:
 
 
 class OnRay:
-    """Runs on a Ray cluster, each with its share of a node; an executor.
+    """Executor that trains runs on a Ray cluster, each with its share of a node.
 
-    `address` is a cluster's, "auto" for the one that this machine belongs to, or "local" for one that is made here,
-    listens on 127.0.0.1 alone, and ends with the block. `cpus` and `gpus` are what a run asks for: without them a GPU
-    and a core where the cluster has GPUs, and else as many cores as its smallest node has. At most `workers` runs go on
-    at a time, by default as many as fit. An observer hears of begin, epochs and messages, and ends its run by raising
-    an exception. Entering the block, which is done once, raises BadInput where there is no cluster, or where none of
-    its nodes has that much.
+    `address` is that of a cluster, "auto" for the one that this machine belongs to, or "local" to start one that
+    listens on 127.0.0.1 only and ends with the `with` block. `cpus` and `gpus` are the resources of a run; by default
+    one GPU and one core if the cluster has GPUs, else as many cores as its smallest node has. At most `workers` runs
+    execute at a time, by default as many as fit. Observers receive start, epochs and messages, and may end their run by
+    raising an exception. The block can be entered once; entering it raises BadInput if the cluster cannot be reached,
+    or if no node has these resources.
     """
 
     def __init__(
@@ -131,14 +131,14 @@ class OnRay:
         self.numbers = itertools.count()
         self.waiting: deque[_Run] = deque()
         self.running: dict[int, _Run] = {}
-        self.data: dict[str, Any] = {}  # references, by what was loaded
+        self.data: dict[str, Any] = {}  # Ray object references by data set
         self.closing = threading.Event()
         self.takers = ThreadPoolExecutor(_TAKERS)
         self.lost: Lost | None = None
 
     def __enter__(self) -> OnRay:
         with ExitStack() as stack:
-            stack.enter_context(redirect_stdout(sys.stderr))  # Ray tells of lost nodes on standard output
+            stack.enter_context(redirect_stdout(sys.stderr))  # Ray reports lost nodes on stdout
             if _join(self.address):
                 stack.callback(ray.shutdown)
             nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
@@ -158,13 +158,13 @@ class OnRay:
         with self.open:
             self.closing.set()
             self.thread.join()
-            self.takers.shutdown()  # what has ended comes home, also after Ctrl-C
+            self.takers.shutdown()  # finish fetching runs that have ended, even after Ctrl-C
             for run in self.running.values():
                 ray.cancel(run.ref)
             self._give_up()
 
     def submit(self, recipe: Recipe, seed: int, observer: Observer) -> Future[RunRecord]:
-        """The record to come of a run, whose folder lies here by then."""
+        """Submit a run; the future gives its record once its folder is on this machine."""
         folder = run_folder(self.options.out, recipe, seed)
 
         def take(files: dict[str, bytes]) -> RunRecord:
@@ -173,7 +173,7 @@ class OnRay:
         return self._submit(_Run(recipe=recipe, seed=seed, folder=folder, observer=observer, whole=True, take=take))
 
     def validation_curve(self, recipe: Recipe, seed: int, observer: Observer) -> tuple[EpochPoint, ...]:
-        """The validation curve of a run, as `resfit.run.validation_curve` returns it, when it is there."""
+        """Train on the cluster and return the validation curve, as `resfit.run.validation_curve` does."""
         run = _Run(recipe=recipe, seed=seed, folder=Path(), observer=observer, whole=False, take=tuple)
         curve: tuple[EpochPoint, ...] = self._submit(run).result()
         return curve
@@ -185,29 +185,29 @@ class OnRay:
         return run.future
 
     def _follow(self) -> None:
-        """The thread's work."""
+        """Submit waiting runs and poll running ones until the block ends; this is the thread's main loop."""
         try:
             while not self.closing.is_set():
                 self._begin_waiting()
                 self._look()
-        except Exception as error:  # of Ray's many kinds, and a queue that is gone
+        except Exception as error:  # various exceptions of Ray, or a lost queue
             reason = " ".join(str(error).split())[:200]
             self.lost = Lost(f"the Ray cluster is lost ({type(error).__name__}: {reason}): repeat the command")
             self._give_up()
 
     def _begin_waiting(self) -> None:
-        """Hand over to Ray what may go on now."""
+        """Submit waiting runs to Ray, up to the limit."""
         while self.waiting and len(self.running) < self.most and not self.closing.is_set():
             run, number = self.waiting.popleft(), next(self.numbers)
             try:
                 run.ref = self.work.remote(self._shipped(run.recipe), self._task(run, number), self.queue)
-            except Exception as error:  # data that cannot be used, or is too large for the cluster
+            except Exception as error:  # unusable data, or too large for the cluster
                 run.future.set_exception(sendable(error))
             else:
                 self.running[number] = run
 
     def _look(self) -> None:
-        """Wait a little, pass on what was told since, and take what ended."""
+        """Wait briefly, pass new messages on to observers, and fetch the runs that have ended."""
         if not self.running:
             self.closing.wait(_PAUSE)
             return
@@ -225,7 +225,7 @@ class OnRay:
                 run.observer.started(run.recipe, data, run.folder, value)
             else:
                 getattr(run.observer, what)(value)
-        except Exception as error:  # as a search ends a hopeless trial
+        except Exception as error:  # raised by the observer, for example to prune a trial
             del self.running[number]
             ray.cancel(run.ref)
             run.future.set_exception(error)
@@ -248,7 +248,7 @@ class OnRay:
         )
 
     def _shipped(self, recipe: Recipe) -> Any:
-        """A reference to the data of a recipe, which every node fetches at most once; loaded here at first use."""
+        """Return a Ray reference to a recipe's data, loaded here on first use; each node fetches it at most once."""
         size, channels = recipe.spec.input.size, recipe.spec.input.channels
         key = f"{recipe.data}, {size}, {channels}"
         if key not in self.data:
@@ -260,7 +260,7 @@ class OnRay:
         return self.data[key]
 
     def _give_up(self) -> None:
-        """End all runs that have not ended."""
+        """Cancel all runs that have not ended, or fail them if the cluster is lost."""
         runs = [*self.running.values(), *self.waiting]
         self.running.clear()
         self.waiting.clear()
@@ -272,10 +272,10 @@ class OnRay:
 
 
 def _join(address: str) -> bool:
-    """Join the cluster; False where this process belongs to one already."""
+    """Connect to the cluster; return False if this process is already connected to one."""
     if ray.is_initialized():
         return False
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # which a new cluster would send to Ray's makers
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray collects usage data by default
     options = {"include_dashboard": False} if address == "local" else {}
     try:
         _knock(address)
@@ -291,7 +291,7 @@ def _join(address: str) -> bool:
 
 @contextmanager
 def _loopback() -> Iterator[None]:
-    """A cluster that begins in the block listens on 127.0.0.1 alone, as Ray has it on macOS and Windows."""
+    """Make a cluster started in the block listen on 127.0.0.1 only, which is Ray's default on macOS and Windows."""
     constants = ray._private.ray_constants
     before, constants.ENABLE_RAY_CLUSTER = constants.ENABLE_RAY_CLUSTER, False
     try:
@@ -301,14 +301,14 @@ def _loopback() -> Iterator[None]:
 
 
 def _knock(address: str) -> None:
-    """Raise OSError where nobody listens at HOST:PORT: Ray would try for minutes."""
+    """Raise OSError if HOST:PORT does not accept connections: Ray would keep trying for minutes."""
     host, _, port = address.rpartition(":")
     if host and port.isdigit() and "/" not in host:
         socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK).close()
 
 
 def _share(nodes: list[dict[str, float]], cpus: int | None, gpus: float | None, device: str) -> Share:
-    """A run's share of one of `nodes`."""
+    """Return a run's share of one of `nodes`; raises BadInput if no node has enough."""
     if gpus is None:
         gpus = 1.0 if device != "cpu" and any(node.get("GPU") for node in nodes) else 0.0
     if bool(gpus) != (device == "cuda") and device != "auto":
@@ -324,7 +324,7 @@ def _share(nodes: list[dict[str, float]], cpus: int | None, gpus: float | None, 
 
 
 def _take(run: _Run) -> None:
-    """Fetch what a run left, and say so."""
+    """Fetch a run's result and set its future."""
     try:
         result = ray.get(run.ref)
         if isinstance(result, ResfitError):
@@ -338,9 +338,9 @@ def _take(run: _Run) -> None:
 
 
 def _bring_home(files: dict[str, bytes], folder: Path) -> RunRecord:
-    """Write a run folder. The record, which says that it is complete, comes last; one that is there already stays.
+    """Write a run folder; the record comes last, as it marks the folder complete. An existing record is kept.
 
-    Raises BadInput where another process is at work in the folder.
+    Raises BadInput if another process is using the folder.
     """
     with claimed(folder):
         for name in sorted(files, key="record.json".__eq__) if not (folder / "record.json").exists() else ():
@@ -349,10 +349,10 @@ def _bring_home(files: dict[str, bytes], folder: Path) -> RunRecord:
 
 
 def _on_node(arrays: dict[str, Any], task: _Task, queue: Queue) -> Any:
-    """A node's work: the files of the run folder, or the validation curve, or an error that says what went wrong."""
+    """Run a task on a node; return the files of the run folder, the validation curve, or an error to raise."""
     if task.version != __version__:
         return BadInput(f"resfit {__version__} is on a node of the cluster, and {task.version} here: install the same")
-    sys.argv = list(task.command)  # the record tells the user's command
+    sys.argv = list(task.command)  # the record stores the user's command
     torch.set_num_threads(task.threads)
     observer = _Teller(queue, task.number)
     try:
@@ -384,14 +384,14 @@ def _train(task: _Task, data: Dataset, out: Path, observer: Observer) -> dict[st
 
 
 def _as_arrays(data: Dataset) -> dict[str, Any]:
-    """A data set's fields with arrays for tensors: Ray shares arrays among the processes of a node, uncopied."""
+    """Return a data set's fields with NumPy arrays for tensors: Ray shares arrays on a node without copying."""
     parts = {name: getattr(data, name) for name in _PARTS}
     arrays = {name: (part.images.numpy(), part.labels.numpy()) for name, part in parts.items()}
     return {**{each.name: getattr(data, each.name) for each in fields(data)}, **arrays}
 
 
 def _as_dataset(arrays: dict[str, Any]) -> Dataset:
-    """The data set of `_as_arrays`. Its tensors can be read alone: their memory belongs to the node."""
+    """Return the data set of `_as_arrays`; its tensors are read-only, as Ray owns their memory."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         parts = {
@@ -402,19 +402,19 @@ def _as_dataset(arrays: dict[str, Any]) -> Dataset:
 
 
 class _Teller(Observer):
-    """Sends what a run tells to the process that submitted it."""
+    """Observer on a node that sends events to the process that submitted the run."""
 
     def __init__(self, queue: Queue, number: int) -> None:
         self.queue, self.number = queue, number
 
     def started(self, recipe: Recipe, data: Dataset, folder: Path, note: str) -> None:
-        """Sent on; the data and the folder are known there."""
+        """Send the note only: the submitting process knows the data and the folder."""
         self.queue.put((self.number, "started", note))
 
     def epoch_ended(self, point: EpochPoint) -> None:
-        """Sent on."""
+        """Send the epoch."""
         self.queue.put((self.number, "epoch_ended", point))
 
     def message(self, text: str) -> None:
-        """Sent on."""
+        """Send the message."""
         self.queue.put((self.number, "message", text))

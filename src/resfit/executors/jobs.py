@@ -1,4 +1,4 @@
-"""Many runs: what is finished stays, what is unfinished goes on, what fails is told and the others run."""
+"""Run many jobs with an executor: skip finished runs, resume unfinished ones, and continue when one fails."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from resfit.studyrecord import FailedRun, JudgedBy
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One run: a recipe, called after its point where it belongs to a study, and a seed."""
+    """One run: a recipe and a seed. In a study, the recipe is named after its point."""
 
     recipe: Recipe
     seed: int
@@ -33,39 +33,39 @@ class Job:
 
 
 class Watcher:
-    """What many runs tell while they go on, from several threads where several go on at once. The default is silent."""
+    """Callbacks for the progress of many runs, possibly called from several threads. The default does nothing."""
 
     def planned(self, jobs: Sequence[Job], done: Sequence[RunRecord], judged_by: JudgedBy) -> None:
-        """`jobs` are about to be run; `done` were finished before."""
+        """Called before the first run: `jobs` will be run, `done` were finished before."""
 
     def epoch_ended(self, job: Job, point: EpochPoint) -> None:
-        """An epoch of a run was trained."""
+        """Called after each epoch of a run."""
 
     def finished(self, job: Job, record: RunRecord) -> None:
-        """A run left its record."""
+        """Called when a run has finished and written its record."""
 
     def failed(self, job: Job, error: str) -> None:
-        """A run failed; the others go on."""
+        """Called when a run has failed; the others continue."""
 
 
 class _RunObserver(Observer):
-    """Hands on a run's epochs with the job that they belong to."""
+    """Observer that passes a run's epochs to a watcher, together with the job."""
 
     def __init__(self, job: Job, watcher: Watcher) -> None:
         self.job, self.watcher = job, watcher
 
     def epoch_ended(self, point: EpochPoint) -> None:
-        """Handed on."""
+        """Pass the epoch on."""
         self.watcher.epoch_ended(self.job, point)
 
 
 def run_jobs(
     jobs: Sequence[Job], executor: Executor, watcher: Watcher | None = None
 ) -> tuple[list[RunRecord], list[FailedRun]]:
-    """Run those of `jobs` that are not finished; the records of all that are now, in the jobs' order, and what failed.
+    """Run the unfinished `jobs`; return the records of all finished ones, in the order of `jobs`, and the failed runs.
 
-    Raises BadInput, ahead of any run, for data that cannot be used, and where the executor's folder holds runs of other
-    settings, on other images, or from other weights.
+    Raises BadInput, before any run starts, if data cannot be used, or if the executor's folder holds runs with other
+    settings, on other images, or from other initial weights.
     """
     watcher, out = watcher or Watcher(), executor.options.out
     for job in jobs:
@@ -84,9 +84,9 @@ def run_jobs(
 
 
 def judged_by(jobs: Sequence[Job], options: RunOptions) -> JudgedBy:
-    """On what all of the jobs can be compared: on validation images where all have the same."""
+    """Return which split the jobs can be compared on: validation if all have the same validation images, else test."""
     sets = {job.recipe.data for job in jobs}
-    brought = all(has_validation(replace(data, val=0), options.data_dir) for data in sets)  # by the image folder
+    brought = all(has_validation(replace(data, val=0), options.data_dir) for data in sets)  # by the folder
     drawn = len({(data.val, data.split_seed) for data in sets}) == 1
     alike = (brought or drawn) and all(has_validation(data, options.data_dir) for data in sets)
     return "validation" if alike else "test"
@@ -95,7 +95,7 @@ def judged_by(jobs: Sequence[Job], options: RunOptions) -> JudgedBy:
 def _submitted(
     executor: Executor, job: Job, watcher: Watcher, records: dict[str, RunRecord], failed: list[FailedRun]
 ) -> Future[RunRecord]:
-    """The job's run, whose end goes into `records` or `failed`."""
+    """Submit the job; when it ends, its result is added to `records` or `failed`."""
 
     def ended(future: Future[RunRecord]) -> None:
         error = None if future.cancelled() else future.exception()
@@ -114,7 +114,7 @@ def _submitted(
 
 
 def finished_runs(jobs: Sequence[Job], out: Path) -> list[RunRecord]:
-    """The records that `jobs` have left in `out` so far, in their order."""
+    """Return the records of the finished `jobs` in `out`, in order."""
     return list(_finished(jobs, out).values())
 
 
@@ -124,24 +124,24 @@ def _finished(jobs: Sequence[Job], out: Path) -> dict[str, RunRecord]:
 
 
 def _check_folder(folder: Path, recipe: Recipe) -> None:
-    """Refuse a folder whose run had other settings: its result would stand for something that it is not."""
+    """Raise BadInput if the folder holds a run with other settings, whose result would be mistaken for this one."""
     if not (folder / "recipe.yaml").exists():
         return
     then, now = settings(Recipe.from_yaml(folder / "recipe.yaml").to_dict()), settings(recipe.to_dict())
-    if recipe.data.name == "folder":  # a run takes its number of classes from the images
+    if recipe.data.name == "folder":  # the number of classes is taken from the images
         now["spec"]["num_classes"] = then["spec"]["num_classes"]
-    names = {**now, **then}  # a section may stand in one of them alone
+    names = {**now, **then}  # a section may be missing in one of them
     if changed := sorted(name for name in names if now.get(name) != then.get(name)):
         raise BadInput(f"a run with other settings exists already ({folder}: {', '.join(changed)}): give another --out")
 
 
 def _check_weights(options: RunOptions, finished: Iterable[RunRecord], todo: Sequence[Job]) -> None:
-    """Refuse runs that began, or ended, with other weights than `--init` gives."""
+    """Raise BadInput if a finished or unfinished run did not start from the weights that `--init` gives."""
     begins = model_sha256(options.init) if options.init else None
     began = {_folder(options.out, record): record.init and record.init.sha256 for record in finished}
     for folder in [run_folder(options.out, job.recipe, job.seed) for job in todo]:
         if has_state(folder):
-            with suppress(BadInput):  # a damaged one: its run sets it aside, and says so
+            with suppress(BadInput):  # damaged checkpoint: its run sets it aside and reports it
                 init = load_state(folder / STATE)["init"]
                 began[folder] = init and init["sha256"]
     for folder, weights in began.items():
@@ -150,7 +150,7 @@ def _check_weights(options: RunOptions, finished: Iterable[RunRecord], todo: Seq
 
 
 def _check_images(options: RunOptions, finished: Iterable[RunRecord], todo: Sequence[Job]) -> None:
-    """Load each data set once, so that what cannot be used is told ahead of all runs; refuse runs on other images."""
+    """Load each data set once, so that unusable data fails before any run; raise BadInput for runs on other images."""
     digests: dict[tuple[DataConfig, InputSpec], str] = {}
     for job in todo:
         _digest(options, job.recipe, digests)
@@ -165,9 +165,9 @@ def _folder(out: Path, record: RunRecord) -> Path:
 
 
 def _digest(options: RunOptions, recipe: Recipe, known: dict[tuple[DataConfig, InputSpec], str]) -> str:
-    """That of the recipe's images, which are loaded where it is not `known`, and downloaded once for all runs."""
+    """Return the digest of the recipe's images; if it is not `known`, load them, which downloads them for all runs."""
     data, images = recipe.data, recipe.spec.input
-    if data.name != "folder":  # splits and sizes of a set that has a name are there with it
+    if data.name != "folder":  # any split and size of a named data set comes from the same files
         data = DataConfig(name=data.name, val=0)
         images = InputSpec(channels=images.channels)
     if (data, images) not in known:

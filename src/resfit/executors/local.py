@@ -1,4 +1,4 @@
-"""Runs on this machine: in this process one after the other, or in several of their own."""
+"""Run on this machine: sequentially in this process, or in parallel in child processes."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from resfit.run import run_folder, train
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """What a run needs besides recipe and seed: where its folder goes, where the data lies, whether to download it.
+    """What a run needs besides recipe and seed: output folder, data folder, whether downloads are forbidden.
 
-    `init` is a trained network whose weights every run begins with.
+    `init` is a trained network whose weights every run starts from.
     """
 
     out: Path
@@ -36,7 +36,7 @@ class RunOptions:
     init: str | None = None
 
     def train(self, recipe: Recipe, seed: int, *, device: str, observer: Observer) -> RunRecord:
-        """Train, or go on where an unfinished run of the same folder stopped."""
+        """Train, or resume if the run's folder holds a checkpoint of an unfinished run."""
         resume = has_state(run_folder(self.out, recipe, seed))
         return train(
             recipe,
@@ -52,12 +52,12 @@ class RunOptions:
 
 
 class Executor(Protocol):
-    """Takes runs and gives each one's record in time. To be used in a `with` block, whose end stops what goes on."""
+    """Accepts runs and returns futures of their records. Use it in a `with` block; leaving it stops running jobs."""
 
     options: RunOptions
 
     def submit(self, recipe: Recipe, seed: int, observer: Observer) -> Future[RunRecord]:
-        """The record to come; a run that fails leaves its exception there."""
+        """Submit a run; the future gives its record, or the exception of a failed run."""
 
     def __enter__(self) -> Executor: ...
 
@@ -67,20 +67,20 @@ class Executor(Protocol):
 
 
 def make_executor(options: RunOptions, *, workers: int | None = None, device: str = "auto") -> Executor:
-    """As many processes as `workers` says, spread over the devices: by default one a CUDA device, on the CPU one."""
+    """Return an executor with `workers` processes spread over the devices; default: one per CUDA device, one on CPU."""
     pick_device(device)
     devices = spread(device, workers)
     return InProcess(options, devices[0]) if len(devices) == 1 else Processes(options, devices)
 
 
 class InProcess:
-    """One run after the other, here."""
+    """Executor that trains each run at once, in this process."""
 
     def __init__(self, options: RunOptions, device: str) -> None:
         self.options, self.device = options, device
 
     def submit(self, recipe: Recipe, seed: int, observer: Observer) -> Future[RunRecord]:
-        """Train now."""
+        """Train now and return a finished future."""
         future: Future[RunRecord] = Future()
         try:
             future.set_result(self.options.train(recipe, seed, device=self.device, observer=observer))
@@ -96,9 +96,9 @@ class InProcess:
 
 
 class Processes:
-    """Each run in a process of its own, at most one at a time for each entry of `devices`.
+    """Executor that trains each run in its own process, at most one at a time per entry of `devices`.
 
-    A process that is killed is a failed run, and no more. Observers hear of epochs and messages, from threads.
+    A killed process only fails its own run. Observers receive epochs and messages, from threads.
     """
 
     def __init__(self, options: RunOptions, devices: list[str]) -> None:
@@ -109,7 +109,7 @@ class Processes:
         self.threads = ThreadPoolExecutor(len(devices))
         self.running: set[BaseProcess] = set()
         self.closing = False
-        self.beginning = threading.Lock()  # a process begins and is noted down, or none begins any more
+        self.beginning = threading.Lock()  # starting and registering a process is atomic with respect to closing
 
     def submit(self, recipe: Recipe, seed: int, observer: Observer) -> Future[RunRecord]:
         """Train as soon as a device is free."""
@@ -121,7 +121,7 @@ class Processes:
             hears, tells = Pipe(duplex=False)
             with hears, tells:
                 process = self._begun(recipe, seed, device, tells)
-                tells.close()  # the child's copy alone is open: its end is heard
+                tells.close()  # only the child's copy stays open, so that EOF is received when the child ends
                 failure = _relay(hears, observer)
             process.join()
             self.running.discard(process)
@@ -155,7 +155,7 @@ class Processes:
 
 
 def _relay(hears: Connection, observer: Observer) -> Exception | None:
-    """Pass on what the child tells until it ends; the exception that it ended with."""
+    """Pass the child's events to the observer until the child ends; return the exception that it sent, if any."""
     failure: Exception | None = None
     while True:
         try:
@@ -169,7 +169,7 @@ def _relay(hears: Connection, observer: Observer) -> Exception | None:
 
 
 def _train(options: RunOptions, recipe: Recipe, seed: int, device: str, tells: Connection) -> None:
-    """A child's work."""
+    """Train in a child process."""
     try:
         options.train(recipe, seed, device=device, observer=_Teller(tells))
     except Exception as error:
@@ -177,15 +177,15 @@ def _train(options: RunOptions, recipe: Recipe, seed: int, device: str, tells: C
 
 
 class _Teller(Observer):
-    """Sends what a run tells to the parent."""
+    """Observer in a child process that sends events to the parent."""
 
     def __init__(self, tells: Connection) -> None:
         self.tells = tells
 
     def epoch_ended(self, point: EpochPoint) -> None:
-        """Sent on."""
+        """Send the epoch."""
         self.tells.send(("epoch_ended", point))
 
     def message(self, text: str) -> None:
-        """Sent on."""
+        """Send the message."""
         self.tells.send(("message", text))

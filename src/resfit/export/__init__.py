@@ -1,4 +1,4 @@
-"""A trained network in a format for others to run, held at once against the network that it came from."""
+"""Export a trained network to a deployment format and verify the export against the network."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ from resfit.version import __version__
 
 __all__ = ["FORMATS", "export"]
 
-FOLD_TOLERANCE = 1e-4  # largest change of a logit by folding norms, as a part of the largest logit
-_FEWEST, _BATCH = 1000, 250  # images that an export is held against its network on
+FOLD_TOLERANCE = 1e-4  # largest change of a logit by folding norms, relative to the largest logit
+_FEWEST, _BATCH = 1000, 250  # minimum number of images to compare on, batch size
 
 
 def export(
@@ -44,12 +44,13 @@ def export(
     offline: bool = False,
     progress: Callable[[str], None] = lambda line: None,
 ) -> ExportRecord:
-    """Write the network of a run folder or a model file in a format of FORMATS, check it, and return what was found.
+    """Write the network of a run folder or model file in one of FORMATS, verify it, and return the measurements.
 
-    The check needs the data of the network's training: its test images, and training images too where these are fewer
-    than 1,000, or for int8. Accuracies are on the test images alone. The file `out` (by default the model's name with
-    the format's ending) appears only if it agrees with the network; the numbers join the list in export.json beside it.
-    Raises BadInput where the file exists or something is missing, and RunFailed where the export disagrees.
+    The verification needs the data that the network was trained on: the test images, and also training images if there
+    are fewer than 1,000 test images, or for int8. Accuracies are on test images only. The file `out` (by default the
+    model's name with the format's extension) is created only if it agrees with the network; the measurements are
+    appended to export.json in the same folder. Raises BadInput if the file exists or something is missing, RunFailed if
+    the export disagrees.
     """
     if format not in FORMATS:
         raise BadInput(f"no such format ({format}): choose from {', '.join(FORMATS)}")
@@ -114,7 +115,7 @@ def _require_libraries(chosen: Format, name: str) -> None:
 
 
 def _folded(net: Network, images: Tensor, expected: Tensor) -> tuple[Network, int]:
-    """The network with its norms folded and their number; as it is, and 0, where that would change its logits."""
+    """Return the network with norms folded, and their number; itself and 0 if folding changes its logits."""
     folded, count = fold_norms(net)
     logits = logits_of(network_answer(folded), images, _BATCH)
     change = agreement(logits, expected, _BATCH).largest_difference
@@ -134,7 +135,7 @@ def _require_agreement(found: Sequence[Agreement], chosen: Format, largest_logit
 
 @contextmanager
 def _draft(file: Path) -> Iterator[Path]:
-    """A place for the file beside where it will lie; what is left there vanishes."""
+    """Yield a temporary path on the same file system as `file`; it is deleted unless moved away."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=file.parent, prefix=".export-") as folder:

@@ -1,4 +1,4 @@
-"""How an export agrees with its network on real images, and how long a call of each takes."""
+"""Compare an export's logits with its network's on real images, and measure the latency of both."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from resfit.record import Agreement, CallTimes
 
 BATCH_SIZES = (1, 7, 64)
 
-_IMAGES = 1000  # that the smaller batch sizes are tried on
+_IMAGES = 1000  # images that the smaller batch sizes are tested on
 _WARM_UP, _CALLS, _FEWEST_CALLS, _SECONDS = 3, 100, 10, 5.0
 
 
 @torch.no_grad()
 def logits_of(answer: Answer, images: Tensor, batch_size: int) -> Tensor:
-    """Logits float32 [N, K] of uint8 images [N, C, H, W], `batch_size` at a time."""
+    """Return logits, float32 [N, K], of uint8 images [N, C, H, W], computed in batches of `batch_size`."""
     return torch.cat([answer(batch).clone() for batch in images.split(batch_size)])
 
 
 def agreements(answer: Answer, images: Tensor, expected: Tensor) -> tuple[list[Agreement], Tensor]:
-    """How `answer` agrees with the logits `expected` at each batch size, and its logits [N, K] at the largest.
+    """Return how `answer` agrees with the logits `expected` at each batch size, and its logits [N, K] at the largest.
 
-    The largest batch size sees all images, the others the first 1,000.
+    The largest batch size is tested on all images, the others on the first 1,000.
     """
     found = []
     for size in BATCH_SIZES:
@@ -39,7 +39,7 @@ def agreements(answer: Answer, images: Tensor, expected: Tensor) -> tuple[list[A
 
 
 def agreement(logits: Tensor, expected: Tensor, batch_size: int) -> Agreement:
-    """Two sets of logits [N, K] held against each other; what is not finite differs without limit."""
+    """Compare two sets of logits [N, K]; a NaN counts as an infinite difference."""
     difference = (logits - expected).abs().nan_to_num(nan=torch.inf).max().item()
     equal = int((logits.argmax(1) == expected.argmax(1)).sum())
     return Agreement(
@@ -49,7 +49,7 @@ def agreement(logits: Tensor, expected: Tensor, batch_size: int) -> Agreement:
 
 @torch.no_grad()
 def latency(answer: Answer, images: Tensor, runtime: str) -> Iterator[CallTimes]:
-    """Times of single calls at each batch size: 100 of them, or as many as there are in five seconds."""
+    """Yield the times of single calls at each batch size: 100 calls, or as many as fit into 5 s, but at least 10."""
     for size in BATCH_SIZES:
         batch = images[torch.arange(size) % len(images)]
         for _ in range(_WARM_UP):
@@ -70,7 +70,7 @@ def latency(answer: Answer, images: Tensor, runtime: str) -> Iterator[CallTimes]
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """PyTorch on one thread, and then on as many as before."""
+    """Limit PyTorch to one thread within the block."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -1,4 +1,4 @@
-"""A network as it is deployed: normalization inside, norms folded into the convolutions ahead of them.
+"""Prepare a network for deployment: include input normalization, fold norms into the preceding convolutions.
 
 Shapes: N images, C channels, H x W pixels, K classes.
 """
@@ -19,7 +19,7 @@ InputKind = Literal["uint8", "float"]
 
 
 class Deployed(nn.Module):
-    """Logits [N, K] of images [N, C, H, W]: uint8 from 0 to 255, or float32 from 0 to 1."""
+    """A network with input normalization: images [N, C, H, W], uint8 (0..255) or float32 (0..1), to logits [N, K]."""
 
     scale: Tensor
     shift: Tensor
@@ -32,15 +32,16 @@ class Deployed(nn.Module):
         self.register_buffer("shift", mean / std)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Normalize as in training and classify."""
+        """Normalize as in training and return the logits."""
         logits: Tensor = self.net(images.float() * self.scale - self.shift)
         return logits
 
 
 def fold_norms(net: Network) -> tuple[Network, int]:
-    """A copy of `net` in evaluation mode without the norms that its convolutions can take in, and their number.
+    """Return a copy of `net` in eval mode with norms folded into the preceding convolutions, and their number.
 
-    A norm behind a max-pool is folded through it where no channel's scale turns the order of values around.
+    A norm after a max-pool is folded through it if all its scales are non-negative, so that the order of values is
+    kept.
     """
     folded = copy.deepcopy(net).eval()
     count = sum(_fold(layers) for layers in folded.modules() if isinstance(layers, nn.Sequential))
@@ -49,7 +50,7 @@ def fold_norms(net: Network) -> tuple[Network, int]:
 
 @torch.no_grad()
 def _fold(layers: nn.Sequential) -> int:
-    """Fold the norms of one chain of layers; how many they were."""
+    """Fold the norms of one nn.Sequential; return their number."""
     count, conv, pooled = 0, None, False
     for name, layer in list(layers.named_children()):
         if isinstance(layer, nn.Conv2d):

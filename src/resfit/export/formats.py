@@ -1,4 +1,4 @@
-"""The formats: how each is written, opened again and run, and how far it may be from its network.
+"""The export formats: how each is written, opened and run, and how far it may differ from its network.
 
 Shapes: N images, C channels, H x W pixels, K classes.
 """
@@ -34,7 +34,7 @@ _CALIBRATION_IMAGES, _CALIBRATION_BATCH = 512, 64
 
 @dataclass(frozen=True, kw_only=True)
 class ExportJob:
-    """What is exported: the network, and the same with its norms folded; training images uint8 [N, C, H, W]."""
+    """What to export: the network, the same with folded norms, the input kind, training images uint8 [N, C, H, W]."""
 
     net: Network
     folded: Network
@@ -44,11 +44,11 @@ class ExportJob:
 
 @dataclass(frozen=True, kw_only=True)
 class Format:
-    """One format. `libraries` are modules of the extra `export`.
+    """An export format. `libraries` are the modules that it needs from the extra `export`.
 
-    `equal` is the smallest share of equal predictions, `logits` the largest difference of logits as a part of the
-    network's largest logit (None: not judged) at which it agrees with its network. A graph holds the normalization and
-    the network; a file that is none holds weights for resfit.load.
+    An export agrees with its network if the fraction of equal predictions is at least `equal` and no logit differs by
+    more than `logits` times the network's largest logit (None: not checked). A graph (`is_graph`) contains
+    normalization and network; other files hold weights for resfit.load.
     """
 
     suffix: str
@@ -62,13 +62,13 @@ class Format:
 
 
 def network_answer(net: Network) -> Answer:
-    """The network itself, in PyTorch."""
+    """Return a function that computes the network's logits in PyTorch, including normalization."""
     normalize = normalizer(net.info.mean, net.info.std, torch.device("cpu"))
     return lambda images: net(normalize(images))
 
 
 def _facts(job: ExportJob) -> dict[str, str]:
-    """What a user of the file has to know, as the metadata of a file holds it."""
+    """Return the metadata stored in the file: what its user needs to know."""
     scale = {"uint8": "uint8 from 0 to 255", "float": "float32 from 0 to 1"}[job.kind]
     info = job.net.info
     facts = {
@@ -84,19 +84,19 @@ def _facts(job: ExportJob) -> dict[str, str]:
 
 
 def _program(job: ExportJob) -> torch.export.ExportedProgram:
-    """The deployed network as a graph with any number of images."""
+    """Return the deployed network as a torch.export program with dynamic batch size."""
     side, channels = job.net.spec.input.size, job.net.spec.input.channels
     dtype = torch.uint8 if job.kind == "uint8" else torch.float32
     example = torch.zeros(2, channels, side, side, dtype=dtype)
     batch = torch.export.Dim("batch", min=1)
     program = torch.export.export(Deployed(job.folded, job.kind), (example,), dynamic_shapes=({0: batch},))
     for node in program.graph.nodes:
-        node.meta.pop("stack_trace", None)  # it names folders of this machine
+        node.meta.pop("stack_trace", None)  # it contains local paths
     return program
 
 
 def _write_program(job: ExportJob, file: Path) -> None:
-    with warnings.catch_warnings(category=UserWarning, action="ignore"):  # of channels_last weights, saved well
+    with warnings.catch_warnings(category=UserWarning, action="ignore"):  # channels_last is saved correctly
         torch.export.save(_program(job), file, extra_files={"resfit.json": json.dumps(_facts(job))})
 
 
@@ -125,7 +125,7 @@ def _onnx_model(job: ExportJob) -> onnx.ModelProto:
 
 
 def _with_facts(model: onnx.ModelProto, job: ExportJob) -> onnx.ModelProto:
-    """The model with its user's facts in place of its maker's notes on every node."""
+    """Return the model with `_facts` as metadata, without the exporter's metadata on every node."""
     import onnx
 
     for part in (model.graph, *model.graph.node, *model.graph.value_info, *model.graph.input, *model.graph.output):
@@ -135,7 +135,7 @@ def _with_facts(model: onnx.ModelProto, job: ExportJob) -> onnx.ModelProto:
 
 
 def _open_onnx(file: Path, kind: InputKind) -> Answer:
-    """The model in ONNX Runtime, with as many threads as PyTorch has."""
+    """Open the model in ONNX Runtime, with as many threads as PyTorch uses."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -146,7 +146,7 @@ def _open_onnx(file: Path, kind: InputKind) -> Answer:
 
 
 def _write_int8(job: ExportJob, file: Path) -> None:
-    """Activations in 8 bits and weights in 8 bits per channel, by ONNX Runtime's static quantization."""
+    """Quantize with ONNX Runtime's static quantization: 8-bit activations, 8-bit weights per channel."""
     import onnx
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
@@ -157,7 +157,7 @@ def _write_int8(job: ExportJob, file: Path) -> None:
         def get_next(self) -> dict[str, np.ndarray] | None:
             return next(self.batches, None)
 
-    logging.disable(logging.WARNING)  # it asks for a preparation that the graph has had
+    logging.disable(logging.WARNING)  # it recommends a preprocessing step that the graph does not need
     try:
         quantize_static(
             _onnx_model(job),
@@ -174,14 +174,14 @@ def _write_int8(job: ExportJob, file: Path) -> None:
 
 
 def _calibration(job: ExportJob) -> Iterator[dict[str, np.ndarray]]:
-    """Batches of training images, the same for every export of one network."""
+    """Yield batches of training images; the choice is the same for every export with the same training set."""
     order = torch.randperm(len(job.train), generator=torch.Generator().manual_seed(0))[:_CALIBRATION_IMAGES]
     for index in order.split(_CALIBRATION_BATCH):
         yield {"images": _as_input(job.train[index], job.kind).numpy()}
 
 
 def _write_weights(dtype: torch.dtype) -> Callable[[ExportJob, Path], None]:
-    """A model file whose filters and matrices are in `dtype`; norms and biases, which are small, stay in fp32."""
+    """Return a writer of model files with filters and matrices in `dtype`; norms and biases stay in fp32."""
 
     def write(job: ExportJob, file: Path) -> None:
         net = copy.deepcopy(job.net)

@@ -1,7 +1,7 @@
-"""Faster kernels than torch's for training in bf16 on CPUs with AVX-512: C++ files, each beside its Python face.
+"""CPU kernels, faster than torch's, for bf16 training with AVX-512: C++ files and their autograd functions.
 
-The system's C++ compiler makes them into libraries once. Where there is none, or the processor is another, torch's own
-operators do the same work. RESFIT_KERNELS=0 turns them off.
+The system's C++ compiler compiles them once into shared libraries. Without a compiler, or on other processors, torch's
+own operators are used. RESFIT_KERNELS=0 disables the kernels.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 from resfit.kernels.library import load_library
 from resfit.machine import processor
 
-# What a processor needs for a kernel, and what it must not have because torch is faster then.
+# For each kernel: the CPU feature it needs, and a feature with which torch is faster, so that the kernel is not used.
 NEEDS = {
     "winograd": ("avx512_bf16", "amx_bf16"),
     "amx_convolution": ("amx_bf16", None),
@@ -26,12 +26,12 @@ NEEDS = {
     "pool": ("avx512_bf16", None),
 }
 
-_in_use: ContextVar[tuple[str, ...]] = ContextVar("kernels in use", default=())  # each thread has its own
+_in_use: ContextVar[tuple[str, ...]] = ContextVar("kernels in use", default=())  # per thread
 
 
 @contextmanager
 def fast_kernels() -> Iterator[None]:
-    """Within the block, resfit's networks are computed by the kernels that suit the processor and can be compiled."""
+    """Within the block, resfit's networks use the kernels that suit the processor and can be compiled."""
     before = _in_use.set(tuple(sorted(name for name in suited() if load_library(name) is not None)))
     try:
         yield
@@ -40,12 +40,12 @@ def fast_kernels() -> Iterator[None]:
 
 
 def in_use() -> tuple[str, ...]:
-    """The kernels that are used at present."""
+    """Return the names of the kernels in use."""
     return _in_use.get()
 
 
 def suited() -> tuple[str, ...]:
-    """The kernels that are faster than torch on this processor, unless they are turned off."""
+    """Return the kernels that are faster than torch on this processor; empty if RESFIT_KERNELS=0."""
     if os.environ.get("RESFIT_KERNELS") == "0":
         return ()
     features = processor()[1]
@@ -53,7 +53,7 @@ def suited() -> tuple[str, ...]:
 
 
 def takes(kernel: str, images: Tensor) -> bool:
-    """Whether the kernel is in use, and there are images [N, C, H, W] on the CPU that are computed with in bf16."""
+    """Return whether the kernel is in use and `images` is a non-empty CPU tensor [N, C, H, W] under bf16 autocast."""
     return (
         not torch.compiler.is_compiling()
         and kernel in in_use()

@@ -1,5 +1,5 @@
-// Activations and their slopes, of G times sixteen fp32 numbers at a time: each step is made for all of them before the
-// next, which waits for it.
+// Activations and their derivatives, for G vectors of sixteen fp32 numbers at a time. Each step is computed for all G
+// vectors before the next step, which depends on it, to hide latency.
 #pragma once
 
 #include <type_traits>

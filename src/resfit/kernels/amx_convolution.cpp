@@ -1,8 +1,8 @@
-// Convolutions k x k, k odd and zero-padded by k / 2, of channels-last bf16 images, and their gradients, by AMX.
+// k x k convolutions, k odd, zero-padded by k / 2, of channels-last bf16 images, and their gradients, with AMX.
 //
-// The rows of a tile are not only neighbours in a map, which would leave it half empty where maps are small: a convolution
-// takes columns of several images, its filters' gradient several images alone. Sums are made in fp32; channels and images
-// that are missing from a tile are zeros.
+// If the rows of a tile were only neighbouring pixels of one feature map, tiles would be half empty for small maps.
+// Instead, a tile takes columns of several images in a convolution, and only several images in the gradient of the
+// filters. Sums are fp32; a tile is filled up with zeros where channels or images are missing.
 
 #include <sys/syscall.h>
 #include <unistd.h>

@@ -1,7 +1,7 @@
-"""Convolutions by AMX, and their gradients, with tiles that images share.
+"""Convolutions with AMX, and their gradients, with tiles shared between images.
 
-torch's take a tile's rows from a map's neighbours, so that a map of 4x4 pixels fills a quarter of it, and multiply its
-padding too.
+torch's kernels fill a tile's rows with neighbouring pixels of one feature map, so that a map of 4 x 4 pixels fills only
+a quarter of a tile, and they also multiply the padding.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ _convolution_backward = torch.ops.aten.convolution_backward
 
 
 class AmxConvolution(torch.autograd.Function):
-    """A convolution with odd square filters and padding that keeps the size.
+    """A convolution with odd square filters and padding that preserves the size (before the stride).
 
     images bf16 [N, C, H, W] and filters float [K, C, k, k] -> bf16 [N, K, H', W'], channels_last; H' is H / stride,
-    rounded up. Sums are fp32; the gradient of the filters is returned in it.
+    rounded up, W' likewise. Accumulates in fp32; the gradient of the filters is fp32.
     """
 
     @staticmethod
     def forward(ctx: Any, images: Tensor, filters: Tensor, stride: int) -> Tensor:
-        """The convolution."""
+        """Compute the convolution."""
         images = images.contiguous(memory_format=torch.channels_last)
         rounded = filters.to(torch.bfloat16, memory_format=torch.channels_last)
         ctx.save_for_backward(images, filters, rounded)
         ctx.stride = stride
-        if filters.shape[-1] == 1:  # nothing to be laid out: torch's are faster
+        if filters.shape[-1] == 1:  # 1 x 1 filters need no layout conversion: torch is faster
             return F.conv2d(images, rounded, stride=stride)
         height, width = (-(-side // stride) for side in images.shape[2:])
         maps = _channels_last(len(images), len(filters), height, width)
@@ -42,12 +42,12 @@ class AmxConvolution(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        """The gradients of images and filters, where they are wanted."""
+        """Return the gradients of images and filters, where needed."""
         images, filters, rounded = ctx.saved_tensors
         gradient = gradient.contiguous(memory_format=torch.channels_last)
         sizes = (*_sizes(images, filters), ctx.stride)
         of_images = of_filters = None
-        # torch's are faster where nothing is to be laid out, but for the zeros between what a stride leaves out.
+        # torch is faster where no layout conversion is needed, except with strides, where it multiplies inserted zeros.
         if ctx.needs_input_grad[0] and (filters.shape[-1] > 1 or ctx.stride > 1):
             of_images = _channels_last(*images.shape)
             call("amx_convolution", "convolve", gradient, rounded, of_images, *sizes, 1)

@@ -1,4 +1,4 @@
-// What the kernels share: sixteen bf16 numbers as fp32 lanes and back, and aligned memory.
+// Shared by the kernels: conversion of sixteen bf16 numbers to fp32 vectors and back, and aligned memory.
 #pragma once
 
 #include <immintrin.h>

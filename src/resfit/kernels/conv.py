@@ -1,4 +1,4 @@
-"""The convolution of resfit's networks: torch's, or a faster kernel where one suits."""
+"""Conv2d for resfit's networks: torch's convolution, or a faster kernel if one suits."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from resfit.kernels.winograd import FEWEST_TILES, WinogradConvolution, tiles
 
 
 class Conv2d(nn.Conv2d):
-    """nn.Conv2d that within `fast_kernels()`, under bf16 autocast on a CPU, takes the kernel that suits its shape."""
+    """nn.Conv2d that uses the kernel suited to its shape within `fast_kernels()`, under bf16 autocast on a CPU."""
 
     def forward(self, images: Tensor) -> Tensor:
         """[N, C, H, W] -> [N, C', H', W']."""
@@ -40,11 +40,11 @@ class Conv2d(nn.Conv2d):
         return suits and min(self.in_channels, self.out_channels) >= 32 and tiles(images) >= FEWEST_TILES
 
     def _takes(self, kernel: str, images: Tensor) -> bool:
-        """Asked first: torch.compile knows that no kernel is taken, and need not follow the rest."""
+        """Return whether `kernel` may be used; called first, so that torch.compile need not trace the other checks."""
         return takes(kernel, images) and images.shape[1] == self.in_channels
 
     def _is_plain(self, block: int, share: float) -> bool:
-        """Whether channels fill such a share of the kernel's blocks of them, and nothing is out of the ordinary."""
+        """Return whether channels fill at least `share` of their blocks, and there are no groups or dilation."""
         counts = (self.in_channels, self.out_channels)
         filled = math.prod(count / (-(-count // block) * block) for count in counts)
         return filled >= share and self.groups == 1 and self.dilation == (1, 1) and self.weight.dtype == torch.float32

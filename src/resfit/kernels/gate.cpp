@@ -1,6 +1,6 @@
-// Gates of an image's channels with what follows them, an addition and an activation, over channels-last bf16 maps: a map is
-// read once for its means, once to be gated, and as often on the way back. Numbers are fp32 between reading and writing.
-// Channel counts are multiples of 16. What each function computes is independent of `threads`.
+// Channel gates (squeeze-and-excitation) fused with the following addition and activation, for channels-last bf16 feature
+// maps. A map is read once for its means and once for gating, and as often in backward. Arithmetic is fp32. Channel counts
+// are multiples of 16. Results do not depend on `threads`.
 
 #include <algorithm>
 

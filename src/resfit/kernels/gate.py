@@ -1,4 +1,7 @@
-"""Gates of an image's channels with the addition and activation that follow, in one pass over a map each way."""
+"""Channel gates (squeeze-and-excitation) fused with the following addition and activation.
+
+Forward and backward each make one pass over the feature map.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +15,15 @@ from resfit.kernels.library import ACTIVATIONS, call, read_back, two_readers
 
 
 class Means(torch.autograd.Function):
-    """An image's means over its pixels, float [N, C], and the map itself, for what else is made of it.
+    """Return each image's channel means over its pixels, float [N, C], and the feature map itself, for its other uses.
 
-    x: bf16 [N, C, H, W], channels_last. C is a multiple of 16. The gradients of both come together in one pass.
+    x: bf16 [N, C, H, W], channels_last; C must be a multiple of 16. The gradients of both outputs are added in one
+    pass.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The means, and x."""
+        """Return the means, and x."""
         means = torch.empty(x.shape[:2], dtype=torch.float32)
         call("gate", "means", x, means, *_sizes(x))
         return means, x.view_as(x)
@@ -27,7 +31,7 @@ class Means(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, of_means: Tensor, gradient: Tensor) -> Tensor:
-        """Of x."""
+        """Return the gradient of x."""
         gradient = gradient.contiguous(memory_format=torch.channels_last)
         of_x = torch.empty_like(gradient)
         call("gate", "means_backward", gradient, of_means.contiguous(), of_x, *_sizes(gradient))
@@ -35,10 +39,10 @@ class Means(torch.autograd.Function):
 
 
 class GateActivation(torch.autograd.Function):
-    """activation(x gates + added).
+    """Compute activation(x * gates + added).
 
-    x and added (or None): bf16 [N, C, H, W], channels_last; gates: float [N, C]; activation: a name or None. Gives the
-    shape of x in bf16, twice, for two readers, as NormActivation does. C is a multiple of 16.
+    x and added (or None): bf16 [N, C, H, W], channels_last; gates: float [N, C]; activation: a name or None. Returns
+    the result, bf16 in the shape of x, twice, for two consumers, as NormActivation does. C must be a multiple of 16.
     """
 
     @staticmethod
@@ -60,7 +64,7 @@ class GateActivation(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor | None, second: Tensor | None) -> tuple[Tensor | None, ...]:
-        """Of x, the gates and what was added."""
+        """Return the gradients of x, gates and added."""
         x, gates, other = ctx.saved_tensors
         gradient, second = two_readers(gradient, second)
         if gradient is None:

@@ -1,4 +1,4 @@
-"""C++ files of this package as libraries, compiled once into the user's cache."""
+"""Compile this package's C++ files into shared libraries, cached in the user's cache folder, and call them."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from resfit.machine import processor
 
 _HERE = Path(__file__).parent
 _OPTIONS = ("-std=c++17", "-O3", "-march=x86-64-v4", "-mavx512bf16", "-fopenmp", "-shared", "-fPIC")
-_MORE_OPTIONS = {"amx_bf16": ("-mamx-tile", "-mamx-bf16")}  # where the processor has the feature
+_MORE_OPTIONS = {"amx_bf16": ("-mamx-tile", "-mamx-bf16")}  # if the processor has the feature
 
 _LOADING = threading.Lock()
 
-ACTIVATIONS = {None: 0, "relu": 1, "gelu": 2, "silu": 3}  # as activation.h numbers them
+ACTIVATIONS = {None: 0, "relu": 1, "gelu": 2, "silu": 3}  # same numbers as in activation.h
 
 
 @functools.cache
 def load_library(name: str) -> ctypes.CDLL | None:
-    """The C++ file of that name as a library, from the user's cache or compiled now; None where that cannot be done.
+    """Return the C++ file `name` as a shared library, from the cache or compiled now; None if that is impossible.
 
-    Where it has a function `prepare`, that asks the system for what it needs: 0 where it is given.
+    If it exports `prepare`, which requests what it needs from the system, that must return 0.
     """
     with _LOADING:
         return _loaded(_HERE / f"{name}.cpp")
@@ -51,31 +51,31 @@ def _loaded(source: Path) -> ctypes.CDLL | None:
             _compile(source, options, cached)
         loaded = ctypes.CDLL(str(cached))
         return loaded if not hasattr(loaded, "prepare") or loaded.prepare() == 0 else None
-    except (OSError, RuntimeError, subprocess.SubprocessError):  # RuntimeError: nobody's home
+    except (OSError, RuntimeError, subprocess.SubprocessError):  # RuntimeError: no home folder
         return None
 
 
 def call(name: str, function: str, *arguments: Tensor | int | None) -> None:
-    """A function of a library, which takes pointers to numbers, whole numbers and last the number of threads."""
+    """Call a library function with pointers to tensor data, integers, and finally the number of threads."""
     getattr(load_library(name), function)(*map(_word, (*arguments, torch.get_num_threads())))
 
 
 def _word(value: Tensor | int | None) -> ctypes.c_void_p | ctypes.c_long:
-    """Where a tensor's numbers lie, null without one; or a whole number."""
+    """Return a pointer to a tensor's data (null for None), or an integer as a C long."""
     if isinstance(value, int):
         return ctypes.c_long(value)
     return ctypes.c_void_p(None if value is None else value.data_ptr())
 
 
 def read_back(out: Tensor, added: Tensor | None, activation: str | None) -> Tensor | None:
-    """What the gradient of activation(z + added) is made from besides z: a ReLU's output, or what was added."""
+    """Return what the gradient of activation(z + added) needs besides z: the output for ReLU, else `added`; or None."""
     if added is None or activation is None:
         return None
     return out if activation == "relu" else added
 
 
 def two_readers(one: Tensor | None, other: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-    """The gradients of a map's two readers, channels_last; where only one reads it, that one's and None."""
+    """Return the gradients from an output's two consumers, channels_last; a single one comes first, then None."""
     first, second = (one, other) if one is not None else (other, None)
     return _channels_last(first), _channels_last(second)
 
@@ -96,7 +96,7 @@ def _compile(source: Path, options: tuple[str, ...], to: Path) -> None:
 
 
 def _is_sound(path: Path) -> bool:
-    """Whether there is a library whose checksum, at its end, agrees: a process that loads a damaged one is killed."""
+    """Return whether the library exists and its trailing checksum is right: loading a damaged one kills the process."""
     if not path.exists():
         return False
     content = path.read_bytes()

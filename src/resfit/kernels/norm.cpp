@@ -1,6 +1,6 @@
-// Batch normalization with what follows it, an addition and an activation, over channels-last bf16 maps: a map is read
-// once for its statistics and once to be written, and as often on the way back. Numbers are fp32 between reading and
-// writing. Channel counts are multiples of 16. What each function computes is independent of `threads`.
+// Batch normalization fused with the following addition and activation, for channels-last bf16 feature maps. A map is
+// read once for its statistics and once to be normalized, and as often in backward. Arithmetic is fp32. Channel counts
+// are multiples of 16. Results do not depend on `threads`.
 
 #include <algorithm>
 #include <iterator>

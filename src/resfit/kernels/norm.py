@@ -1,4 +1,4 @@
-"""Batch normalization with the addition and the activation that follow it, in one pass over a map each way."""
+"""Batch normalization fused with the following addition and activation."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ from torch.autograd.function import once_differentiable
 
 from resfit.kernels.library import ACTIVATIONS, call, read_back, two_readers
 
-GROUP = 64  # numbers that an activation alone takes at a time
+GROUP = 64  # block size of a standalone activation
 
 
 class NormActivation(torch.autograd.Function):
-    """activation(batch normalization of x + added), with the statistics of x.
+    """Compute activation(batch_norm(x) + added), with batch statistics of x.
 
-    x and added (or None) bf16 [N, C, H, W]; weight and bias float [C]; activation: a name or None. Gives the same shape
-    in bf16, channels_last, twice, and the mean and the biased variance, float [C]. C is a multiple of 16.
+    x and added (or None): bf16 [N, C, H, W]; weight and bias: float [C]; activation: a name or None. Returns the
+    result, same shape, bf16, channels_last, twice, and the mean and the biased variance, float [C]. C must be a
+    multiple of 16.
 
-    Both maps are one in memory: where two layers read one each, their gradients come apart, and are added up here in
-    the pass that reads them, rather than in one of its own.
+    Both results share memory. If two layers consume one each, their gradients arrive separately and are added in the
+    backward kernel's pass over them instead of in a pass of their own.
     """
 
     @staticmethod
@@ -29,7 +30,7 @@ class NormActivation(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Normalize, add, activate."""
         x = x.contiguous(memory_format=torch.channels_last)
-        if added is not None:  # the way back reads it as well
+        if added is not None:  # backward reads it as well
             added = added.contiguous(memory_format=torch.channels_last)
         mean, variance = torch.empty_like(bias), torch.empty_like(bias)
         call("norm", "moments", x, mean, variance, *_sizes(x))
@@ -47,12 +48,12 @@ class NormActivation(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor | None, second: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
-        """Of x, weight, bias and what was added."""
+        """Return the gradients of x, weight, bias and added."""
         x, other, mean, inverse, scale, shift = ctx.saved_tensors
         gradient, second = two_readers(gradient, second)
         if gradient is None:
             return (None,) * 6
-        # A ReLU's alone is made again from x, which costs less than to be written and read.
+        # For a ReLU alone, the gradient of its input is recomputed from x: cheaper than writing it and reading it back.
         again = ctx.activation == "relu" and second is None and not ctx.adds
         changes = (ctx.activation or second is not None) and not again
         of_sum = torch.empty_like(x) if changes else None
@@ -70,7 +71,7 @@ class NormActivation(torch.autograd.Function):
 
 
 class Activation(torch.autograd.Function):
-    """An activation alone, by its name: bf16 [N, C, H, W] -> same, channels_last. It takes a multiple of 64 numbers."""
+    """An activation alone, by name: bf16 [N, C, H, W] -> same, channels_last; needs a multiple of 64 elements."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, activation: str) -> Tensor:
@@ -86,7 +87,7 @@ class Activation(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        """Of x, by the norm's way back with a scale of one, whose sums are of no use."""
+        """Return the gradient of x, computed by the norm's backward kernel with scale 1, whose sums are discarded."""
         (x,) = ctx.saved_tensors
         gradient = gradient.contiguous(memory_format=torch.channels_last)
         ones, zeros, *sums = (torch.full((GROUP,), value, dtype=torch.float32) for value in (1, 0, 0, 0))
@@ -97,7 +98,7 @@ class Activation(torch.autograd.Function):
 
 
 def normalized(x: Tensor, scale: Tensor, shift: Tensor, added: Tensor | None, activation: str | None) -> Tensor:
-    """activation(x scale + shift + added): maps bf16 [N, C, H, W], channels_last; scale and shift float [C]."""
+    """Return activation(x * scale + shift + added): bf16 [N, C, H, W], channels_last; scale and shift float [C]."""
     if added is not None:
         added = added.contiguous(memory_format=torch.channels_last)
     out = torch.empty_like(x)

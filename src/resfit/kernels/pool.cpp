@@ -1,5 +1,5 @@
-// Max-pooling of 2 x 2 pixels, stride 2, of channels-last bf16 maps [n][h][w][channels]. An odd last row or column is left
-// out. Channel counts are multiples of 16.
+// 2 x 2 max-pooling with stride 2 of channels-last bf16 feature maps [n][h][w][channels]. An odd last row or column is
+// ignored. Channel counts are multiples of 16.
 
 #include <limits>
 

@@ -1,4 +1,4 @@
-"""Max-pooling of 2 x 2 pixels that remembers a byte an output, where torch's keeps a 64-bit index."""
+"""2 x 2 max-pooling that saves one byte per output for backward, where torch saves a 64-bit index."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from resfit.kernels.library import call
 
 
 class MaxPool2x2(torch.autograd.Function):
-    """Max-pooling of 2 x 2 pixels, stride 2: bf16 [N, C, H, W] -> [N, C, H // 2, W // 2], channels_last.
+    """2 x 2 max-pooling with stride 2: bf16 [N, C, H, W] -> [N, C, H // 2, W // 2], channels_last.
 
-    C is a multiple of 16. Of equal pixels the first gets the gradient, as in torch.
+    C must be a multiple of 16. The first of equal pixels gets the gradient, as in torch.
     """
 
     @staticmethod
     def forward(ctx: Any, images: Tensor) -> Tensor:
-        """The largest of every four."""
+        """Return the maximum of every 2 x 2 pixels."""
         images = images.contiguous(memory_format=torch.channels_last)
         n, channels, height, width = ctx.shape = images.shape
         out = _empty((n, channels, height // 2, width // 2))
@@ -32,7 +32,7 @@ class MaxPool2x2(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        """Each gradient where its pixel came from."""
+        """Route each gradient to the pixel that was the maximum."""
         (which,) = ctx.saved_tensors
         n, channels, height, width = ctx.shape
         gradient = gradient.contiguous(memory_format=torch.channels_last)
@@ -46,7 +46,7 @@ def _empty(shape: tuple[int, ...]) -> Tensor:
 
 
 class MaxPool2d(nn.MaxPool2d):
-    """nn.MaxPool2d that within `fast_kernels()`, under bf16 autocast on a CPU, takes the kernel for 2 x 2 pixels."""
+    """nn.MaxPool2d that uses the 2 x 2 kernel within `fast_kernels()`, under bf16 autocast on a CPU."""
 
     def forward(self, images: Tensor) -> Tensor:
         """[N, C, H, W] -> [N, C, H', W']."""

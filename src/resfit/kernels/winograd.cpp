@@ -1,9 +1,9 @@
 // Winograd's F(2x2, 3x3) convolution (Lavin and Gray 2016) for channels-last bf16 images, stride 1, zero-padded by one:
-// 2x2 pixels of the output come from a tile of 4x4 pixels of the input by 16 products a channel pair instead of 36.
+// 2x2 output pixels are computed from a tile of 4x4 input pixels with 16 multiplications per channel pair instead of 36.
 //
-// The sixteen points of a tile are sixteen matrix products over channels. Their operands are made and their results
-// taken up a block at a time, so that they stay in the cache. Sums are made in fp32. Channel counts are multiples of 16.
-// For processors with AVX-512 and its bf16 dot product. What each function computes is independent of `threads`.
+// The sixteen points of a tile are sixteen matrix products over channels. Tiles are transformed and results collected a
+// block at a time, so that they stay in the cache. Sums are fp32. Channel counts are multiples of 16. Requires AVX-512
+// with the bf16 dot product. Results do not depend on `threads`.
 
 #include <algorithm>
 

@@ -1,6 +1,6 @@
-"""Structured pruning: a trained network made smaller, with a spec of its own, and fine-tuned as any other run.
+"""Structured pruning: remove channels of a trained network to meet a budget, then fine-tune it like any other run.
 
-docs/architecture.md says why no library does it.
+docs/architecture.md explains why no library is used.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ from resfit.run import run_folder, train
 from resfit.spec import NetSpec
 from resfit.trained import Trained, evaluate
 
-_IMAGES, _BATCH = 2000, 100  # training images that the channels are judged by
-_TEACHERS_WEIGHT = 0.9  # of the whole network's answers beside the labels
+_IMAGES, _BATCH = 2000, 100  # training images to score channels on, batch size
+_TEACHERS_WEIGHT = 0.9  # of the teacher, the unpruned network, in the loss; the labels have the rest
 _CRITERION = "first-order Taylor (Molchanov et al. 2019) on training images"
 
 
@@ -57,13 +57,12 @@ def prune(
 ) -> RunRecord:
     """Narrow the network of the finished run folder `run` to at most `budget` parameters, and fine-tune it.
 
-    The fine-tuning is a run of `recipe`, by default of the run's own (learning-rate rewinding: Renda et al. 2020), with
-    `overrides`; unless it has a teacher already, or `teach` is off, it also learns from the whole network. Its folder
-    is out/<run's recipe>-<budget>/<run's seed>; it also holds pruned.safetensors, the network ahead of the fine-tuning.
-    The record that is returned has the comparison in its `pruning`. The same call again goes on where it was
-    interrupted.
+    The fine-tuning is a run of `recipe`, by default the run's own (learning-rate rewinding: Renda et al. 2020), with
+    `overrides`. The unpruned network is its teacher, unless `recipe` has a teacher already or `teach` is False. The run
+    folder is out/<run's recipe>-<budget>/<run's seed>; it also holds pruned.safetensors, the network before
+    fine-tuning. The returned record has the comparison in its `pruning`. Repeating the call resumes an interrupted one.
 
-    Raises BadInput for a run that is not finished, a budget that is met already or out of reach, or a folder in use.
+    Raises BadInput if the run is not finished, the budget is already met or cannot be reached, or the folder is in use.
     """
     parent, trained, where = read_record(run), Trained(run), pick_device(device)
     net = trained.net
@@ -109,12 +108,12 @@ def prune(
 
 
 def _lacks_comparison(folder: Path) -> bool:
-    """Whether a pruning was broken off here: while it was fine-tuned, or before its networks were compared."""
+    """Return whether a pruning was interrupted here, during fine-tuning or before the networks were compared."""
     return not (folder / "record.json").exists() or read_record(folder).pruning is None
 
 
 def _fine_tuned(folder: Path, tuning: Recipe, **options: Any) -> RunRecord:
-    """The record of the fine-tuning in `folder`: begun, gone on with, or finished already by `train --resume`."""
+    """Return the record of the fine-tuning in `folder`: train it, resume it, or read it if it is finished."""
     if (folder / "record.json").exists():
         return read_record(folder)
     start: dict[str, Any] = {"resume": True} if has_state(folder) else {"init": folder / "pruned.safetensors"}
@@ -122,13 +121,13 @@ def _fine_tuned(folder: Path, tuning: Recipe, **options: Any) -> RunRecord:
 
 
 def _same(one: Network, other: Network) -> bool:
-    """Whether two networks have the same spec and the same weights."""
+    """Return whether two networks have the same spec and the same weights."""
     pairs = zip(one.state_dict().values(), other.state_dict().values(), strict=True)
     return one.spec == other.spec and all(torch.equal(mine, theirs) for mine, theirs in pairs)
 
 
 def _tuning(parent: RunRecord, own: Recipe, recipe: str | None, overrides: Mapping[str, Any], budget: int) -> Recipe:
-    """The recipe of the fine-tuning, still with the whole network."""
+    """Return the fine-tuning recipe, still with the unpruned network."""
     if wrong := [name for name in overrides if name.startswith(("spec.", "data."))]:
         raise BadInput(f"the pruned run keeps its network and its data (--{wrong[0]}): leave it out")
     base = get_recipe(recipe) if recipe else own
@@ -165,7 +164,7 @@ def _networks(nets: Mapping[str, Network], accuracies: list[float], device: torc
 
 
 def _widths(old: NetSpec, new: NetSpec) -> tuple[tuple[str, int, int], ...]:
-    """Every part's name and its channels before and after."""
+    """Return every part's name and its channels before and after."""
     rows = [("stem", old.stem.channels, new.stem.channels)]
     for i, (a, b) in enumerate(zip(old.stages, new.stages, strict=True), 1):
         rows.append((f"stage {i}", a.channels, b.channels))

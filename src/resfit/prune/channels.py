@@ -1,8 +1,8 @@
-"""Which channels of a network belong together, what each is worth, and the same network with fewer of them.
+"""Find groups of dependent channels, score their importance, and build the network with fewer channels.
 
-A channel set is what some layers write and others read: the residual stream of a stage, to which all its blocks add,
-or the channels between two layers of one block. A channel is dropped from every layer of its set at once, and what is
-left computes what the whole network would if the readers had zeros for weights there.
+A channel set is written by some layers and read by others: the residual stream of a stage, to which all its blocks add,
+or the channels between two layers of one block. A channel is removed from all layers of its set at once, so that the
+remaining network computes what the original would if the removed channels were read with zero weights.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from resfit.errors import BadInput
 from resfit.net import Network, build
 from resfit.spec import BlockPlan, NetSpec
 
-EXPANSION = {"basic": 1, "bottleneck": 4, "preact": 1, "preact-bottleneck": 4}  # of the blocks that can be pruned
+EXPANSION = {"basic": 1, "bottleneck": 4, "preact": 1, "preact-bottleneck": 4}  # by prunable kind of block
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,9 +36,9 @@ class Link:
 class Wiring:
     """The channel sets of a network.
 
-    `streams` are the sets after the stem and after each stage; neighbours that an identity joins are one. `inner` has
-    the sets within each stage's blocks, and `padded` says which set begins with the channels of which other, through a
-    pad shortcut.
+    `streams` are the sets after the stem and after each stage; neighbours joined by an identity shortcut are the same
+    set. `inner` has the sets within each stage's blocks. `padded` maps a set to the one whose channels it starts with,
+    through a pad shortcut.
     """
 
     links: tuple[Link, ...]
@@ -48,7 +48,7 @@ class Wiring:
 
 
 def wiring(spec: NetSpec) -> Wiring:
-    """The channel sets of `spec`; raises BadInput for a network whose channels are not known here."""
+    """Return the channel sets of `spec`; raises BadInput for networks that pruning does not support."""
     _check_known(spec)
     streams, padded, inner = ["stem"], {}, [list[str]() for _ in spec.stages]
     links = [Link(module="stem.conv", writes="stem"), Link(module="stem.norm", writes="stem")]
@@ -93,7 +93,7 @@ def _check_known(spec: NetSpec) -> None:
 
 
 def _block_links(spec: NetSpec, block: BlockPlan, name: str, sets: list[str]) -> Iterator[Link]:
-    """The links of one block, whose convolutions read and write `sets` in turn; some name modules that it lacks."""
+    """Yield the links of one block, whose convolutions read and write `sets` in turn; some modules may not exist."""
     source, target = sets[0], sets[-1]
     if block.layout.norm_first:
         yield Link(module=f"{name}.norm1", writes=source)
@@ -108,7 +108,7 @@ def _block_links(spec: NetSpec, block: BlockPlan, name: str, sets: list[str]) ->
 
 
 def importance(net: Network, batches: Iterable[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
-    """What each channel of each set is worth, float32 [C]: the squared first-order change of the loss without it.
+    """Return the importance of each channel of each set, float32 [C]: the squared first-order loss change without it.
 
     The Taylor criterion of Molchanov et al. 2019, with the weights that read a channel as its parameters, averaged over
     `batches` of normalized images [N, C, H, W] and labels [N].
@@ -125,13 +125,13 @@ def importance(net: Network, batches: Iterable[tuple[Tensor, Tensor]]) -> dict[s
             change[name] += _by_input((gradient * weight).detach(), widths[name]).sum((0, 2)).float().cpu()
         for name, value in change.items():
             worth[name] += value.square()
-    for target, source in reversed(list(wired.padded.items())):  # what a pad shortcut hands on is read there
+    for target, source in reversed(list(wired.padded.items())):  # a pad shortcut passes them on
         worth[source] += worth[target][: widths[source]]
     return worth
 
 
 def shrink(net: Network, spec: NetSpec, worth: Mapping[str, Tensor]) -> Network:
-    """The network of `spec`, which is that of `net` with fewer channels, from the weights of the worthiest ones."""
+    """Build `spec`, a narrower version of `net`'s spec, with the weights of `net`'s most important channels."""
     wired = wiring(net.spec)
     with torch.random.fork_rng(devices=[]):
         small = build(spec)
@@ -154,7 +154,7 @@ def shrink(net: Network, spec: NetSpec, worth: Mapping[str, Tensor]) -> Network:
 
 
 def _by_input(weight: Tensor, channels: int) -> Tensor:
-    """A weight of a convolution, or of a linear layer on a map, as [outputs, input channels, values of each]."""
+    """Reshape a weight of a convolution, or of a linear layer on a feature map, to [outputs, inputs, rest]."""
     return weight.reshape(len(weight), channels, -1)
 
 
@@ -165,12 +165,12 @@ def _weight(net: Network, link: Link) -> Tensor:
 
 
 def _widths(net: Network, wired: Wiring) -> dict[str, int]:
-    """Channels of each set, in the order of the network."""
+    """Return the number of channels of each set, in network order."""
     return {link.writes: len(_weight(net, link)) for link in wired.links if link.writes}
 
 
 def _worthiest(worth: Tensor, width: int, *, first: Tensor | None) -> Tensor:
-    """The indices of the `width` worthiest channels in rising order, behind those that have to come `first`."""
+    """Return the indices of the `width` most important channels, ascending, after those that must come `first`."""
     given = torch.empty(0, dtype=torch.int64) if first is None else first
     rest = worth.clone()
     rest[given] = -1.0

@@ -1,4 +1,4 @@
-"""How wide each part of a pruned network is: the budget is met through the price, and the least worth goes first."""
+"""Choose the widths of a pruned network: meet the parameter budget while losing the least importance."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from resfit.errors import BadInput
 from resfit.prune.channels import EXPANSION, Wiring, wiring
 from resfit.spec import NetSpec
 
-_LEAST_SHARE = 0.125  # of a part's width: below, single layers choke the network (Tanaka et al. 2020)
+_LEAST_SHARE = 0.125  # of a part's width: below it, single layers become bottlenecks (Tanaka et al. 2020)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """Channel sets that have one width: a residual stream, or the inner channels of a stage.
+    """Channel sets that share one width: a residual stream, or the inner channels of a stage.
 
-    `widths` are those that it may take, falling from its own; `losses` what is lost at each.
+    `widths` are the widths that it may take, descending from its own; `losses` the importance lost at each.
     """
 
     name: str
@@ -29,7 +29,7 @@ class Part:
 
 @dataclass(frozen=True, kw_only=True)
 class _Move:
-    """A part at another of its widths, and what the network then is."""
+    """A candidate step: a part at another of its widths, and the resulting network."""
 
     part: Part
     at: int
@@ -38,10 +38,10 @@ class _Move:
 
 
 def fit_widths(spec: NetSpec, worth: Mapping[str, Tensor], budget: int) -> NetSpec:
-    """The network of `spec` narrowed to at most `budget` parameters, its widths multiples of 8, from 128 on of 16.
+    """Narrow `spec` to at most `budget` parameters; widths are multiples of 8, above 128 of 16.
 
-    Step by step the part gives way that loses least for each parameter that it saves; what the last step saved beyond
-    need is given back where it fits. Raises BadInput where even the narrowest network is too large.
+    Greedy: each step narrows the part that loses the least importance per parameter saved; afterwards parts are widened
+    again as far as the budget allows. Raises BadInput if even the narrowest network is too large.
     """
     wired = wiring(spec)
     parts, at = _parts(spec, wired, worth), dict[str, int]()
@@ -67,7 +67,7 @@ def _lost(move: _Move, at: Mapping[str, int]) -> float:
 def _moved(
     spec: NetSpec, wired: Wiring, parts: list[Part], at: Mapping[str, int], part: Part, step: int
 ) -> _Move | None:
-    """The nearest narrower (1) or wider (-1) width of `part` at which every block keeps its kind of shortcut."""
+    """Return the nearest narrower (1) or wider (-1) width of `part` at which every block keeps its kind of shortcut."""
     place = at.get(part.name, 0) + step
     while 0 <= place < len(part.widths):
         widths = {p.name: p.widths[place if p is part else at.get(p.name, 0)] for p in parts}
@@ -88,7 +88,7 @@ def _with_widths(spec: NetSpec, wired: Wiring, widths: Mapping[str, int]) -> Net
     stem = replace(spec.stem, channels=widths.get("stem", spec.stem.channels))
     try:
         found = replace(spec, stem=stem, stages=tuple(stages))
-    except BadInput:  # a pad shortcut to fewer channels
+    except BadInput:  # a pad shortcut cannot lead to fewer channels
         return None
     return found if _shortcuts(found) == _shortcuts(spec) else None
 
@@ -98,7 +98,7 @@ def _shortcuts(spec: NetSpec) -> list[tuple[bool, bool]]:
 
 
 def _parts(spec: NetSpec, wired: Wiring, worth: Mapping[str, Tensor]) -> list[Part]:
-    """The streams that may be narrowed, all but those of a whitening stem, and every stage's inner channels."""
+    """Return the streams that may be narrowed (not a whitening stem's), and every stage's inner channels."""
     kinds = [stage.block or spec.block for stage in spec.stages]
     unit: dict[str, int] = {}
     for stream, expansion in zip(wired.streams, [1, *(EXPANSION[kind] for kind in kinds)], strict=True):
@@ -118,6 +118,6 @@ def _part(name: str, sets: tuple[str, ...], worth: Mapping[str, Tensor], unit: i
 
 
 def _narrower(width: int, unit: int) -> list[int]:
-    """The width itself and the smaller ones that run fast, in units of `unit` channels."""
+    """Return the width itself and the smaller efficient ones, in units of `unit` channels."""
     sizes = [size * unit for size in (*range(8, 128, 8), *range(128, width // unit + 1, 16))]
     return [width, *(size for size in reversed(sizes) if max(8 * unit, _LEAST_SHARE * width) <= size < width)]

@@ -1,4 +1,4 @@
-"""Records to one self-contained HTML file: records -> figures (plain data) -> drawings -> page."""
+"""Render records as one self-contained HTML file: records -> figures (plain data) -> SVG -> page."""
 
 from resfit.report.page import render, write_report
 

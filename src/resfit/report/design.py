@@ -1,4 +1,4 @@
-"""Networks that fill a budget to one self-contained HTML file."""
+"""The HTML page of `resfit design`: networks that fit a parameter budget."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from resfit.report.page import environment
 
 @dataclass(frozen=True, kw_only=True)
 class Network:
-    """A network as the page shows it, for one image. Without a measurement the last two are None."""
+    """A network as shown on the page; sizes are for one image. Latency and speed are None if not measured."""
 
     family: str
     name: str
@@ -28,7 +28,7 @@ class Network:
 
 @dataclass(frozen=True, kw_only=True)
 class FamilyNote:
-    """What is said of a family; `known` is its best public result near this size."""
+    """What the page says about a family; `known` is its best public result near this size."""
 
     name: str
     about: str
@@ -36,7 +36,7 @@ class FamilyNote:
 
 
 def render_design(networks: Sequence[Network], families: Sequence[FamilyNote], *, budget: int, rule: str) -> str:
-    """The page on `networks`, in order of rank, as HTML; `rule` says how they were ranked."""
+    """Return the page about `networks`, in order of rank, as HTML; `rule` explains the ranking."""
     tones = {family.name: tone for tone, family in enumerate(families)}
     return str(
         environment()
@@ -57,7 +57,7 @@ def render_design(networks: Sequence[Network], families: Sequence[FamilyNote], *
 def write_design(
     networks: Sequence[Network], families: Sequence[FamilyNote], path: Path, *, budget: int, rule: str
 ) -> Path:
-    """Write the page to `path`, whole or not at all, and return the path."""
+    """Write the page to `path`, atomically, and return the path."""
     return write_atomic(path, render_design(networks, families, budget=budget, rule=rule))
 
 

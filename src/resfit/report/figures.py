@@ -1,4 +1,4 @@
-"""Records to figures: small plain objects that hold what a drawing shows. Nothing is drawn here.
+"""Compute figures from records: small plain objects that hold what a drawing shows. Nothing is drawn here.
 
 Accuracies, shares and heats are fractions. A heat is the strength of a cell's colour, from 0 to 1.
 """
@@ -21,7 +21,7 @@ _MANY_CLASSES = 20
 
 @dataclass(frozen=True, kw_only=True)
 class Series:
-    """One line of a chart: points (x, y) in order of x."""
+    """One line of a chart: points (x, y), ordered by x."""
 
     name: str
     tone: int
@@ -30,9 +30,9 @@ class Series:
 
 @dataclass(frozen=True, kw_only=True)
 class LineChart:
-    """Lines over epochs, or over what `x` names in the singular.
+    """Lines over epochs, or over the quantity that `x` names (in the singular).
 
-    `level` is a named height to compare them with; `percent` says that y is a fraction.
+    `level` is a reference line: name, y and tone. `percent`: y is a fraction.
     """
 
     title: str
@@ -45,7 +45,7 @@ class LineChart:
 
 
 def curves(record: RunRecord) -> list[LineChart]:
-    """Loss, accuracy and learning rate over the epochs of one run; lines without values are left out."""
+    """Return loss, accuracy and learning rate by epoch for one run; lines without values are omitted."""
     curve = record.curve
     loss = [_series("train", _TRAIN, curve, "train_loss"), _series("validation", _VAL, curve, "val_loss")]
     accuracy = [
@@ -65,7 +65,7 @@ def curves(record: RunRecord) -> list[LineChart]:
 
 
 def overlay(group: DataGroup) -> list[LineChart]:
-    """The curves of all runs laid over one another, one colour a recipe; validation where every run has it."""
+    """Return the curves of all runs overlaid, one colour per recipe; validation if all runs have it, else training."""
     part = "val" if all(any(p.val_loss is not None for p in run.curve) for run in group.runs) else "train"
     name = {"val": "Validation", "train": "Training"}[part]
     lines = {
@@ -95,7 +95,7 @@ def _present(series: Iterable[Series]) -> tuple[Series, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class Mark:
-    """A recipe in the plane of parameters and accuracy; the interval is None for a single run."""
+    """A recipe in a plot of accuracy against parameters; the interval is None for a single run."""
 
     name: str
     tone: int
@@ -107,7 +107,7 @@ class Mark:
 
 @dataclass(frozen=True, kw_only=True)
 class Scatter:
-    """Accuracy against parameters. `budget` is None where it lies far from all marks, or differs."""
+    """Accuracy against parameters. `budget` is None if it differs between runs, or is far from all marks."""
 
     title: str
     marks: tuple[Mark, ...]
@@ -115,7 +115,7 @@ class Scatter:
 
 
 def scatter(group: DataGroup) -> Scatter | None:
-    """One mark a recipe; None for a single recipe."""
+    """Return one mark per recipe; None for a single recipe."""
     if len(group.recipes) < 2:
         return None
     budgets, most = {run.budget for run in group.runs}, max(recipe.params for recipe in group.recipes)
@@ -141,7 +141,7 @@ def _mark(group: DataGroup, recipe: RecipeGroup) -> Mark:
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """A network in a plane; `front` says that none is better in one direction and as good in the other."""
+    """A network in a plot of two costs; `front`: it is on the Pareto front."""
 
     name: str
     tone: int
@@ -152,7 +152,7 @@ class Place:
 
 @dataclass(frozen=True, kw_only=True)
 class Plane:
-    """Networks by two of their prices, of which less is better."""
+    """Networks plotted by two costs; less is better."""
 
     title: str
     x_label: str
@@ -160,7 +160,7 @@ class Plane:
 
 
 def plane(title: str, x_label: str, networks: Iterable[tuple[str, int, float, float]]) -> Plane:
-    """The plane of networks, each with its name, tone, x and y."""
+    """Return the plot of networks given as (name, tone, x, y)."""
     found = list(networks)
 
     def beaten(x: float, y: float) -> bool:
@@ -172,7 +172,7 @@ def plane(title: str, x_label: str, networks: Iterable[tuple[str, int, float, fl
 
 @dataclass(frozen=True, kw_only=True)
 class Forest:
-    """A difference with its interval on a scale from -reach to reach that all rows of a table share."""
+    """A difference with its interval, on a scale from -reach to reach that all rows of a table share."""
 
     difference: float
     interval: tuple[float, float]
@@ -181,7 +181,7 @@ class Forest:
 
 
 def forest(pairs: Sequence[Pair]) -> list[Forest]:
-    """One row a pair, on one scale."""
+    """Return one row per pair, on one scale."""
     spans = [pair.comparison.interval or (0.0, 0.0) for pair in pairs]
     reach = max((abs(end) for span in spans for end in span), default=0.0) or 1.0
     return [
@@ -192,7 +192,7 @@ def forest(pairs: Sequence[Pair]) -> list[Forest]:
 
 @dataclass(frozen=True, kw_only=True)
 class Bar:
-    """One bar: a value, its interval, and the single values that it is the mean of, where there are several."""
+    """One bar: a value, its interval, and the individual values that it is the mean of, if there are several."""
 
     name: str
     tone: int
@@ -203,7 +203,7 @@ class Bar:
 
 @dataclass(frozen=True, kw_only=True)
 class Bars:
-    """Bars on one scale. `level` is a height to compare them with; `percent` says that values are fractions."""
+    """Bars on one scale. `level` is a reference value; `percent`: values are fractions."""
 
     title: str
     bars: tuple[Bar, ...]
@@ -214,7 +214,7 @@ class Bars:
 
 @dataclass(frozen=True, kw_only=True)
 class TrialMark:
-    """One trial of a search; `complete` says that it was not given up early."""
+    """One trial of a search; `complete`: it was not pruned."""
 
     number: int
     accuracy: float
@@ -223,7 +223,7 @@ class TrialMark:
 
 @dataclass(frozen=True, kw_only=True)
 class History:
-    """The trials of a search in their order, and the best accuracy so far as (trial, accuracy)."""
+    """The trials of a search in order, and the best accuracy so far as (trial, accuracy)."""
 
     title: str
     marks: tuple[TrialMark, ...]
@@ -232,7 +232,7 @@ class History:
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """Images of one class taken for one class, and their share of the true class."""
+    """The number of images of one class predicted as one class, and their share of the true class."""
 
     count: int
     share: float
@@ -242,7 +242,7 @@ class Cell:
 
 @dataclass(frozen=True, kw_only=True)
 class Confusion:
-    """The confusion matrix: rows are true classes, columns predictions. `numbers`: small enough to write them out."""
+    """A confusion matrix: rows are true classes, columns predictions. `numbers`: small enough to print the numbers."""
 
     names: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
@@ -250,7 +250,7 @@ class Confusion:
 
 
 def confusion(metrics: Metrics) -> Confusion | None:
-    """Shares of each true class. Errors have their own scale, as beside the diagonal they would all look empty."""
+    """Return shares of each true class. Errors have their own scale, or they would look empty beside the diagonal."""
     names = tuple(score.name for score in metrics.per_class)
     if not names or len(metrics.confusion) != len(names):
         return None
@@ -268,7 +268,7 @@ def confusion(metrics: Metrics) -> Confusion | None:
 
 @dataclass(frozen=True, kw_only=True)
 class Mistake:
-    """Images of class `label` taken for `prediction`; `share` is of all images of `label`."""
+    """Images of class `label` predicted as `prediction`; `share` is relative to all images of `label`."""
 
     label: str
     prediction: str
@@ -277,7 +277,7 @@ class Mistake:
 
 
 def mistakes(metrics: Metrics, most: int = 10) -> list[Mistake]:
-    """The classes that are taken for one another most often, by share."""
+    """Return the most frequent confusions of classes, by share."""
     table = confusion(metrics)
     if table is None:
         return []
@@ -292,7 +292,7 @@ def mistakes(metrics: Metrics, most: int = 10) -> list[Mistake]:
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreRow:
-    """A class's precision, recall and F1, each with its heat, and its images."""
+    """A class's precision, recall and F1, each with its heat, and its number of images."""
 
     name: str
     scores: tuple[tuple[float, float], ...]
@@ -300,7 +300,7 @@ class ScoreRow:
 
 
 def class_scores(metrics: Metrics) -> list[ScoreRow]:
-    """Classes in their own order, or the hardest first where they are many. The palest cell is the lowest score."""
+    """Return the classes in order, or the hardest first if there are many. The lowest score has heat 0."""
     values = [score for c in metrics.per_class for score in (c.precision, c.recall, c.f1)]
     low = min(values, default=0.0)
     span = max(values, default=1.0) - low or 1.0
@@ -318,7 +318,7 @@ def class_scores(metrics: Metrics) -> list[ScoreRow]:
 
 
 def macro_average(metrics: Metrics) -> tuple[float, ...]:
-    """Precision, recall and F1, averaged over the classes."""
+    """Return precision, recall and F1, averaged over the classes."""
     n = max(len(metrics.per_class), 1)
     return tuple(sum(getattr(c, name) for c in metrics.per_class) / n for name in ("precision", "recall", "f1"))
 
@@ -335,7 +335,7 @@ class Trust:
 
 @dataclass(frozen=True, kw_only=True)
 class Reliability:
-    """Accuracy against confidence. `gap` is mean confidence minus accuracy: above 0, the network is too sure."""
+    """Accuracy against confidence. `gap` is mean confidence minus accuracy: above 0, the network is overconfident."""
 
     bins: tuple[Trust, ...]
     ece: float
@@ -343,7 +343,7 @@ class Reliability:
 
 
 def reliability(metrics: Metrics) -> Reliability | None:
-    """The bins that hold images, by confidence; None where there are none."""
+    """Return the non-empty bins, ordered by confidence; None if there are none."""
     total = sum(b.count for b in metrics.reliability)
     if not total:
         return None
@@ -368,7 +368,7 @@ class CorruptionRow:
 
 
 def corruption_rows(found: Robustness) -> list[CorruptionRow]:
-    """One row a kind. The palest cell is an accuracy of 0, the strongest that without corruption."""
+    """Return one row per kind. Heat 0 is an accuracy of 0, heat 1 the accuracy without corruption."""
     return [
         CorruptionRow(
             kind=kind.kind.replace("_", " "),
@@ -381,14 +381,14 @@ def corruption_rows(found: Robustness) -> list[CorruptionRow]:
 
 
 def severity_means(found: Robustness) -> list[float]:
-    """Mean accuracy over all kinds, by severity."""
+    """Return the mean accuracy over all kinds, by severity."""
     columns = zip(*(kind.accuracy for kind in found.kinds), strict=True)
     return [sum(column) / len(column) for column in columns]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layer:
-    """A line of the layer table; `share` is of all parameters, `weight_bytes` are fp32."""
+    """A row of the layer table; `share` is of all parameters, `weight_bytes` in fp32."""
 
     row: LayerRow
     share: float
@@ -397,7 +397,7 @@ class Layer:
 
 @dataclass(frozen=True, kw_only=True)
 class LayerTable:
-    """The layers, and their sums."""
+    """The layers and their totals."""
 
     layers: tuple[Layer, ...]
     params: int
@@ -407,7 +407,7 @@ class LayerTable:
 
 
 def layer_table(record: RunRecord) -> LayerTable:
-    """Sizes and totals of the record's layers."""
+    """Return sizes and totals of the record's layers."""
     rows, params = record.layers, sum(row.params for row in record.layers)
     return LayerTable(
         layers=tuple(Layer(row=r, share=r.params / max(params, 1), weight_bytes=4 * r.params) for r in rows),
@@ -420,7 +420,7 @@ def layer_table(record: RunRecord) -> LayerTable:
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
-    """A PNG in base64 with its size in pixels, and the sample that it belongs to, if any."""
+    """A base64 PNG with its size in pixels, and the sample that it shows, if any."""
 
     image: str
     width: int
@@ -429,7 +429,7 @@ class Picture:
 
 
 def picture(image: str, sample: Sample | None = None) -> Picture | None:
-    """The picture in `image`; None where that is no PNG."""
+    """Return the picture in `image`; None if that is not a base64 PNG."""
     try:
         content = base64.b64decode(image, validate=True)
     except (binascii.Error, ValueError):
@@ -441,7 +441,7 @@ def picture(image: str, sample: Sample | None = None) -> Picture | None:
 
 
 def sample_pictures(record: RunRecord) -> list[tuple[str, list[Picture]]]:
-    """The samples' pictures, right and wrong predictions apart; empty groups are left out."""
+    """Return the samples' pictures, grouped into right and wrong predictions; empty groups are omitted."""
     pictures = list(_pictures(record.samples))
     right = [p for p in pictures if p.sample and p.sample.label == p.sample.prediction]
     wrong = [p for p in pictures if p.sample and p.sample.label != p.sample.prediction]
@@ -457,12 +457,12 @@ def _pictures(samples: Iterable[Sample]) -> Iterator[Picture]:
 
 
 def wilson(accuracy: float, n: int) -> tuple[float, float]:
-    """The 95 % interval of a fraction that was seen on n images (Wilson 1927)."""
+    """Return the 95 % interval of a fraction observed on n images (Wilson 1927)."""
     z = 1.959964
     centre, half = accuracy + z * z / (2 * n), z * math.sqrt(accuracy * (1 - accuracy) / n + z * z / (4 * n * n))
     return (centre - half) / (1 + z * z / n), (centre + half) / (1 + z * z / n)
 
 
 def tested(record: RunRecord) -> int:
-    """Images in the test set."""
+    """Return the number of test images."""
     return sum(score.support for score in record.test.per_class) or int(record.data.get("n_test") or 0)

@@ -1,4 +1,4 @@
-"""Which runs may be averaged, and which recipes compared: one data set, one resolved recipe."""
+"""Group runs for reports: average runs of one resolved recipe, compare recipes on one data set."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from resfit.report.words import data_name, device, processor
 
 @dataclass(frozen=True, kw_only=True)
 class RecipeGroup:
-    """The runs of one resolved recipe on one data set, by seed. `tone` numbers the recipe's colour.
+    """The runs of one resolved recipe on one data set, ordered by seed. `tone` is the index of the recipe's colour.
 
-    `accuracy_tta` is None where any run is without it, `seconds` and `rate` where the runs' machines differ.
-    `repeated` holds the seeds that occur more than once: such runs are not independent.
+    `accuracy_tta` is None if any run lacks it, `seconds` and `rate` are None if the runs' machines differ. `repeated`
+    holds the seeds that occur more than once: such runs are not independent.
     """
 
     label: str
@@ -38,7 +38,7 @@ class RecipeGroup:
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """Two recipes held against each other; `better` has the higher mean."""
+    """A comparison of two recipes; `better` has the higher mean."""
 
     better: RecipeGroup
     worse: RecipeGroup
@@ -46,14 +46,14 @@ class Pair:
 
     @property
     def decided(self) -> bool:
-        """Whether the interval of the difference leaves zero out."""
+        """Whether the interval of the difference excludes zero."""
         interval = self.comparison.interval
         return interval is not None and not interval[0] <= 0.0 <= interval[1]
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataGroup:
-    """All recipes on one data set, best mean first. `tta`: every run has an accuracy with TTA, so that ranks them."""
+    """All recipes on one data set, best mean first. `tta`: all runs have an accuracy with TTA, used for ranking."""
 
     name: str
     recipes: tuple[RecipeGroup, ...]
@@ -65,11 +65,11 @@ class DataGroup:
         return [run for recipe in self.recipes for run in recipe.runs]
 
     def ranked_by(self, recipe: RecipeGroup) -> Summary:
-        """The accuracy that recipes of this group are ranked and compared by."""
+        """Return the accuracy by which the recipes of this group are ranked and compared."""
         return recipe.accuracy_tta if self.tta and recipe.accuracy_tta else recipe.accuracy
 
     def pairs(self) -> list[Pair]:
-        """Each two recipes whose difference has an interval."""
+        """Return all pairs of recipes whose difference has an interval."""
         pairs = [
             Pair(better=a, worse=b, comparison=compare(self.ranked_by(b).values, self.ranked_by(a).values))
             for a, b in combinations(self.recipes, 2)
@@ -78,8 +78,8 @@ class DataGroup:
 
 
 def unique(records: Iterable[RunRecord]) -> list[RunRecord]:
-    """The records in their order, each once: a run that is given twice is one run."""
-    alike: dict[tuple[str, int], list[RunRecord]] = {}  # only these are compared: runs may be thousands
+    """Return the records without duplicates, in order."""
+    alike: dict[tuple[str, int], list[RunRecord]] = {}  # only compare within these: there may be thousands of runs
     kept = []
     for record in records:
         others = alike.setdefault((record.recipe, record.seed), [])
@@ -90,9 +90,9 @@ def unique(records: Iterable[RunRecord]) -> list[RunRecord]:
 
 
 def group(records: Sequence[RunRecord]) -> list[DataGroup]:
-    """Records by data set and recipe. Different folders of images are told apart; splits of one data set are not."""
+    """Group records by data set and recipe. Different image folders are separate data sets; splits of one are not."""
     folders = [run for run in records if run.data.get("name") == "folder"]
-    by_files = all(run.data.get("test_digest") for run in folders)  # records of older versions have counts alone
+    by_files = all(run.data.get("test_digest") for run in folders)  # records of older versions have only counts
     by_data = _by(records, partial(_data_key, by_files=by_files))
     names = [data_name(runs[0]) for runs in by_data.values()]
     return [
@@ -102,9 +102,10 @@ def group(records: Sequence[RunRecord]) -> list[DataGroup]:
 
 
 def _data_key(run: RunRecord, by_files: bool) -> tuple[object, ...]:
-    """What data set this is: runs that were tested on the same images, whatever they were trained on of it.
+    """Return a key of the data set: equal for runs tested on the same images, whatever part of it they were trained on.
 
-    Folders of images are known `by_files` to test on, or by how many images they have to train on.
+    Image folders are identified by their test files (`by_files`), or else by their number of training and validation
+    images.
     """
     supports = tuple((score.name, score.support) for score in run.test.per_class)
     count = sum(run.data.get(part) or 0 for part in ("n_train", "n_val"))
@@ -150,7 +151,7 @@ def _recipe_group(label: str, tone: int, runs: list[RunRecord]) -> RecipeGroup:
 
 
 def _labels(runs: Sequence[RunRecord]) -> list[str]:
-    """The recipes' names; those that share one also say what sets them apart: "name · train.epochs 8"."""
+    """Return the recipes' names; those that share one also state what distinguishes them: "name · train.epochs 8"."""
     flat = [leaves(settings(run.config)) for run in runs]
     labels = []
     for run, fields in zip(runs, flat, strict=True):

@@ -1,4 +1,4 @@
-"""Figures to one self-contained HTML file: no script, nothing that is loaded from elsewhere."""
+"""Render figures and templates as one self-contained HTML page: no scripts, no external resources."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ _FILTERS = (
 
 @dataclass(frozen=True, kw_only=True)
 class _RunView:
-    """One run with its figures. `id` begins the ids of its sections; None where there is nothing to show."""
+    """One run with its figures; None where there is nothing to show. `id` is the prefix of its sections' HTML ids."""
 
     id: str
     record: RunRecord
@@ -69,7 +69,7 @@ class _RunView:
 
 @dataclass(frozen=True, kw_only=True)
 class _DataView:
-    """One data set of a page of several runs: its recipes, comparisons, charts and runs."""
+    """One data set on a page about several runs: its recipes, comparisons, charts and runs."""
 
     id: str
     group: DataGroup
@@ -80,9 +80,9 @@ class _DataView:
 
 
 def render(records: Sequence[RunRecord], *, title: str | None = None) -> str:
-    """The page on `records`, as HTML: one run in full, or several compared.
+    """Return the page about `records` as HTML: one run in detail, or a comparison of several.
 
-    A record that is given twice counts once. Raises BadInput where there are none.
+    Duplicate records count once. Raises BadInput if there are none.
     """
     runs = unique(records)
     if not runs:
@@ -99,13 +99,13 @@ def render(records: Sequence[RunRecord], *, title: str | None = None) -> str:
 
 
 def write_report(records: Sequence[RunRecord], path: Path) -> Path:
-    """Write the page on `records` to `path`, whole or not at all, and return the path."""
+    """Write the page about `records` to `path`, atomically, and return the path."""
     return write_atomic(Path(path), render(records))
 
 
 @cache
 def environment() -> Any:
-    """The templates, with the words and drawings that they use."""
+    """Return the Jinja environment, with the formatting and drawing functions that the templates use as filters."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     made = Environment(

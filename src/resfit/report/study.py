@@ -1,4 +1,4 @@
-"""The page of a study: its points side by side, each held against the baseline."""
+"""The HTML page of a study: its points side by side, each compared with the baseline."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from resfit.studyrecord import PointRecord, StudyRecord
 
 
 def write_study(study: StudyRecord, runs: Sequence[RunRecord], path: Path) -> Path:
-    """Write the page on `study` and its `runs` to `path`, whole or not at all, and return the path."""
+    """Write the page about `study` and its `runs` to `path`, atomically, and return the path."""
     return write_atomic(Path(path), render_study(study, runs))
 
 
 def render_study(study: StudyRecord, runs: Sequence[RunRecord]) -> str:
-    """The page as HTML. A point's curve is the mean over those of `runs` that are called as the point."""
+    """Return the page as HTML. A point's curve is the mean over the `runs` whose recipe has the point's name."""
     template = environment().get_template("study.html.j2")
     tones = {point.name: tone for tone, point in enumerate(study.points)}
     finished = [point for point in study.points if point.accuracy]
@@ -40,7 +40,7 @@ def render_study(study: StudyRecord, runs: Sequence[RunRecord]) -> str:
 
 
 def bars(study: StudyRecord) -> Bars | None:
-    """A bar for every point with a finished run, the baseline's mean as the level; None where there is none."""
+    """Return one bar per point with a finished run, with the baseline's mean as a line; None if there is none."""
     means = {point.name: point.accuracy.mean for point in study.points if point.accuracy}
     found = tuple(
         Bar(
@@ -61,7 +61,7 @@ def bars(study: StudyRecord) -> Bars | None:
 
 
 def mean_curves(study: StudyRecord, runs: Sequence[RunRecord]) -> list[LineChart]:
-    """Validation accuracy, where there is one, and training loss over the epochs: a line a point, of its runs' mean."""
+    """Return validation accuracy, if any, and training loss by epoch: one line per point, the mean of its runs."""
     charts = [
         LineChart(
             title=title,
@@ -80,7 +80,7 @@ def mean_curves(study: StudyRecord, runs: Sequence[RunRecord]) -> list[LineChart
 
 
 def prices(study: StudyRecord) -> list[Plane]:
-    """Error against parameters and against time, where the settings' networks differ in size."""
+    """Return error against parameters and against time; empty if all points have the same number of parameters."""
     finished = [
         (point.name, tone, 100 * (1 - point.accuracy.mean), point.params, point.seconds)
         for tone, point in enumerate(study.points)
@@ -98,14 +98,14 @@ def prices(study: StudyRecord) -> list[Plane]:
 
 
 def _mean_curve(curves: Sequence[Sequence[EpochPoint]], field: str) -> tuple[tuple[float, float], ...]:
-    """The mean over the curves at every epoch that all of them have a value for."""
+    """Return the mean of the curves at every epoch for which all of them have a value."""
     values = [{p.epoch: getattr(p, field) for p in curve if getattr(p, field) is not None} for curve in curves]
     shared = sorted(set.intersection(*map(set, values))) if values else []
     return tuple((float(epoch), statistics.mean(value[epoch] for value in values)) for epoch in shared)
 
 
 def differences(study: StudyRecord) -> list[tuple[PointRecord, Forest | None]]:
-    """Every compared point with its difference from the baseline on a common scale; no drawing for single runs."""
+    """Return each compared point with its difference from the baseline, on a common scale; None without an interval."""
     compared = [(point, point.against_baseline) for point in study.points if point.against_baseline]
     spans = [against.interval for _, against in compared if against.interval]
     reach = max((abs(end) for span in spans for end in span), default=0.0) or 1.0
@@ -126,7 +126,7 @@ def differences(study: StudyRecord) -> list[tuple[PointRecord, Forest | None]]:
 
 
 def verdict(study: StudyRecord) -> list[str]:
-    """What the comparisons say, in sentences."""
+    """Return the result of the comparisons in sentences."""
     compared = [(point.name, point.against_baseline) for point in study.points if point.against_baseline]
     groups = {
         "better than": [name for name, against in compared if against.differs and against.difference > 0],

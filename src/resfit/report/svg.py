@@ -1,4 +1,4 @@
-"""Figures to inline SVG. Colours come from the page's style sheet, so that a drawing follows light and dark."""
+"""Draw figures as inline SVG. Colours come from the page's style sheet, so that drawings follow light and dark mode."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from resfit.report.figures import (
 )
 from resfit.report.words import bare_percent, count, percent, scaled
 
-_WIDTH, _HEIGHT = 340.0, 220.0  # user units; about the pixels that a chart gets on a phone and in three columns
+_WIDTH, _HEIGHT = 340.0, 220.0  # user units: about a chart's size in pixels on a phone, and in three columns
 _LEFT, _RIGHT, _TOP, _BOTTOM = 38.0, 10.0, 8.0, 34.0
 _FEW_POINTS = 12
 _LEVELS = 10
@@ -33,7 +33,7 @@ _STROKES = ("", " dashed", " dotted", " dash-dot")
 
 @dataclass(frozen=True, kw_only=True)
 class Axis:
-    """A linear scale from the values lo..hi to the places start..end, with values to label."""
+    """A linear scale that maps values lo..hi to positions start..end, with tick values."""
 
     lo: float
     hi: float
@@ -42,17 +42,17 @@ class Axis:
     ticks: tuple[float, ...]
 
     def __call__(self, value: float) -> float:
-        """The place of a value."""
+        """Return the position of a value."""
         return self.start + (value - self.lo) / (self.hi - self.lo) * (self.end - self.start)
 
 
 def nice_axis(values: Iterable[float], start: float, end: float, *, most: int = 6, snap: bool = True) -> Axis:
-    """An axis over `values` with round ticks, at most about `most`; `snap` ends it on ticks."""
+    """Return an axis over `values` with about `most` round ticks at most; `snap` makes it end on ticks."""
     found = list(values)
     lo, hi = min(found), max(found)
     if hi - lo < 1e-12:
         pad = abs(lo) * 0.05 or 0.5
-        lo, hi = lo - pad if lo else lo, hi + pad  # no rate or loss below zero
+        lo, hi = lo - pad if lo else lo, hi + pad  # do not extend rates or losses below zero
     step = _nice_step((hi - lo) / (most - 1))
     first, last = math.floor(lo / step + 1e-9), math.ceil(hi / step - 1e-9)
     ticks = [round(i * step, 12) for i in range(first, last + 1)]
@@ -62,13 +62,13 @@ def nice_axis(values: Iterable[float], start: float, end: float, *, most: int = 
 
 
 def _nice_step(rough: float) -> float:
-    """The smallest of 1, 2, 2.5, 5 times a power of ten that is not below `rough`."""
+    """Return the smallest of 1, 2, 2.5, 5 times a power of ten that is not below `rough`."""
     size = 10.0 ** math.floor(math.log10(rough))
     return next(factor * size for factor in (1, 2, 2.5, 5, 10) if factor * size >= rough * (1 - 1e-9))
 
 
 def _whole_axis(values: Iterable[float], start: float, end: float) -> Axis:
-    """From the first value to the last, with ticks on whole numbers where all values are whole."""
+    """Return an axis from the smallest value to the largest, with integer ticks if all values are integers."""
     found = list(values)
     if any(value % 1 for value in found):
         return nice_axis(found, start, end, snap=False)
@@ -81,7 +81,7 @@ def _whole_axis(values: Iterable[float], start: float, end: float) -> Axis:
 
 
 def draw_lines(chart: LineChart) -> Markup:
-    """A line chart; where the points are few each has a dot."""
+    """Draw a line chart; if there are few points, each has a dot."""
     points = [point for series in chart.series for point in series.points]
     heights = [y for _, y in points] + ([chart.level[1]] if chart.level else []) + ([0.0] if chart.from_zero else [])
     x = _whole_axis((p[0] for p in points), _LEFT, _WIDTH - _RIGHT)
@@ -119,7 +119,7 @@ def _describe(chart: LineChart) -> str:
 
 
 def draw_scatter(figure: Scatter) -> Markup:
-    """Marks with their intervals; a dashed line stands at the budget."""
+    """Draw marks with their intervals, and a dashed line at the budget."""
     x = nice_axis(_params(figure), _LEFT, _WIDTH - _RIGHT, most=5)
     y = nice_axis(_accuracies(figure.marks), _HEIGHT - _BOTTOM, _TOP)
     parts = [*_frame(x, y, "trainable parameters", percent_y=True)]
@@ -128,7 +128,7 @@ def draw_scatter(figure: Scatter) -> Markup:
     for mark in figure.marks:
         parts += _mark(mark, x, y)
     if figure.budget:
-        parts.append(_text(x(figure.budget) - 4, y.end + 9, "budget", "end"))  # on top of what may lie there
+        parts.append(_text(x(figure.budget) - 4, y.end + 9, "budget", "end"))  # drawn last, to be on top
     return _svg(f"{figure.title} against parameters: {'; '.join(map(_mark_name, figure.marks))}", parts)
 
 
@@ -159,7 +159,7 @@ def _mark_name(mark: Mark) -> str:
 
 
 def draw_plane(figure: Plane) -> Markup:
-    """Networks as dots; a line joins those of the Pareto front."""
+    """Draw networks as dots; a line connects those on the Pareto front."""
     x = nice_axis((place.x for place in figure.places), _LEFT, _WIDTH - _RIGHT)
     y = nice_axis((place.y for place in figure.places), _HEIGHT - _BOTTOM, _TOP)
     front = sorted((place.x, place.y) for place in figure.places if place.front)
@@ -176,7 +176,7 @@ def draw_plane(figure: Plane) -> Markup:
 
 
 def draw_reliability(figure: Reliability) -> Markup:
-    """Accuracy over confidence, each bin tied to the diagonal, above the shares of the images."""
+    """Draw accuracy against confidence, each bin linked to the diagonal, above the bins' shares of the images."""
     side, strip = 220.0, 44.0
     x = Axis(lo=0, hi=1, start=_LEFT, end=_LEFT + side, ticks=(0, 0.2, 0.4, 0.6, 0.8, 1))
     y = Axis(lo=0, hi=1, start=_TOP + side, end=_TOP, ticks=(0, 0.2, 0.4, 0.6, 0.8, 1))
@@ -201,7 +201,7 @@ def draw_reliability(figure: Reliability) -> Markup:
 
 
 def draw_confusion(figure: Confusion) -> Markup:
-    """A confusion matrix of many classes, as squares without numbers."""
+    """Draw a confusion matrix of many classes as squares without numbers."""
     n = len(figure.names)
     levels: dict[tuple[str, int], list[str]] = {}
     for i, row in enumerate(figure.rows):
@@ -219,7 +219,7 @@ def draw_confusion(figure: Confusion) -> Markup:
 
 
 def draw_forest(row: Forest) -> Markup:
-    """One difference with its interval beside zero."""
+    """Draw one difference with its interval relative to zero."""
     x = Axis(lo=-row.reach, hi=row.reach, start=6, end=154, ticks=())
     tone = "bar t1" if row.decided else "bar undecided"
     parts = [
@@ -234,7 +234,7 @@ def draw_forest(row: Forest) -> Markup:
 
 
 def draw_history(figure: History) -> Markup:
-    """A dot a trial, hollow where it was given up, and a line at the best so far."""
+    """Draw one dot per trial, hollow if it was pruned, and a line at the best accuracy so far."""
     x = _whole_axis([float(mark.number) for mark in figure.marks], _LEFT, _WIDTH - _RIGHT)
     y = nice_axis([mark.accuracy for mark in figure.marks], _HEIGHT - _BOTTOM, _TOP)
     parts = [*_frame(x, y, "trial", percent_y=True)]
@@ -254,7 +254,7 @@ def draw_history(figure: History) -> Markup:
 
 
 def draw_bars(figure: Bars) -> Markup:
-    """Horizontal bars with their intervals and single values; a dotted line stands at the level."""
+    """Draw horizontal bars with their intervals and individual values, and a dotted line at the level."""
     row, width = 22.0, 640.0
     left = min(12 + 6.8 * max(len(bar.name) for bar in figure.bars), 0.45 * width)
     bottom = _TOP + row * len(figure.bars)
@@ -329,5 +329,5 @@ def _svg(
 
 
 def tone_class(tone: int) -> str:
-    """The style sheet's classes for a tone: eight colours, drawn through, and then again in three kinds of strokes."""
+    """Return the style sheet's classes for a tone: eight colours, solid first, then with three kinds of dashes."""
     return f"t{tone % 8 + 1}{_STROKES[tone // 8 % 4]}"

@@ -1,4 +1,4 @@
-"""The page of a search: its history, which fields mattered, and every trial."""
+"""The HTML page of a hyperparameter search: history, importance of the fields, and all trials."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ _MOST_CURVES = 40
 
 
 def write_search(search: TuneRecord, path: Path) -> Path:
-    """Write the page on `search` to `path`, whole or not at all, and return the path."""
+    """Write the page of `search` to `path`, atomically, and return the path."""
     return write_atomic(Path(path), render_search(search))
 
 
 def render_search(search: TuneRecord) -> str:
-    """The page as HTML."""
+    """Return the page as HTML."""
     template = environment().get_template("tune.html.j2")
     ranked = sorted(search.trials, key=lambda trial: (-(trial.accuracy or -1.0), not trial.counts, trial.number))
     outcomes = [trial.outcome for trial in search.trials]
@@ -38,7 +38,7 @@ def render_search(search: TuneRecord) -> str:
 
 
 def history(search: TuneRecord) -> History | None:
-    """Every trial that has an accuracy, the last one seen for those that were given up, and the best so far."""
+    """Return all trials that have an accuracy (for pruned ones the last measured), and the best accuracy so far."""
     marks = tuple(_marks(search.trials))
     if not marks:
         return None
@@ -58,7 +58,7 @@ def _marks(trials: tuple[TrialRecord, ...]) -> Iterator[TrialMark]:
 
 
 def importance(search: TuneRecord) -> Bars | None:
-    """A bar a field, the most important first; None where too few trials are complete."""
+    """Return one bar per field, the most important first; None if too few trials are complete."""
     if not search.importance:
         return None
     shares = sorted(search.importance.items(), key=lambda item: -item[1])
@@ -67,13 +67,13 @@ def importance(search: TuneRecord) -> Bars | None:
 
 
 def shown_curves(search: TuneRecord) -> list[TrialRecord]:
-    """The trials whose curves are drawn: the last ones of more than one epoch, and the best."""
+    """Return the trials whose curves are drawn: the last 40 with more than one epoch, and the best."""
     several = [trial for trial in search.trials if len(trial.curve) > 1]
     return [trial for trial in several[:-_MOST_CURVES] if trial.number == search.best] + several[-_MOST_CURVES:]
 
 
 def curves(search: TuneRecord) -> LineChart | None:
-    """Validation accuracy over the epochs, a line a trial, where trials have more than one epoch."""
+    """Return validation accuracy by epoch, one line per trial that has more than one epoch; None if there is none."""
     series = tuple(
         Series(
             name=f"trial {trial.number}",

@@ -1,4 +1,4 @@
-"""Numbers, durations and protocols as people read them. A dash stands for what is missing or not finite."""
+"""Format numbers, durations and protocols for reports. Missing and non-finite values are shown as a dash."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ _VIEWS = {
 
 
 def percent(fraction: float | None, digits: int = 2) -> str:
-    """0.94123 as "94.12 %"."""
+    """Format 0.94123 as "94.12 %"."""
     text = bare_percent(fraction, digits)
     return text if text == DASH else f"{text}{_GAP}%"
 
 
 def plus_minus(mean: float, std: float | None) -> str:
-    """Mean and deviation, 0.9418 and 0.0013, as "94.18 ± 0.13"; without a deviation as "94.18"."""
+    """Format mean and standard deviation, 0.9418 and 0.0013, as "94.18 ± 0.13"; without a deviation as "94.18"."""
     return bare_percent(mean) + ("" if std is None else f" ± {bare_percent(std)}")
 
 
 def bare_percent(fraction: float | None, digits: int = 2) -> str:
-    """0.94123 as "94.12", for a column whose head names the unit."""
+    """Format 0.94123 as "94.12", for columns whose header names the unit."""
     return f"{100 * fraction:.{digits}f}" if fraction is not None and math.isfinite(fraction) else DASH
 
 
 def confidence(fraction: float) -> str:
-    """A confidence as a percentage that never claims to be sure."""
+    """Format a confidence as a percentage, never as 100 %."""
     return f">{_GAP}99.99{_GAP}%" if fraction >= 0.99995 else percent(fraction)
 
 
 def points(difference: float | None) -> str:
-    """A difference of fractions as signed percentage points: "+0.52"."""
+    """Format a difference of fractions as signed percentage points: "+0.52"."""
     if difference is None or not math.isfinite(difference):
         return DASH
     text = f"{100 * difference:+.2f}"
@@ -51,17 +51,17 @@ def points(difference: float | None) -> str:
 
 
 def count(value: float | None) -> str:
-    """1972792 as "1,972,792"."""
+    """Format 1972792 as "1,972,792"."""
     return f"{value:,.0f}" if value is not None and math.isfinite(value) else DASH
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """A number of ordinary size with a fixed count of decimals."""
+    """Format a number with a fixed number of decimals."""
     return f"{value:.{digits}f}".replace("-", MINUS) if value is not None and math.isfinite(value) else DASH
 
 
 def scaled(value: float | None, digits: int | None = 1) -> str:
-    """A large count with a unit prefix: 123400000 as "123.4 M"; with as many digits as it has where None are given."""
+    """Format a large count with a unit prefix: 123400000 as "123.4 M"; all digits if `digits` is None."""
     if value is None or not math.isfinite(value):
         return DASH
     for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
@@ -72,19 +72,19 @@ def scaled(value: float | None, digits: int | None = 1) -> str:
 
 
 def megabytes(size: float) -> str:
-    """Bytes as MB (10^6 bytes), for a column whose head names the unit."""
+    """Format bytes as MB (10^6 bytes), for columns whose header names the unit."""
     return f"{size / 1e6:.3f}"
 
 
 def rate(per_second: float | None) -> str:
-    """Images per second: whole from ten on."""
+    """Format images per second: without decimals from ten on."""
     if per_second is None or not math.isfinite(per_second):
         return DASH
     return f"{per_second:,.0f}" if per_second >= 10 else f"{per_second:.1f}"
 
 
 def duration(seconds: float | None) -> str:
-    """1450 as "24 min 10 s": the two largest units."""
+    """Format 1450 as "24 min 10 s": the two largest units."""
     if seconds is None or not math.isfinite(seconds):
         return DASH
     if round(seconds, 1) < 60:
@@ -96,26 +96,26 @@ def duration(seconds: float | None) -> str:
 
 
 def p_value(p: float | None) -> str:
-    """A p-value with three decimals, and no more than can be known."""
+    """Format a p-value with three decimals; below 0.001 as "<0.001"."""
     if p is None or not math.isfinite(p):
         return DASH
     return "<" + _GAP + "0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def data_name(record: RunRecord) -> str:
-    """The data set's name as it is usually written."""
+    """Return the data set's usual name."""
     name = str(record.data.get("name") or "unnamed data")
     return _DATA_NAMES.get(name, name)
 
 
 def processor(record: RunRecord) -> str:
-    """The GPU that trained, or else the CPU, without the maker's ornaments."""
+    """Return the name of the GPU that trained, or else of the CPU, without trademark signs and clock rates."""
     name = record.env.get("gpu") or record.env.get("cpu") or record.device
     return re.sub(r"\((R|TM)\)|\bCPU\b|@.*$|\s+(?=\s)", "", str(name)).strip() or record.device
 
 
 def device(record: RunRecord) -> str:
-    """Device, precision and threads in a few words: "CPU, bf16, 16 threads"."""
+    """Return device, precision and threads as a short text: "CPU, bf16, 16 threads"."""
     threads = record.env.get("threads")
     parts = [{"cuda": "GPU", "cpu": "CPU"}.get(record.device, record.device), record.precision]
     if record.device == "cpu" and threads:
@@ -124,12 +124,12 @@ def device(record: RunRecord) -> str:
 
 
 def thread_count(threads: int) -> str:
-    """1 as "1 thread"."""
+    """Format 1 as "1 thread"."""
     return "1 thread" if threads == 1 else f"{threads} threads"
 
 
 def peeking(record: RunRecord) -> str:
-    """What peeking means for the reader."""
+    """Return what it means that a run chose its weights on the test set."""
     scored = record.protocol.get("test_scored")
     times = f", which was scored {scored:,} times" if isinstance(scored, int) and scored > 1 else ""
     return (
@@ -139,7 +139,7 @@ def peeking(record: RunRecord) -> str:
 
 
 def protocol(record: RunRecord) -> list[str]:
-    """How the result was measured, in sentences."""
+    """Return sentences on how the result was measured."""
     measured = [*_split(record), *_given(record), _selection(record), *_scored(record), *_tta(record)]
     return [*measured, *_deviations(record), *(f"On the way: {event}." for event in record.events)]
 
@@ -156,7 +156,7 @@ def _split(record: RunRecord) -> Iterator[str]:
 
 
 def _given(record: RunRecord) -> Iterator[str]:
-    """The trained networks that the run built on."""
+    """Yield the trained networks that the run started from or learned from."""
     if record.init:
         yield f"Training began with a trained network's weights, {record.init}."
     for teacher in record.teachers:
@@ -206,7 +206,7 @@ def _deviations(record: RunRecord) -> Iterator[str]:
 
 
 def duplicates(value: object) -> str:
-    """Images that occur more than once, by whichever count the record holds."""
+    """Format the number of duplicate images, in any form in which a record stores it."""
     if isinstance(value, Mapping):
         return ", ".join(f"{key}: {duplicates(item)}" for key, item in value.items()).replace("_", " ") or "none"
     if isinstance(value, int | float):
@@ -217,7 +217,7 @@ def duplicates(value: object) -> str:
 
 
 def facts(values: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Labelled plain values, the missing ones left out."""
+    """Return labelled values as text, without missing ones."""
     return [(key.replace("_", " "), _fact(value)) for key, value in values.items() if value not in (None, "", [], ())]
 
 
@@ -230,7 +230,7 @@ def _fact(value: object) -> str:
 
 
 def recipe_text(config: Mapping[str, Any]) -> list[str]:
-    """A recipe as YAML, one text for its plain fields and one for each section; unset fields are left out."""
+    """Return a recipe as YAML: one text for its plain fields, one per section; unset fields are omitted."""
     plain = {key: value for key, value in config.items() if not isinstance(value, Mapping)}
     sections = [{key: value} for key, value in config.items() if isinstance(value, Mapping)]
     return ["\n".join(lines) for lines in (list(_block(part)) for part in [plain, *sections]) if lines]
@@ -252,7 +252,7 @@ def _block(value: Mapping[str, Any], indent: str = "", width: int = 56) -> Itera
 
 
 def plain_value(value: object, digits: int | None = None) -> str:
-    """A recipe's value on one line, as YAML writes it; numbers with so many digits that count, where told."""
+    """Format a recipe's value on one line, as YAML; floats with `digits` significant digits, if given."""
     return f"{value:.{digits}g}" if digits and isinstance(value, float) else _flow(value)
 
 

@@ -1,4 +1,4 @@
-"""Runs what a study still lacks, and writes down what its runs say: study.json and one report page."""
+"""Run a study's unfinished runs and write its results: study.json and one report page."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ def execute(
     seeds: int,
     watcher: Watcher | None = None,
 ) -> StudyRecord:
-    """Run `recipes`, the study's points, each with the seeds 0 ... `seeds` - 1, in the executor's folder.
+    """Run `recipes`, the study's points, each with seeds 0 ... `seeds` - 1, in the executor's folder.
 
-    Finished runs are taken as they are, unfinished ones go on, failed ones are reported and the others run. If this is
-    interrupted, record and page show what is finished. Raises BadInput where the folder holds runs of other settings,
-    on other images, or from other weights.
+    Finished runs are not repeated, unfinished ones are resumed; if a run fails, it is reported and the others continue.
+    If interrupted, record and page show the finished runs. Raises BadInput if the folder holds runs with other
+    settings, on other images, or from other initial weights.
     """
     jobs = [Job(recipe=recipe, seed=seed) for seed in range(seeds) for recipe in recipes.values()]
     out, judge = executor.options.out, judged_by(jobs, executor.options)
@@ -52,7 +52,7 @@ def _write(
     runs: Sequence[RunRecord],
     failed: Sequence[FailedRun],
 ) -> StudyRecord:
-    """The study's record and page, of the runs that are finished."""
+    """Write the study's record and page from the finished runs."""
     points = _points(study, recipes, runs, judge)
     result = StudyRecord(
         resfit=__version__,

@@ -1,4 +1,4 @@
-"""A study as a file: a recipe, overrides of it by name, and the recipes that come of them. torch is not needed."""
+"""The study file: a recipe, named overrides of it, and the resulting recipes. Does not import torch."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _FOLDER = "studies"
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """A base recipe and what is varied: overrides of fields at dotted paths ("train.batch_size"), by name.
+    """A base recipe and named variants: overrides of fields at dotted paths ("train.batch_size").
 
-    `points` lists settings one by one; of `axes` the product is taken, and a point is then called by the names of its
-    values, joined by "-". Among the overrides `recipe` starts from another recipe than the study's, and `fit` scales
-    the network's widths to fill a budget. `runs` is the number of seeds, 0, 1, ...; `baseline` is the point that the
-    others are compared with.
+    `points` lists the variants one by one; `axes` are combined as a product, and a point's name is then the names of
+    its values joined by "-". Two overrides are special: `recipe` replaces the base recipe, and `fit` scales the
+    network's widths to fill a budget. `runs` is the number of seeds, 0, 1, ...; `baseline` is the point that the others
+    are compared with.
     """
 
     name: str
@@ -49,7 +49,7 @@ class Study:
             raise BadInput(f"no such point ({self.name}: baseline {self.baseline}): {nearest(self.baseline, settings)}")
 
     def settings(self) -> dict[str, dict[str, Any]]:
-        """The overrides of every point, by its name."""
+        """Return the overrides of every point, by name."""
         if self.points:
             return {_text(name): dict(_mapping(f"points.{name}", value)) for name, value in self.points.items()}
         axes = [list(_mapping(f"axes.{name}", values).items()) for name, values in self.axes.items()]
@@ -75,11 +75,11 @@ class Study:
         fraction: float = 1.0,
         counted: Callable[[Recipe], Recipe] = lambda recipe: recipe,
     ) -> dict[str, Recipe]:
-        """Every point's recipe, called by the point's name and within its budget; BadInput names the point at fault.
+        """Return every point's recipe, named after the point and checked against its budget.
 
-        `overrides` come before a point's own. With `epochs` the base recipe is scaled to so many, and every point in
-        the same proportion; `fraction` of the training images is used. `counted` gives a recipe for an image folder the
-        number of its classes, ahead of its price.
+        A point's own overrides take precedence over `overrides`. `epochs` scales the base recipe to that length, and
+        every point in proportion; `fraction` of the training images is used. `counted` sets the number of classes of a
+        recipe on an image folder, before it is checked. Raises BadInput, which names the point.
         """
         base = get_recipe(self.recipe, overrides)
         factor = 1.0 if epochs is None else epochs / base.train.epochs
@@ -112,17 +112,17 @@ def _mapping(place: str, value: object) -> Mapping[str, Any]:
 
 
 def _text(name: object) -> str:
-    """A point's name: YAML reads 32 as a number, and `on` and `off` as true and false."""
+    """Return a point's name as a string: YAML reads 32 as a number; booleans (`on`, `off`) and null are rejected."""
     if isinstance(name, bool) or name is None:
         raise BadInput(f"{name} is no name (study): put quotes around it")
     return str(name)
 
 
 def study_names() -> list[str]:
-    """The named studies that come with resfit."""
+    """Return the names of the studies that come with resfit."""
     return shipped_names(_FOLDER)
 
 
 def get_study(target: str | Path) -> Study:
-    """The study of a name or of a YAML file; it is called by the file's name unless it says otherwise."""
+    """Return the study with this name, or from this YAML file; its default name is the file's."""
     return from_plain(Study, read_named(target, _FOLDER, "study", "a recipe, a baseline, and points or axes"))

@@ -1,4 +1,5 @@
-"""Search for better settings of a recipe on its validation split.
+"""Hyperparameter search for a recipe, judged on its validation split.
 
-`space` reads what may vary, `search` tries it out with Optuna. The test set is left out of the process altogether.
+`space` reads what may vary, `search` runs the trials with Optuna. Test images are dropped before training, and
+never scored.
 """

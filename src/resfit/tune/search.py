@@ -1,8 +1,8 @@
-"""The search itself: Optuna's TPE over a space, trained on the training split and judged on the validation split.
+"""The search: Optuna's TPE samples settings, trials train on the training split and are judged on the validation split.
 
-A trial is priced before anything is built; one over the budget is refused at no cost, and TPE learns from it as from a
-broken constraint. Trials live in a journal file or a database, from which a search goes on and which several processes
-share.
+A trial's parameters are counted before anything is built; a trial over the budget is refused at no cost and reported to
+TPE as a violated constraint. Trials are kept in a journal file or a database, from which a search can be resumed and
+which several processes can share.
 """
 
 from __future__ import annotations
@@ -61,21 +61,21 @@ if TYPE_CHECKING:
 
 Fit = Callable[[Recipe, int, Observer], tuple[EpochPoint, ...]]
 
-_REFUSALS = 100  # in a row: then the space holds next to nothing that fits
-_STARTUP = 5  # complete trials ahead of the first that may be pruned
-_FEWEST = 4  # complete trials, for anything to be said of the fields' importance
-_UNTOUCHED = 5  # a trial is not pruned in the first of so many parts of its epochs
-_TABLE_MAKERS = 5  # processes that may make a new database's tables at the same time
-_UNNAMED = timedelta(minutes=1)  # in which the process of a new trial tells its name
-_JOURNAL = b'{"op_code":'  # how each of its lines begins
-_ASKING = threading.Lock()  # threads of one search begin trials in turn, lest they begin too many
+_REFUSALS = 100  # maximum in a row: almost nothing in the space fits the budget
+_STARTUP = 5  # complete trials required before any trial is pruned
+_FEWEST = 4  # complete trials required to compute importances
+_UNTOUCHED = 5  # a trial is not pruned in the first 1 / _UNTOUCHED of its epochs
+_TABLE_MAKERS = 5  # attempts to open a database whose tables other processes may be creating
+_UNNAMED = timedelta(minutes=1)  # time allowed for a new trial's process to register its name
+_JOURNAL = b'{"op_code":'  # start of each line of a journal file
+_ASKING = threading.Lock()  # threads start trials one at a time, so that they do not start too many
 
 
 @dataclass(frozen=True, kw_only=True)
 class Search:
-    """What is searched, and where its trials are kept: a journal file's path or a database's URL.
+    """What to search, and where its trials are stored: the path of a journal file or the URL of a database.
 
-    With `epochs` and `fraction` the trials are `recipe` scaled down; the best is given at full length.
+    With `epochs` and `fraction`, trials train a scaled-down `recipe`; the best recipe is given at full length.
     """
 
     recipe: Recipe
@@ -97,16 +97,16 @@ class Search:
 
     @property
     def place(self) -> str:
-        """Where the trials are kept, in words that hold no password."""
+        """Where the trials are stored, without a password."""
         return without_password(self.storage.rpartition("@")[2])
 
     def trial_recipe(self, drawn: dict[str, Any]) -> Recipe:
-        """The recipe that a trial trains; raises BadInput where the values don't go together."""
+        """Return the recipe that a trial trains; raises BadInput if the values are incompatible."""
         factor = 1.0 if self.epochs is None else self.epochs / self.recipe.train.epochs
         return scaled(self.space.apply(self.recipe, drawn), factor, self.fraction)
 
     def best_recipe(self, drawn: dict[str, Any]) -> Recipe:
-        """The recipe at full length with a trial's values."""
+        """Return the full-length recipe with a trial's values."""
         origin = self.recipe.name
         words = f"{origin} with settings found on its validation split"
         return self.space.apply(self.recipe, drawn).replace({"name": f"{origin}-tuned", "description": words})
@@ -123,12 +123,12 @@ class Search:
         )
 
     def identity(self) -> dict[str, Any]:
-        """What may not change from one call to the next, lest trials be compared that cannot be."""
+        """Return what must be the same in every call, as trials could not be compared otherwise."""
         scale = {"epochs": self.epochs, "fraction": self.fraction}
         return {"recipe": settings(self.recipe.to_dict()), "space": self.space.to_dict(), **scale, "seed": self.seed}
 
     def require_own(self, folder: Path) -> None:
-        """Raise BadInput where `folder` holds the results of another search, which would be overwritten."""
+        """Raise BadInput if `folder` holds the results of another search, which would be overwritten."""
         if not (folder / "tune.json").exists():
             return
         then = read_search(folder)
@@ -140,15 +140,15 @@ class Search:
 
 
 def say(line: str) -> None:
-    """Print a line on standard error at once."""
+    """Print a line to stderr and flush."""
     print(line, file=sys.stderr, flush=True)
 
 
 def run_search(search: Search, trials: int, *, workers: int = 1, cluster: OnRay | None = None) -> TuneRecord:
-    """Go on until `trials` trials were trained, in `workers` processes or on a Ray cluster, and say a line on each.
+    """Train until `trials` trials are done, in `workers` processes or on a Ray cluster; print one line per trial.
 
-    Trials of processes that are gone are marked as failed. Raises BadInput where the storage holds another search, and
-    RunFailed where hardly anything of the space fits the budget.
+    Trials whose process is gone are marked as failed. Raises BadInput if the storage holds another search, RunFailed if
+    almost nothing in the space fits the budget.
     """
     study = _open(search)
     _check_identity(study, search)
@@ -169,7 +169,7 @@ def run_search(search: Search, trials: int, *, workers: int = 1, cluster: OnRay 
 
 
 def record(search: Search) -> TuneRecord:
-    """The search as far as it went."""
+    """Return the record of the search so far."""
     study = _open(search)
     trials = study.get_trials(deepcopy=False)
     records = tuple(_trial_record(trial, search) for trial in trials)
@@ -194,7 +194,7 @@ def record(search: Search) -> TuneRecord:
 
 
 def _open(search: Search) -> optuna.Study:
-    """The study in the search's storage, new where there is none."""
+    """Return the study in the search's storage; create it if there is none."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
         storage = _database(search.storage) if "://" in search.storage else _journal(Path(search.storage))
@@ -203,7 +203,7 @@ def _open(search: Search) -> optuna.Study:
         )
     except BadInput:
         raise
-    except Exception as error:  # of whichever database it is
+    except Exception as error:  # depends on the database
         reason = without_password(f"{type(error).__name__}: {str(error).strip()}")
         raise BadInput(f"no trials can be kept there ({search.place}): {reason}") from None
     epochs = search.epochs or search.recipe.train.epochs
@@ -212,7 +212,7 @@ def _open(search: Search) -> optuna.Study:
 
 
 def _journal(path: Path) -> BaseStorage:
-    path = path.resolve()  # the lock is a link, which would point nowhere from a relative path
+    path = path.resolve()  # the lock is a symbolic link, which would not resolve from a relative path
     path.parent.mkdir(parents=True, exist_ok=True)
     _mend(path)
     return optuna.storages.JournalStorage(JournalFileBackend(str(path)))
@@ -220,7 +220,7 @@ def _journal(path: Path) -> BaseStorage:
 
 @cache
 def _database(url: str) -> BaseStorage:
-    """Trials in a database, whose connections all threads share; PostgreSQL is spoken to by psycopg."""
+    """Return the storage in a database; all threads share its connections. PostgreSQL is accessed through psycopg."""
     kind, _, rest = url.partition("://")
     if kind == "postgresql":
         if find_spec("psycopg") is None:
@@ -229,15 +229,15 @@ def _database(url: str) -> BaseStorage:
     for _ in range(_TABLE_MAKERS):
         try:
             return RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
-        except (IntegrityError, ProgrammingError):  # another process makes the tables at this moment
+        except (IntegrityError, ProgrammingError):  # another process is creating the tables
             time.sleep(1)
     return RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
 
 
 def _mend(path: Path) -> None:
-    """Drop a last line that a killed process left half written: nothing could be read past it.
+    """Remove an incomplete last line, written by a process that was killed: it would make the journal unreadable.
 
-    Raises BadInput for a file of another kind: nothing may be written to it.
+    Raises BadInput for a file that is not a journal, as nothing may be written to it.
     """
     if not path.exists():
         return
@@ -265,7 +265,7 @@ def _check_identity(study: optuna.Study, search: Search) -> None:
 
 
 def _orphans(study: optuna.Study) -> Iterator[FrozenTrial]:
-    """Trials under way whose process on this machine is gone, or was killed before it gave its name."""
+    """Yield running trials whose process on this machine is gone, or was killed before it registered its name."""
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         host, _, pid = str(trial.user_attrs.get("process", "")).rpartition(":")
         if not pid:
@@ -276,7 +276,7 @@ def _orphans(study: optuna.Study) -> Iterator[FrozenTrial]:
 
 
 def _count(study: optuna.Study, under_way: bool = False) -> int:
-    """Trials that were trained; with `under_way` also those that are being trained."""
+    """Return the number of trained trials; with `under_way`, also count those in training."""
     states = (TrialState.COMPLETE, TrialState.PRUNED, *((TrialState.RUNNING,) if under_way else ()))
     found = study.get_trials(deepcopy=False, states=states)
     return sum("refused" not in trial.user_attrs for trial in found)
@@ -302,16 +302,16 @@ def _work_in_parallel(search: Search, trials: int, workers: int) -> None:
 
 
 def _last_word(hears: Connection) -> ResfitError | None:
-    """The error that a process sent before it ended."""
+    """Return the error that a process sent before it ended, if any."""
     try:
         error: ResfitError = hears.recv()
-    except (EOFError, OSError):  # it was killed, in the middle of a word perhaps
+    except (EOFError, OSError):  # it was killed, possibly while sending
         return None
     return error
 
 
 def _work_on(cluster: OnRay, search: Search, trials: int) -> None:
-    """A thread for each trial that the cluster holds at a time; asking and telling stays here, training goes there."""
+    """Run one thread per trial that fits on the cluster: sampling and reporting happen here, training there."""
     pool: ThreadPoolExecutor | None = None
     try:
         with cluster:
@@ -319,7 +319,7 @@ def _work_on(cluster: OnRay, search: Search, trials: int) -> None:
             threads = [pool.submit(_work, search, trials, cluster.validation_curve) for _ in range(cluster.slots)]
             for ended in as_completed(threads):
                 ended.result()
-    finally:  # what the cluster did not end was given up, and its trial is marked as failed
+    finally:  # runs that had not ended were cancelled; their threads mark the trials as failed
         if pool is not None:
             pool.shutdown()
 
@@ -332,7 +332,7 @@ def _worker(search: Search, trials: int, tells: Connection) -> None:
 
 
 def _work(search: Search, trials: int, train: Fit | None = None) -> None:
-    """Trial after trial, trained by `train` or here, until enough are trained or under way."""
+    """Run trials one after the other, trained by `train` or in this process, until enough are trained or running."""
     study, refusals = _open(search), 0
     while (trial := _next(study, trials, search.seed)) is not None:
         with _failing(study, trial):
@@ -353,7 +353,7 @@ def _work(search: Search, trials: int, train: Fit | None = None) -> None:
 
 
 def _next(study: optuna.Study, trials: int, seed: int) -> optuna.Trial | None:
-    """A new trial, with draws of its own whichever process began it; None where there are enough."""
+    """Start a new trial, sampled independently of the process that starts it; None if there are enough."""
     with _ASKING:
         if _count(study, under_way=True) >= trials:
             return None
@@ -366,7 +366,7 @@ def _next(study: optuna.Study, trials: int, seed: int) -> optuna.Trial | None:
 
 @contextmanager
 def _failing(study: optuna.Study, trial: optuna.Trial) -> Iterator[None]:
-    """Mark the trial as failed where an error, or Ctrl-C, ends the block."""
+    """Mark the trial as failed if an exception, or Ctrl-C, ends the block."""
     try:
         yield
     except BaseException:
@@ -385,9 +385,9 @@ def _draw(trial: optuna.Trial, path: str, dimension: Dimension) -> Any:
 
 
 def _refusal(search: Search, trial: optuna.Trial, drawn: dict[str, Any]) -> str | None:
-    """Why the trial cannot be trained, known before anything is built; None where it can.
+    """Return why the trial cannot be trained, before anything is built; None if it can.
 
-    The excess over the budget, as a fraction of it, is the constraint that TPE learns from.
+    The relative excess over the budget is the constraint that TPE learns from.
     """
     try:
         recipe = search.trial_recipe(drawn)
@@ -401,14 +401,14 @@ def _refusal(search: Search, trial: optuna.Trial, drawn: dict[str, Any]) -> str 
 
 
 class _Reporter(Observer):
-    """Hands a trial's validation accuracies to Optuna, and ends the trial where they are hopeless."""
+    """Observer that reports validation accuracies to Optuna and prunes hopeless trials."""
 
     def __init__(self, search: Search, study: optuna.Study, trial: optuna.Trial) -> None:
         self.search, self.study, self.trial = search, study, trial
         self.epoch = self.epochs = 0
 
     def started(self, recipe: Recipe, data: Dataset, folder: Path, note: str) -> None:
-        """Keep what the trials are trained on; raises BadInput where earlier ones saw other images."""
+        """Store which data the trials are trained on; raises BadInput if earlier trials used other images."""
         self.epochs = recipe.train.epochs
         seen = self.study.user_attrs.get("data")
         searched = any(path.startswith("data.") for path in self.search.space.dimensions)
@@ -420,7 +420,7 @@ class _Reporter(Observer):
             self.study.set_user_attr("data", {"name": data.name, "digest": data.digest, **sizes, "note": note})
 
     def epoch_ended(self, point: EpochPoint) -> None:
-        """Raise TrialPruned where the median trial was better at this epoch; after the last one it is too late."""
+        """Raise TrialPruned if Optuna's median pruner says so, except after the last epoch."""
         self.epoch = point.epoch
         if point.val_accuracy is not None:
             self.trial.report(point.val_accuracy, point.epoch)
@@ -429,7 +429,7 @@ class _Reporter(Observer):
 
 
 def _train(search: Search, study: optuna.Study, trial: optuna.Trial, drawn: dict[str, Any], train: Fit) -> str:
-    """Train one trial, and say how it ended. Settings that diverge, or that memory is too small for, are no good."""
+    """Train one trial and return how it ended; trials that diverge or run out of memory count as pruned."""
     recipe, reporter, began = search.trial_recipe(drawn), _Reporter(search, study, trial), time.perf_counter()
     try:
         curve = train(recipe, search.seed, reporter)
@@ -472,7 +472,7 @@ def _outcome(trial: FrozenTrial) -> Outcome:
 
 
 def _importance(study: optuna.Study) -> dict[str, float]:
-    """Each field's share of the accuracy's variance among complete trials (fANOVA, Hutter et al. 2014)."""
+    """Return each field's share of the accuracy's variance among complete trials (fANOVA, Hutter et al. 2014)."""
     values = [trial.value for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))]
     if len(values) < _FEWEST or len(set(values)) == 1:
         return {}

@@ -1,4 +1,4 @@
-"""What a search may vary: recipe fields with ranges or choices, from a YAML file. Optuna and torch are not needed."""
+"""The search space: recipe fields with ranges or choices, from a YAML file. Imports neither Optuna nor torch."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ _FOLDER = "spaces"
 
 @dataclass(frozen=True, kw_only=True)
 class Dimension:
-    """What one field may be: numbers from `low` to `high`, whole ones where both are whole, or one of `choices`.
+    """Values of one field: numbers from `low` to `high`, integers if both bounds (and `step`) are, or one of `choices`.
 
-    `log` draws by orders of magnitude; `step` draws low, low + step, ... up to high. A choice may be any YAML value.
+    `log` samples on a logarithmic scale; `step` samples low, low + step, ... up to high. A choice may be any YAML
+    value.
     """
 
     low: int | float | None = None
@@ -48,16 +49,16 @@ class Dimension:
 
     @property
     def whole(self) -> bool:
-        """Whether only whole numbers are drawn."""
+        """Whether only integers are sampled."""
         return all(type(value) is int for value in (self.low, self.high, 1 if self.step is None else self.step))
 
     @property
     def labels(self) -> tuple[str | int | float | bool | None, ...]:
-        """The choices as Optuna keeps them: scalars as they are, lists and mappings as JSON."""
+        """The choices as Optuna stores them: scalars unchanged, lists and mappings as JSON."""
         return tuple(json.dumps(c) if isinstance(c, list | tuple | Mapping) else c for c in self.choices)
 
     def value(self, drawn: Any) -> Any:
-        """The field's value for what was drawn: the choice behind a label, or the number itself."""
+        """Return the field's value for a sampled one: the choice with this label, or the number itself."""
         return self.choices[self.labels.index(drawn)] if self.choices else drawn
 
 
@@ -74,7 +75,7 @@ class Space:
                 raise BadInput(f"{after} would overwrite {before} ({self.name}): give it first, or one of them")
 
     def apply(self, recipe: Recipe, drawn: Mapping[str, Any]) -> Recipe:
-        """`recipe` with what was drawn; raises BadInput where the values don't go together."""
+        """Return `recipe` with the sampled values; raises BadInput if they are incompatible."""
         plain = to_plain(recipe, whole=True)
         for path, value in drawn.items():
             for place in _places(plain, path):
@@ -82,9 +83,9 @@ class Space:
         return Recipe.from_dict(plain)
 
     def check(self, recipe: Recipe) -> None:
-        """Raise BadInput for a field that `recipe` does not have, or a value of a kind that the field cannot take.
+        """Raise BadInput for a field that `recipe` does not have, or a value of a type that the field cannot take.
 
-        A value that is out of range is let through: whether it is may depend on the other fields.
+        Values out of range are allowed, as the valid range may depend on other fields.
         """
         plain = to_plain(recipe, whole=True)
         for path, dimension in self.dimensions.items():
@@ -100,7 +101,7 @@ class Space:
                     raise BadInput(f"{self.name}: {error}") from None
 
     def refuse_fixed(self, fields: Iterable[str]) -> None:
-        """Raise BadInput where one of `fields`, given for every trial, is one that varies: its value would be lost."""
+        """Raise BadInput if one of `fields`, set for all trials, also varies: its value would be overwritten."""
         for field in fields:
             for path in self.dimensions:
                 if _is_within(field, path):
@@ -109,7 +110,7 @@ class Space:
                     )
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data: what `get_space` reads."""
+        """Return plain data, in the format that `get_space` reads."""
         return {
             path: {"choices": list(d.choices)}
             if d.choices
@@ -119,13 +120,13 @@ class Space:
 
 
 def _is_within(field: str, path: str) -> bool:
-    """Whether the dotted `field` is what `path` stands for, or a part of it."""
+    """Return whether the dotted `field` matches `path` or is part of it."""
     own, varied = field.split("."), path.split(".")
     return len(own) >= len(varied) and all(wanted in ("*", key) for key, wanted in zip(own, varied, strict=False))
 
 
 def _places(plain: Any, path: str) -> list[str]:
-    """The dotted paths that `path` stands for in `plain`: several with a `*`, none where nothing is there."""
+    """Return the dotted paths in `plain` that `path` matches: several with a `*`, none if nothing is there."""
     head, _, rest = path.partition(".")
     if isinstance(plain, list):
         keys = [str(n) for n in range(len(plain))]
@@ -133,7 +134,7 @@ def _places(plain: Any, path: str) -> list[str]:
         found = [(key, plain[int(key)]) for key in keys]
     elif isinstance(plain, Mapping):
         found = [(head, plain[head])] if head in plain else []
-    else:  # an optional section that is not set
+    else:  # an optional section that is None
         return [path] if plain is None else []
     if not rest:
         return [key for key, _ in found]
@@ -141,7 +142,7 @@ def _places(plain: Any, path: str) -> list[str]:
 
 
 def get_space(target: str | Path) -> Space:
-    """The space of a name or of a YAML file: a mapping from fields to {low, high, log, step} or {choices}."""
+    """Return the space with this name, or from a YAML file that maps fields to {low, high, log, step} or {choices}."""
     path = find_yaml(target, _FOLDER, "space")
     data = read_yaml(path)
     if not isinstance(data, dict) or not data:
