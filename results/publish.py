@@ -29,7 +29,7 @@ def publish(run: Path, data_dir: Path | None) -> Path:
     record, net = read_record(run), resfit.load(run)
     target = HERE / "models" / record.recipe
     if target.exists():
-        raise SystemExit(f"error: published already ({target}): remove it, if this one is to replace it")
+        raise SystemExit(f"error: already published ({target}): remove it to replace it with this one")
     folder = target.with_name(f".{target.name}")  # hidden until complete
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -43,7 +43,7 @@ def publish(run: Path, data_dir: Path | None) -> Path:
     write_atomic(folder / "recipe.yaml", (run / "recipe.yaml").read_text())
     test = evaluate(folder, tta=record.protocol["tta_views"], data_dir=data_dir)
     was, now = f"{100 * record.test.accuracy:.2f} %", f"{100 * test.accuracy:.2f} %"
-    event = f"weights rounded to bf16: the test set was scored again, {now} plain after {was}"
+    event = f"weights rounded to bf16 and evaluated on the test set again: {now} without TTA, before {was}"
     description = get_recipe(record.recipe).description  # the current one
     env = {**record.env, "command": without_places(record.env["command"])}
     protocol = {**record.protocol, "test_scored": record.protocol["test_scored"] + 1}

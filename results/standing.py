@@ -15,9 +15,9 @@ from resfit.record import RunRecord, summarize
 from resfit.report.words import plus_minus
 
 BUDGET = 5_000_000
-_HEAD = ("network", "parameters", "test accuracy", "with TTA", "n", "protocol", "from")
+_HEAD = ("network", "parameters", "test accuracy", "with TTA", "n", "protocol", "source")
 _SELECTIONS = {
-    "last": "last weights, test scored once",
+    "last": "final weights, test set used once",
     "best-val": "best epoch on validation images",
     "best-test": "best epoch on the test set",
 }
@@ -78,7 +78,7 @@ def reported(system: Mapping[str, Any], measure: Mapping[str, Any]) -> Row:
     note = f", {measure['note']}" if "note" in measure else ""
     return Row(
         network=f"report {system['system']}{note}",
-        params=f"{system['params'] / 1e6:.2f}M" if system["params"] else "not given",
+        params=f"{system['params'] / 1e6:.2f}M" if system["params"] else "not reported",
         plain=measure["accuracy"],
         tta="",
         n="1",
@@ -88,10 +88,10 @@ def reported(system: Mapping[str, Any], measure: Mapping[str, Any]) -> Row:
 
 
 def _taken(selection: str | None) -> str:
-    """Describe how the epoch was chosen; "taken to be" where the report's text leaves doubt about the test set."""
+    """Describe how the epoch was chosen; "presumably" where the report's text leaves doubt about the test set."""
     if selection is None:
-        return "how the epoch was chosen is not given"
-    return f"{'taken to be the ' if selection == 'best-test' else ''}{_SELECTIONS[selection]}"
+        return "choice of epoch not reported"
+    return f"{'presumably the ' if selection == 'best-test' else ''}{_SELECTIONS[selection]}"
 
 
 def published(result: Mapping[str, Any]) -> Row:

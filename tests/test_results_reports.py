@@ -127,8 +127,8 @@ def test_ours_is_a_mean_over_runs_that_did_not_peek_and_the_reports_is_marked(in
 def test_a_shortened_run_says_how_it_ended(index, tmp_path):
     for epochs, planned, told in (
         (10, 10, "10 of 200, shortened"),
-        (5, 6, "5 of 200, shortened, stopped early by its own rule"),
-        (120, 200, "120 of 200, stopped early by its own rule"),
+        (5, 6, "5 of 200, shortened, stopped early"),
+        (120, 200, "120 of 200, stopped early"),
     ):
         found = rows(index, tmp_path, record("seed003", 0, test=0.9, epochs=epochs, planned=planned))
         assert found["003"]["epochs"] == told
@@ -138,7 +138,7 @@ def test_a_report_that_chose_by_validation_is_held_against_both_of_its_measures(
     row = rows(index, tmp_path, record("seed004", 0, test=0.91, val=0.92, epochs=130))["004"]
     assert row["own"] == "92.00 % (val, n=1)<br>91.00 % (test, n=1)"
     assert row["ours"] == "91.00 % (n=1)"
-    assert row["epochs"] == "130 of 200, stopped early by its own rule"
+    assert row["epochs"] == "130 of 200, stopped early"
     assert len(row["command"].split("<br>")) == 1
 
 

@@ -43,8 +43,8 @@ def test_rows_of_three_kinds_stand_in_the_order_of_their_accuracy(made, tmp_path
     rows = table(made, tmp_path, {"seed003": runs}, systems, results)
     assert rows == [
         ["WRN", "2.24M", "–", "96.4 ± 0.1", "5", "200 epochs", "someone/something"],
-        ["**`seed003`**", "0.12M", "95.50 ± 0.71", "–", "2", "200 epochs; last weights, test scored once", "resfit"],
-        ["report 003", "4.70M", "95.46", "–", "1", f"200 epochs; taken to be the {BEST}", "the five reports"],
+        ["**`seed003`**", "0.12M", "95.50 ± 0.71", "–", "2", "200 epochs; final weights, test set used once", "resfit"],
+        ["report 003", "4.70M", "95.46", "–", "1", f"200 epochs; presumably the {BEST}", "the five reports"],
         ["WRN", "2.24M", "94.0", "–", "–", "200 epochs", "someone/something"],
     ]
 

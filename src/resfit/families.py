@@ -105,7 +105,7 @@ FAMILIES: dict[str, Family] = {
         ),
         Family(
             name="wrn",
-            about="preact blocks behind a narrow stem: wide ResNet (Zagoruyko & Komodakis 2016)",
+            about="preact blocks after a narrow stem: wide ResNet (Zagoruyko & Komodakis 2016)",
             blocks=4,
             stem=16,
             fields={"block": "preact"},

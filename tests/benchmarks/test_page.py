@@ -85,7 +85,7 @@ def test_a_kernel_has_its_share_of_the_matrix_product(records):
 
 
 def test_cost_grows_in_a_chart_and_storage_has_its_ratio(records):
-    (found,) = (section for section in sections(records) if section.title == "How cost grows")
+    (found,) = (section for section in sections(records) if section.title == "Scaling")
     assert [chart.series[0].points for chart in found.charts] == [((10.0, 100.0), (20.0, 110.0))]
     assert row(markdown(records), "storage cold").endswith("0.93 |")
 

@@ -367,7 +367,7 @@ def pages() -> dict[str, str]:
 def test_curves_hold_the_records_values_and_the_final_test_score() -> None:
     loss, accuracy, rate = figures.curves(record())
     assert [s.name for s in loss.series] == ["train", "validation"]
-    assert accuracy.level == ("test, at the end", 0.9345, accuracy.level[2] if accuracy.level else None)
+    assert accuracy.level == ("final test", 0.9345, accuracy.level[2] if accuracy.level else None)
     assert accuracy.series[1].points[-1] == (40.0, record().curve[-1].val_accuracy)
     assert [s.name for s in rate.series] == ["learning rate"]
 
@@ -508,7 +508,7 @@ def test_a_record_given_twice_is_one_run() -> None:
 
 
 def test_the_share_of_time_for_checkpoints_is_told_where_it_was_measured() -> None:
-    assert "0.20 % of it for checkpoints" in Page(render([record(seconds_saving=2.9)])).text
+    assert "0.20 % of it spent on checkpoints" in Page(render([record(seconds_saving=2.9)])).text
     assert "checkpoints" not in Page(render([record()])).text
 
 
@@ -577,24 +577,24 @@ def test_numbers_read_well() -> None:
 def test_the_protocol_in_words() -> None:
     told = " ".join(words.protocol(record()))
     assert "Trained on 45,000 images; 5,000 others were set aside for validation." in told
-    assert "Scored the last weights, after 40 epochs." in told
-    assert "scored once, at the end" in told and "over six views" in told
+    assert "Evaluated the final weights, after 40 epochs." in told
+    assert "used once, at the end" in told and "over six views" in told
     told = " ".join(words.protocol(bare()))
     assert "all 50,000 training images" in told and "after 1 epoch." in told and "No test-time augmentation." in told
     told = " ".join(words.protocol(peeking()))
-    assert "epoch 37, the epoch with the best test accuracy" in told and "scored 41 times" in told
+    assert "epoch 37, the epoch with the best test accuracy" in told and "used 41 times" in told
 
 
 def test_what_a_run_was_given_is_part_of_its_protocol() -> None:
     given = GivenModel(path="runs/a/0", sha256="0" * 64, params=5, taken="all weights", note="chosen on the test set")
     told = " ".join(words.protocol(record(init=given, teachers=(given, given))))
-    assert "began with a trained network's weights, runs/a/0: all weights (chosen on the test set)." in told
-    assert told.count("Learned from a trained network") == 2
+    assert "Initialized from a trained network, runs/a/0: all weights (chosen on the test set)." in told
+    assert told.count("Distilled from a trained network") == 2
     assert "trained network" not in " ".join(words.protocol(record()))
 
 
 def test_what_befell_a_run_is_told() -> None:
-    assert "On the way: epoch 3: rates halved." in words.protocol(record(events=("epoch 3: rates halved",)))
+    assert "Event: epoch 3: rates halved." in words.protocol(record(events=("epoch 3: rates halved",)))
 
 
 def test_the_recipe_is_text_that_yaml_reads_back() -> None:
@@ -663,14 +663,14 @@ def test_sections_without_data_vanish(pages: dict[str, str]) -> None:
 def test_a_hundred_classes_get_a_drawn_matrix_and_the_most_confused_pairs(pages: dict[str, str]) -> None:
     page = Page(pages["hundred"])
     assert "matrix" in page.values("class") and "heat confusion" not in page.values("class")
-    assert "Most often confused" in page.text and "All 100 classes" in page.text
+    assert "Most frequent confusions" in page.text and "All 100 classes" in page.text
     assert len(pages["hundred"]) < 300_000
 
 
 def test_peeking_is_marked_on_both_pages(pages: dict[str, str]) -> None:
     single = Page(pages["peeking"]).text
-    assert "Peeked at the test set. The scored weights were chosen on the test set itself" in single
-    assert "which was scored 41 times" in single
+    assert "Peeked at the test set. The weights were chosen on the test set itself" in single
+    assert "which was used 41 times" in single
     several = Page(pages["sweep"])
     assert "Peeked at the test set: seed001d" in several.text
     assert several.values("class").count("badge") >= 3

@@ -62,7 +62,7 @@ def test_the_header_says_what_the_hub_reads(run: Path) -> None:
 
 def test_the_card_holds_results_protocol_recipe_and_limits(run: Path) -> None:
     record, text = read_record(run), write_card(run).read_text()
-    for part in ("n = 2 runs", "seeds 0, 1", "±", "scored once", "## Limits", "resfit.predict", "license: unknown"):
+    for part in ("n = 2 runs", "seeds 0, 1", "±", "used once", "## Limits", "resfit.predict", "license: unknown"):
         assert part in text, part
     assert f"{100 * record.test.accuracy:.2f}" in text
     _, _, recipe = text.partition("```yaml\n")
@@ -76,7 +76,7 @@ def test_one_run_is_said_to_be_one(run: Path) -> None:
     alone = render_card(replace(record, temperature=None), [record])
     assert "n = 1" in alone and "uncalibrated" in alone
     peeking = replace(record, protocol={**record.protocol, "peeking": True, "selection": "best-test"})
-    assert "reads too high" in render_card(peeking, [peeking])
+    assert "biased upwards" in render_card(peeking, [peeking])
     assert "chosen on the test set" in str(header(render_card(peeking, [peeking]))["model-index"])
 
 
@@ -124,7 +124,7 @@ def test_a_licence_and_the_models_digest_stand_in_the_card(run: Path, capsys: py
     assert main(["card", str(run), "--license", "cc-by-4.0"]) == 0
     assert "decide on its licence" not in capsys.readouterr().out
     card = (run / "README.md").read_text()
-    assert header(card)["license"] == "cc-by-4.0" and "Yours to decide" not in card
+    assert header(card)["license"] == "cc-by-4.0" and "Choose a licence" not in card
     assert hashlib.sha256((run / "model.safetensors").read_bytes()).hexdigest() in card
 
 
@@ -153,5 +153,5 @@ def test_the_card_says_where_the_weights_came_from_and_what_corruptions_did(run:
     given = GivenModel(path="old/run", sha256="0" * 64, params=1, recipe="old", data=None)
     made = Robustness(set="resfit-1", seed=0, images=10, clean=0.9, mean=0.7, kinds=())
     card = render_card(replace(record, init=given, robustness=made), [record])
-    assert "fine-tuned from the weights of another with resfit" in card
-    assert f"(resfit-1) it is {percent(0.7)} accurate in the mean; other cameras, scales and crops were not" in card
+    assert "fine-tuned from another network's weights with resfit" in card
+    assert f"(resfit-1) its mean accuracy is {percent(0.7)}; other cameras, scales and crops were not" in card

@@ -73,10 +73,10 @@ def test_a_verdict_says_plainly_what_was_found() -> None:
     assert study_page.verdict(WHOLE) == [
         "up is better than the baseline, base.",
         "down is worse than the baseline, base.",
-        "near is not told apart from the baseline, base.",
-        "Nothing is said of once: that takes two finished runs of each and of the baseline that differ.",
+        "near is not significantly different from the baseline, base.",
+        "No verdict on once: it needs two finished runs of each and of the baseline, with different results.",
     ]
-    assert study_page.verdict(make_study(point("base"), point("a")))[0].startswith("Nothing was compared yet")
+    assert study_page.verdict(make_study(point("base"), point("a")))[0].startswith("Nothing to compare yet")
 
 
 def test_bars_hold_every_finished_point_and_the_baseline() -> None:
@@ -110,7 +110,7 @@ def test_networks_of_several_sizes_are_drawn_by_what_they_cost() -> None:
         (2.0, 5.0, True),
         (3.0, 6.0, False),
     ]
-    assert by_time.x_label == "seconds a run"
+    assert by_time.x_label == "seconds per run"
     page = study_page.render_study(make_study(*sized), [])
     assert "error, %, against parameters" in page and page.count("<title>base</title>") >= 2
 
@@ -136,10 +136,10 @@ def test_the_page_of_a_study() -> None:
         "6 settings of seed003; 13 of 18 runs are finished. 1 failed.",
         "20 epochs for base, on 50.0 % of the training images",
         "Judged by the validation accuracy",
-        "3 comparisons with base, each by Welch's t-test. The corrected p-values allow for there being 3",
+        "3 comparisons with base, by Welch's t-test. The verdicts above use p-values corrected for 3 comparisons",
         "96.00 ± 1.00",
         "+5.00",
-        "needs two runs of each",
+        "undecided",
         "never, seed 0: the training loss is not finite",
     ):
         assert said in page, said
@@ -155,7 +155,7 @@ def test_a_study_without_a_finished_run_has_a_page() -> None:
 def test_a_studys_page_tells_machine_and_command() -> None:
     env = {"cpu": "Some CPU", "gpu": None, "torch": "2.11", "command": "resfit study pair --runs 3"}
     page = text(study_page.render_study(replace(WHOLE, env=env), runs()))
-    assert "Some CPU, torch 2.11; its command: resfit study pair --runs 3" in page
+    assert "Some CPU, torch 2.11; command: resfit study pair --runs 3" in page
 
 
 def test_text_of_others_is_escaped() -> None:
@@ -213,13 +213,13 @@ def test_importance_is_ranked() -> None:
 def test_the_page_of_a_search() -> None:
     page = text(tune_page.render_search(SEARCH))
     for said in (
-        "4 trials of 2 fields; the best reached 70.00 % on validation, trial 3",
-        "The test set was never scored.",
-        "priced and refused before anything was built: 1 of them",
+        "4 trials over 2 fields; best validation accuracy 70.00 %, trial 3",
+        "The test set was never used.",
+        "Settings refused before the network was built, for more than 5,000,000 parameters: 1.",
         "1,000,000 over the budget of 5,000,000",
         "0.01235",
         "seed002-tuned",
     ):
         assert said in page, said
     empty = replace(SEARCH, trials=(), importance={}, best=None, best_recipe=None, data={}, env={})
-    assert "0 trials of 2 fields" in text(tune_page.render_search(empty))
+    assert "0 trials over 2 fields" in text(tune_page.render_search(empty))

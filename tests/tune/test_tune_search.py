@@ -225,7 +225,7 @@ def test_the_command_leaves_a_recipe_that_trains(
     best = Recipe.from_yaml(folder / "best.yaml")
     assert (best.train.epochs, best.data.fraction, best.budget) == (4, 1.0, 100_000)
     assert read_search(folder).trained == 3
-    assert "The test set was never scored" in (folder / "report.html").read_text()
+    assert "The test set was never used" in (folder / "report.html").read_text()
     assert main(["train", str(folder / "best.yaml"), "--train.epochs", "1", "--out", str(tmp_path)]) == 0
     for wrong in ("--trials 0", "--space nowhere", "--data.val 0", "--storage nosuch://x", "--optim.lr 1"):
         assert main([*words, "--out", str(tmp_path / "wrong"), *wrong.split()]) == 2

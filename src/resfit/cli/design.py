@@ -20,9 +20,10 @@ if TYPE_CHECKING:
     from resfit.speed import Speed
 
 RULE = (
-    "Rank: within a family by departure, the doublings by which blocks a stage differ from the published network's and "
-    "each stage's width from twice the one before; families by their best public result near this size. A recipe's own "
-    "network comes ahead of them, as the training is made for it; its departure is from its own proportions."
+    "Ranking: families by their best published result near this size, networks within a family by departure: how many "
+    "doublings the blocks per stage differ from the published network's, and each stage's width from twice the one "
+    "before. A recipe's own network comes first, as the training was made for it; its departure is from its own "
+    "proportions."
 )
 
 
@@ -160,7 +161,7 @@ def _print(found: list[tuple[Design, Speed | None]]) -> None:
         for n, (each, speed) in enumerate(found, 1)
     ]
     if found[0][1]:
-        header += ["ms an image", "trained images/s"]
+        header += ["ms per image", "training images/s"]
     print_table(header, rows, right=(0, *range(3, len(header))))
     print(RULE)
 
@@ -192,7 +193,7 @@ def _write_page(path: Path, found: list[tuple[Design, Speed | None]]) -> None:
         if family.name in names
     ]
     if OWN in names:
-        notes.append(FamilyNote(name=OWN, about="the recipe's own network, all its widths scaled alike"))
+        notes.append(FamilyNote(name=OWN, about="the recipe's own network, all widths scaled by one factor"))
     networks = [
         Network(
             family=each.family,

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 _SAMPLES = 8
 _SIDE = 288  # approximate size of a displayed picture, in pixels
-_NO_DATA = "No test images were found: `--data-dir` names their folder."
+_NO_DATA = "No test images were found. Set their folder with `--data-dir`."
 _FONTS = ("system-ui", "sans-serif")
 _MONO_FONTS = ("ui-monospace", "monospace")
 _LARGEST_FILE = "50mb"
@@ -193,7 +193,7 @@ def make_page(gradio: Any, net: Network, samples: Samples) -> Any:
                 file = gradio.File(label="Drop an image, or click to choose one", elem_id="file", height=160)
                 message = gradio.Markdown(elem_id="message")
                 if samples.images:
-                    gradio.Markdown(f"Or take one of these {samples.kind}")
+                    gradio.Markdown(f"Or choose one of these {samples.kind}")
                     gallery = gradio.Gallery(
                         [(_enlarged(_picture(pixels), 96), name) for pixels, name in samples.images],
                         label=samples.kind,
@@ -211,8 +211,8 @@ def make_page(gradio: Any, net: Network, samples: Samples) -> Any:
             with gradio.Column():
                 label = gradio.Label(label="Probabilities", num_top_classes=10, elem_id="answer")
                 with gradio.Row():
-                    seen = _image(gradio, "As the network sees it", "seen")
-                    looked = _image(gradio, "Where it looked (Grad-CAM)", "looked")
+                    seen = _image(gradio, "Network input", "seen")
+                    looked = _image(gradio, "Grad-CAM heat map", "looked")
         shown = [message, label, seen, looked]
         file.change(on_file, file, shown, show_progress="hidden")
         if samples.images:

@@ -42,7 +42,7 @@ def render_design(networks: Sequence[Network], families: Sequence[FamilyNote], *
         environment()
         .get_template("design.html.j2")
         .render(
-            title=f"Networks of {budget:,} parameters",
+            title=f"Networks for a budget of {budget:,} parameters",
             networks=networks,
             families=families,
             tones=tones,
@@ -69,13 +69,13 @@ def _charts(networks: Sequence[Network], tones: dict[str, int]) -> list[Plane]:
     charts = [
         chart(
             "Million MACs against memory",
-            "MB of activations for one image, fp32",
+            "activations per image, MB in fp32",
             [(n.activation_bytes / 1e6, n.macs / 1e6) for n in networks],
         ),
-        chart("Million MACs against depth", "layers with weights", [(float(n.depth), n.macs / 1e6) for n in networks]),
+        chart("Million MACs against depth", "weight layers", [(float(n.depth), n.macs / 1e6) for n in networks]),
     ]
     timed = [n.latency_ms for n in networks if n.latency_ms is not None]
     if len(timed) == len(networks):
         points = [(n.macs / 1e6, latency) for n, latency in zip(networks, timed, strict=True)]
-        charts.append(chart("Milliseconds for one image against MACs", "million MACs", points))
+        charts.append(chart("Latency per image, ms, against MACs", "million MACs", points))
     return charts

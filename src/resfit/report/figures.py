@@ -53,7 +53,7 @@ def curves(record: RunRecord) -> list[LineChart]:
         _series("validation", _VAL, curve, "val_accuracy"),
         _series("test", _TEST, curve, "test_accuracy"),
     ]
-    level = None if accuracy[2].points else ("test, at the end", record.test.accuracy, _TEST)
+    level = None if accuracy[2].points else ("final test", record.test.accuracy, _TEST)
     charts = [
         LineChart(title="Loss", series=_present(loss), from_zero=True),
         LineChart(title="Accuracy, %", series=_present(accuracy), percent=True, level=level),
@@ -445,7 +445,7 @@ def sample_pictures(record: RunRecord) -> list[tuple[str, list[Picture]]]:
     pictures = list(_pictures(record.samples))
     right = [p for p in pictures if p.sample and p.sample.label == p.sample.prediction]
     wrong = [p for p in pictures if p.sample and p.sample.label != p.sample.prediction]
-    groups = [("Most confident, and right", right), ("Most confident, and wrong", wrong)]
+    groups = [("Most confident correct predictions", right), ("Most confident errors", wrong)]
     return [(title, group) for title, group in groups if group]
 
 

@@ -93,7 +93,7 @@ def prices(study: StudyRecord) -> list[Plane]:
     by_time = ((name, tone, seconds, error) for name, tone, error, _, seconds in finished)
     return [
         plane(f"{title} parameters", "million parameters", by_params),
-        plane(f"{title} time", "seconds a run", by_time),
+        plane(f"{title} time", "seconds per run", by_time),
     ]
 
 
@@ -131,7 +131,7 @@ def verdict(study: StudyRecord) -> list[str]:
     groups = {
         "better than": [name for name, against in compared if against.differs and against.difference > 0],
         "worse than": [name for name, against in compared if against.differs and against.difference < 0],
-        "not told apart from": [name for name, against in compared if against.differs is False],
+        "not significantly different from": [name for name, against in compared if against.differs is False],
     }
     said = [
         f"{_listed(names)} {'is' if len(names) == 1 else 'are'} {words} the baseline, {study.baseline}."
@@ -140,10 +140,10 @@ def verdict(study: StudyRecord) -> list[str]:
     ]
     if undecided := [name for name, against in compared if against.differs is None]:
         said.append(
-            f"Nothing is said of {_listed(undecided)}: that takes two finished runs of each and of the baseline that "
-            "differ."
+            f"No verdict on {_listed(undecided)}: it needs two finished runs of each and of the baseline, with "
+            "different results."
         )
-    return said or [f"Nothing was compared yet: that takes finished runs of {study.baseline} and of another point."]
+    return said or [f"Nothing to compare yet: it needs finished runs of {study.baseline} and of another point."]
 
 
 def _listed(names: Sequence[str]) -> str:

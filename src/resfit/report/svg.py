@@ -185,7 +185,7 @@ def draw_reliability(figure: Reliability) -> Markup:
     parts = [*_grid(y, x.start, x.end, percent_y=True), _line(x(0), y(0), x(1), y(1), "ideal")]
     for b in figure.bins:
         place = x(b.confidence)
-        name = f"confidence {percent(b.confidence, 1)}: {percent(b.accuracy, 1)} right of {count(b.count)}"
+        name = f"confidence {percent(b.confidence, 1)}: {percent(b.accuracy, 1)} of {count(b.count)} correct"
         parts += [
             _line(place, y(b.confidence), place, y(b.accuracy), "gap"),
             _line(place, base, place, base - strip * b.share / most, "share"),
@@ -214,7 +214,7 @@ def draw_confusion(figure: Confusion) -> Markup:
         for (kind, level), cells in sorted(levels.items())
     ]
     border = Markup('<rect class="border" width="{0}" height="{0}" vector-effect="non-scaling-stroke"/>').format(n)
-    told = f"Confusion matrix of {n} classes: true classes down, predictions across"
+    told = f"Confusion matrix of {n} classes: rows are true classes, columns predictions"
     return _svg(told, [border, *squares], width=n, height=n, kind="matrix")
 
 
@@ -242,7 +242,7 @@ def draw_history(figure: History) -> Markup:
     path = " ".join(f"{x(number):.1f},{y(best):.1f}" for number, best in corners)
     parts.append(Markup('<polyline class="line t2" points="{}"><title>best so far</title></polyline>').format(path))
     for mark in figure.marks:
-        name = f"trial {mark.number}: {percent(mark.accuracy)}{'' if mark.complete else ', given up'}"
+        name = f"trial {mark.number}: {percent(mark.accuracy)}{'' if mark.complete else ', incomplete'}"
         kind = "dot t1" if mark.complete else "dot t8 dashed"
         parts.append(
             Markup('<circle class="{}" cx="{:.1f}" cy="{:.1f}" r="3"><title>{}</title></circle>').format(
@@ -250,7 +250,7 @@ def draw_history(figure: History) -> Markup:
             )
         )
     best = max(mark.accuracy for mark in figure.marks)
-    return _svg(f"{figure.title} of {len(figure.marks)} trials, at best {percent(best)}", parts)
+    return _svg(f"{figure.title} of {len(figure.marks)} trials, best {percent(best)}", parts)
 
 
 def draw_bars(figure: Bars) -> Markup:

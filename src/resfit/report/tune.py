@@ -63,7 +63,7 @@ def importance(search: TuneRecord) -> Bars | None:
         return None
     shares = sorted(search.importance.items(), key=lambda item: -item[1])
     bars = tuple(Bar(name=path, tone=0, value=share) for path, share in shares)
-    return Bars(title="Share of the accuracy's variance, %", bars=bars, percent=True, from_zero=True)
+    return Bars(title="Share of accuracy variance, %", bars=bars, percent=True, from_zero=True)
 
 
 def shown_curves(search: TuneRecord) -> list[TrialRecord]:

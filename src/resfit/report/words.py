@@ -131,17 +131,17 @@ def thread_count(threads: int) -> str:
 def peeking(record: RunRecord) -> str:
     """Return what it means that a run chose its weights on the test set."""
     scored = record.protocol.get("test_scored")
-    times = f", which was scored {scored:,} times" if isinstance(scored, int) and scored > 1 else ""
+    times = f", which was used {scored:,} times" if isinstance(scored, int) and scored > 1 else ""
     return (
-        f"The scored weights were chosen on the test set itself{times}. The accuracy therefore reads too high, and "
-        "compares only with others that were chosen in the same way."
+        f"The weights were chosen on the test set itself{times}. The accuracy is therefore biased upwards, and "
+        "comparable only with others chosen in the same way."
     )
 
 
 def protocol(record: RunRecord) -> list[str]:
     """Return sentences on how the result was measured."""
     measured = [*_split(record), *_given(record), _selection(record), *_scored(record), *_tta(record)]
-    return [*measured, *_deviations(record), *(f"On the way: {event}." for event in record.events)]
+    return [*measured, *_deviations(record), *(f"Event: {event}." for event in record.events)]
 
 
 def _split(record: RunRecord) -> Iterator[str]:
@@ -158,9 +158,9 @@ def _split(record: RunRecord) -> Iterator[str]:
 def _given(record: RunRecord) -> Iterator[str]:
     """Yield the trained networks that the run started from or learned from."""
     if record.init:
-        yield f"Training began with a trained network's weights, {record.init}."
+        yield f"Initialized from a trained network, {record.init}."
     for teacher in record.teachers:
-        yield f"Learned from a trained network beside the labels, {teacher}."
+        yield f"Distilled from a trained network, in addition to the labels: {teacher}."
 
 
 def _selection(record: RunRecord) -> str:
@@ -168,10 +168,10 @@ def _selection(record: RunRecord) -> str:
     weights = "averaged weights" if averaged else "weights"
     of = f"epoch {best}, the epoch" if best else "the epoch"
     if record.peeked:
-        return f"Scored the {weights} of {of} with the best test accuracy."
+        return f"Evaluated the {weights} of {of} with the best test accuracy."
     if record.protocol.get("selection") == "best-val":
-        return f"Scored the {weights} of {of} with the best validation accuracy."
-    return f"Scored the last {weights}, after {record.epochs:,} {'epoch' if record.epochs == 1 else 'epochs'}."
+        return f"Evaluated the {weights} of {of} with the best validation accuracy."
+    return f"Evaluated the final {weights}, after {record.epochs:,} {'epoch' if record.epochs == 1 else 'epochs'}."
 
 
 def _average(record: RunRecord) -> object:
@@ -182,9 +182,9 @@ def _average(record: RunRecord) -> object:
 def _scored(record: RunRecord) -> Iterator[str]:
     scored = record.protocol.get("test_scored")
     if scored == 1:
-        yield "The test set was scored once, at the end."
+        yield "The test set was used once, at the end."
     elif scored:
-        yield f"The test set was scored {scored:,} times."
+        yield f"The test set was used {scored:,} times."
 
 
 def _tta(record: RunRecord) -> Iterator[str]:
@@ -194,14 +194,14 @@ def _tta(record: RunRecord) -> Iterator[str]:
         how = _VIEWS.get(str(record.protocol.get("tta_views")), "over several views of the image")
         share = record.protocol.get("tta_share", 1.0)
         if share < 1.0:
-            how += f", for the {percent(share, 0)} of the images that the network is least sure of"
+            how += f", for the {percent(share, 0)} of images with the lowest confidence"
         yield f"Test-time augmentation (TTA) averages the logits {how}. Loss, classes and calibration are without it."
 
 
 def _deviations(record: RunRecord) -> Iterator[str]:
     for text in record.protocol.get("deviations") or ():
         scaled = text.removeprefix("scaled: ")
-        begin = "Scaled down from the recipe" if scaled != text else "Departs from the published setting"
+        begin = "Scaled down from the recipe" if scaled != text else "Deviates from the published setting"
         yield f"{begin}: {scaled}{'' if scaled.endswith('.') else '.'}"
 
 
