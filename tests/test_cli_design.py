@@ -80,7 +80,7 @@ def test_a_recipe_s_own_network_comes_first_at_the_size_that_is_wanted(capsys, t
     recipe, mine = get_recipe(name), get_recipe(path)
     assert mine.spec == fitted(recipe, 300_000).spec == NetSpec.from_dict(first["spec"])
     assert (mine.train, mine.optim, mine.budget) == (recipe.train, recipe.optim, 300_000)
-    assert "all its widths scaled alike" in page.read_text(encoding="utf-8")
+    assert "all widths scaled by the same factor" in page.read_text(encoding="utf-8")
 
 
 def test_other_images_have_a_whitening_stem_of_their_own(capsys):
