@@ -102,7 +102,7 @@ def test_what_a_command_changes_of_a_published_setting_is_a_deviation(recipe_fil
     out = ["--out", str(tmp_path / "runs")]
     assert main(["train", str(recipe_file), *out, "--train.epochs", "1", "--optim.lr", "0.05"]) == 0
     said = read_record(tmp_path / "runs" / "tiny" / "0").protocol["deviations"]
-    assert said == ["other rates", "set by the command, whatever is said above: train.epochs 1, optim.lr 0.05"]
+    assert said == ["other rates", "overridden on the command line: train.epochs 1, optim.lr 0.05"]
 
 
 def test_train_evaluate_report_compare(capsys: pytest.CaptureFixture[str], recipe_file: Path, tmp_path: Path) -> None:
@@ -134,7 +134,9 @@ def test_train_evaluate_report_compare(capsys: pytest.CaptureFixture[str], recip
     assert page.read_text().lstrip().lower().startswith("<!doctype html>")
 
     other = ("train", str(recipe_file), "--runs", "2", "--out", out, "--name", "other", "--train.epochs", "1")
-    assert fails(capsys, *other).startswith("error: unknown option (--name): a recipe's fields are --section.field;")
+    assert fails(capsys, *other).startswith(
+        "error: unknown option (--name): recipe fields are given as --section.field;"
+    )
     renamed = tmp_path / "other.yaml"
     renamed.write_text(yaml.safe_dump({**TINY, "name": "other"}))
     printed(capsys, "train", str(renamed), "--runs", "2", "--out", out, "--train.epochs=1")
@@ -169,8 +171,8 @@ def test_train_shortens_a_recipe_in_proportion(
     assert config["data"]["fraction"] == 0.5
     assert config["deviations"][-1] == "scaled: 2 instead of 3 epochs, 0.5 of the training images"
     assert "(--epochs)" in fails(capsys, "train", str(recipe_file), "--epochs", "0")
-    assert "give the run folder alone" in fails(capsys, "train", "--resume", str(out / "tiny" / "0"), "--epochs", "2")
-    assert "give the run folder alone" in fails(capsys, "train", "--resume", str(out / "tiny" / "0"), "--fit", "2k")
+    assert "give only the run folder" in fails(capsys, "train", "--resume", str(out / "tiny" / "0"), "--epochs", "2")
+    assert "give only the run folder" in fails(capsys, "train", "--resume", str(out / "tiny" / "0"), "--fit", "2k")
 
 
 def test_compare_holds_like_against_like(capsys: pytest.CaptureFixture[str], recipe_file: Path, tmp_path: Path) -> None:
@@ -199,7 +201,7 @@ def test_a_report_replaces_no_file_but_a_report(
     for other in ("mine", '<meta name="generator" content="resfit">'):  # a study's page
         mine.write_text(other)
         told = fails(capsys, "report", str(tmp_path / "runs"), "--out", str(mine))
-        assert "no report of resfit's exists already" in told and mine.read_text() == other
+        assert "the file exists and is not a resfit report" in told and mine.read_text() == other
 
 
 def test_a_renamed_run_is_not_resumed_as_another(
@@ -207,7 +209,7 @@ def test_a_renamed_run_is_not_resumed_as_another(
 ) -> None:
     printed(capsys, "train", str(recipe_file), "--epochs", "1", "--out", str(tmp_path / "runs"))
     (tmp_path / "runs" / "tiny").rename(tmp_path / "runs" / "old")
-    assert "call it tiny again" in fails(capsys, "train", "--resume", str(tmp_path / "runs" / "old" / "0"))
+    assert "rename it back to tiny" in fails(capsys, "train", "--resume", str(tmp_path / "runs" / "old" / "0"))
 
 
 def test_the_time_left_counts_the_epochs_of_this_process(
@@ -243,12 +245,12 @@ def test_resume_needs_nothing_but_the_folder(
     assert "--resume" in capsys.readouterr().err
     interrupt["on"] = False
     folder = tmp_path / "runs" / "tiny" / "0"
-    assert "go on with --resume" in fails(capsys, *words)
+    assert "continue with --resume" in fails(capsys, *words)
     for also in (words[1:2], ["--seed", "0"], ["--out", str(tmp_path / "other")]):  # none is dropped in silence
-        assert fails(capsys, "train", *also, "--resume", str(folder)).endswith("give the run folder alone")
+        assert fails(capsys, "train", *also, "--resume", str(folder)).endswith("give only the run folder")
     assert "test accuracy" in printed(capsys, "train", "--resume", str(folder))
     assert read_record(folder).epochs == 3
-    assert "a finished run exists already" in fails(capsys, *words)
+    assert "a finished run already exists" in fails(capsys, *words)
 
 
 def test_a_later_run_that_lies_there_is_found_before_the_first_begins(
@@ -259,7 +261,7 @@ def test_a_later_run_that_lies_there_is_found_before_the_first_begins(
     unfinished.mkdir(parents=True)
     (unfinished / "state.pt").write_bytes(b"a state")
     words = ["train", str(recipe_file), "--out", str(out), "--runs", "2"]
-    assert f"an unfinished run exists already ({unfinished}): go on with --resume" in fails(capsys, *words)
+    assert f"an unfinished run already exists ({unfinished}): continue with --resume" in fails(capsys, *words)
     assert not (out / "tiny" / "0").exists()
 
 
@@ -283,10 +285,10 @@ def test_runs_in_processes_of_their_own_go_on_where_they_stopped(
     before = [(out / "tiny" / seed / "record.json").read_bytes() for seed in "01"]
     assert main([*words, "--runs", "3"]) == 0
     told = capsys.readouterr()
-    assert "1 runs to do, 2 done before" in told.err and "3 of 3 runs are finished" in told.out
+    assert "1 runs to do, 2 already done" in told.err and "3 of 3 runs are finished" in told.out
     assert [(out / "tiny" / seed / "record.json").read_bytes() for seed in "01"] == before
     assert json.loads((out / "tiny" / "summary.json").read_text())["seeds"] == [0, 1, 2]
-    assert "a run with other settings exists already" in fails(capsys, *words, "--optim.lr", "0.5")
+    assert "a run with other settings already exists" in fails(capsys, *words, "--optim.lr", "0.5")
     tuned = ["--init", str(out / "tiny" / "0"), "--out", str(tmp_path / "tuned")]
     assert main([*words, *tuned]) == 0
     assert read_record(tmp_path / "tuned" / "tiny" / "0").init is not None
@@ -306,8 +308,8 @@ MISTAKES = {
     "unknown field": (["train", "digits", "--train.epoch", "3"], "unknown field (train.epoch): did you mean epochs?"),
     "unknown option": (["train", "digits", "--sed", "3"], "unknown option (--sed): did you mean --seed?"),
     "unknown option = value": (["train", "digits", "--epoch=3"], "unknown option (--epoch=3): did you mean --epochs?"),
-    "field without section": (["train", "digits", "--lr", "0.1"], "a recipe's fields are --section.field; see"),
-    "a word too many": (["train", "digits", "extra"], "unknown word (extra): "),
+    "field without section": (["train", "digits", "--lr", "0.1"], "recipe fields are given as --section.field; see"),
+    "a word too many": (["train", "digits", "extra"], "unknown argument (extra): "),
     "unknown option alone": (["--versio"], "unknown option (--versio): did you mean --version?"),
     "no value": (["train", "digits", "--train.epochs"], "no value (--train.epochs): give one"),
     "an option for a value": (["train", "digits", "--optim.lr", "--epochs", "1"], "no value (--optim.lr): give one"),
@@ -320,15 +322,18 @@ MISTAKES = {
     "no workers": (["train", "digits", "--workers", "0"], "workers is 0 (--workers): give at least 1"),
     "part of GPUs": (["train", "digits", "--ray", "auto", "--gpus-per-run", "1.5"], "gpus-per-run is 1.5"),
     "CPUs without Ray": (["train", "digits", "--cpus-per-run", "2"], "give --ray as well"),
-    "log elsewhere": (["train", "digits", "--workers", "2", "--log", "mlflow"], "leave --workers and --ray out"),
-    "negative seed": (["train", "digits", "--seed", "-1"], "-1 is no seed (seed)"),
-    "seed too large": (["train", "digits", "--seed", str(2**63)], f"{2**63} is no seed (seed)"),
-    "last seed too large": (["train", "digits", "--runs", "2", "--seed", str(2**63 - 1)], f"{2**63} is no seed (seed)"),
-    "seed too large to search": (["tune", "digits", "--seed", str(2**63)], f"{2**63} is no seed (seed)"),
+    "log elsewhere": (["train", "digits", "--workers", "2", "--log", "mlflow"], "(--workers, --ray): leave these out"),
+    "negative seed": (["train", "digits", "--seed", "-1"], "-1 is not a seed (seed)"),
+    "seed too large": (["train", "digits", "--seed", str(2**63)], f"{2**63} is not a seed (seed)"),
+    "last seed too large": (
+        ["train", "digits", "--runs", "2", "--seed", str(2**63 - 1)],
+        f"{2**63} is not a seed (seed)",
+    ),
+    "seed too large to search": (["tune", "digits", "--seed", str(2**63)], f"{2**63} is not a seed (seed)"),
     "no recipe": (["train"], "no recipe (RECIPE)"),
     "not a run": (["report", "nowhere"], "no finished run (nowhere"),
     "no model": (["evaluate", "nowhere"], "no model (nowhere)"),
-    "no such device": (["train", "digits", "--device", "tpu9"], "no such device here"),
+    "no such device": (["train", "digits", "--device", "tpu9"], "device not available"),
     "empty budget": (["train", "digits", "--budget", ""], "'' is not a count (--budget)"),  # of an unset variable
     "empty budget to show": (["show", "digits", "--budget", ""], "'' is not a count (--budget)"),
     "empty budget to search": (["tune", "digits", "--budget", ""], "'' is not a count (--budget)"),

@@ -69,7 +69,7 @@ def test_a_study_saves_its_runs_and_leaves_its_page(number: signal.Signals, work
     run = out / "rates" / "a" / "0"
     status, told = interrupted(words, number, run / "state.pt", tmp_path)
     assert status == 128 + number, told
-    assert told.splitlines()[-1] == f"interrupted ({number.name}): repeat the command to go on"
+    assert told.splitlines()[-1] == f"interrupted ({number.name}): run the same command again to continue"
     assert (out / "rates" / "study.json").exists() and (out / "rates" / "report.html").exists()
     assert {point.name for point in read_study(out / "rates" / "study.json").points} == {"a", "b"}
     began = newest_state(run, print)["trainer"]
@@ -93,7 +93,7 @@ def test_a_search_writes_down_its_trials(number: signal.Signals, workers: str, t
 
     status, told = interrupted(words, number, under_way, tmp_path)
     assert status == 128 + number, told
-    assert told.splitlines()[-1] == f"interrupted ({number.name}): repeat the command to go on"
+    assert told.splitlines()[-1] == f"interrupted ({number.name}): run the same command again to continue"
     search = read_search(out / "tiny-tune" / "tune.json")
     assert [trial.outcome for trial in search.trials] == ["failed"] * int(workers), "none is left as if it went on"
 
@@ -126,7 +126,7 @@ def test_ctrl_c_ends_runs_in_processes_of_their_own_in_a_line(wait: float, tmp_p
     told, _ = process.communicate(timeout=240)
     assert process.returncode == 130, told
     assert "Traceback" not in told and "failed" not in told, told
-    assert told.splitlines()[-1] == "interrupted (SIGINT): repeat the command to go on"
+    assert told.splitlines()[-1] == "interrupted (SIGINT): run the same command again to continue"
 
 
 def test_runs_in_processes_of_their_own_save(tmp_path: Path) -> None:
@@ -135,7 +135,7 @@ def test_runs_in_processes_of_their_own_save(tmp_path: Path) -> None:
     words = ["train", str(recipe), "--runs", "2", "--workers", "2", "--out", str(out)]
     status, told = interrupted(words, signal.SIGTERM, out / "tiny" / "1" / "state.pt", tmp_path)
     assert status == 143, told
-    assert told.splitlines()[-1] == "interrupted (SIGTERM): repeat the command to go on"
+    assert told.splitlines()[-1] == "interrupted (SIGTERM): run the same command again to continue"
     now = newest_state(out / "tiny" / "1", print)["trainer"]
     assert now["epoch"] or now["under_way"], "the state is of where it stopped"
 
@@ -149,5 +149,5 @@ def test_the_first_of_several_runs_also_names_the_others(tmp_path: Path) -> None
     )
     assert status == 143, told
     assert told.splitlines()[-1].endswith(
-        f"--resume {out / 'tiny' / '4'}; then the recipe again with --seed 5 --runs 2"
+        f"--resume {out / 'tiny' / '4'}; then train the remaining runs with --seed 5 --runs 2"
     )

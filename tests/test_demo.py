@@ -107,7 +107,10 @@ def test_a_class_without_a_test_image_is_left_out(two_classes: Path, tmp_path: P
     [
         (["nowhere"], "no model (nowhere"),
         (["nowhere", "--port", "0"], "port is 0 (--port)"),
-        (["nowhere", "--host", "192.0.2.1"], "cannot serve there (192.0.2.1:any, cannot assign requested address)"),
+        (
+            ["nowhere", "--host", "192.0.2.1"],
+            "cannot serve at this address (192.0.2.1:any, cannot assign requested address)",
+        ),
     ],
 )
 def test_each_mistake_has_its_line(capsys: pytest.CaptureFixture[str], words: list[str], line: str) -> None:

@@ -326,7 +326,7 @@ def test_when_one_is_killed_the_others_end_with_one_line(tmp_path: Path, rank: i
     assert [status for status, *_ in ends] == [1, 1]
     (line,) = [line for *_, errors in ends for line in errors.splitlines() if "error" in line]
     assert line.startswith("error: another process of this run was killed or cannot be reached (")
-    assert line.endswith("go on from the last checkpoint with resfit train --resume RUN")
+    assert line.endswith("continue from the last checkpoint with resfit train --resume RUN")
     assert time.monotonic() - began < 200
     assert load_state(tmp_path / "runs" / FOLDER / "state.pt")["trainer"]["epoch"] == 0
 
@@ -340,13 +340,13 @@ def test_a_signal_to_one_stops_all_and_another_number_of_processes_goes_on(
     folder = tmp_path / "runs" / FOLDER
     assert [status for status, *_ in ends] == [128 + number] * 2
     lines = [line for *_, errors in ends for line in errors.splitlines() if "interrupted" in line]
-    assert lines == [f"interrupted ({number.name}): go on with resfit train --resume {folder}"]
+    assert lines == [f"interrupted ({number.name}): continue with resfit train --resume {folder}"]
     assert ends[0][1].startswith("tiny: ")
     assert ends[1][1] == ""
     state = load_state(folder / "state.pt")
     assert (state["world_size"], state["trainer"]["epoch"], state["trainer"]["under_way"]["seen"]) == (2, 1, 384)
     record = train(Recipe.from_yaml(file), out=tmp_path / "runs", resume=True)
-    assert record.events == ("epoch 2, image 384: went on in one process, after 2 processes",)
+    assert record.events == ("epoch 2, image 384: resumed in one process instead of 2 processes",)
     train(Recipe.from_yaml(file), out=tmp_path / "undisturbed")
     torch.testing.assert_close(
         dict(resfit.load(folder).state_dict()),
@@ -371,7 +371,7 @@ def test_what_one_process_began_two_go_on_with(tiny: Recipe, tmp_path: Path) -> 
         train(recipe, out=tmp_path / "runs", observer=Stopping())
     assert (
         together(resumed, recipe, str(tmp_path / "runs"))
-        == [(("epoch 1, image 640: went on in 2 processes, after one process",), 2)] * 2
+        == [(("epoch 1, image 640: resumed in 2 processes instead of one process",), 2)] * 2
     )
     train(recipe, out=tmp_path / "undisturbed")
     after, undisturbed = (resfit.load(tmp_path / name / FOLDER).state_dict() for name in ("runs", "undisturbed"))
@@ -447,11 +447,11 @@ def out_of_memory(recipe: Recipe) -> str:
 def test_what_cannot_work_in_several_processes_is_refused_in_a_line(tiny: Recipe, tmp_path: Path) -> None:
     assert all(line.startswith("out of memory in one of several processes") for line in together(out_of_memory, tiny))
     compiled = together(train_until_it_fails, tiny.replace({"train.compile": True}), str(tmp_path))
-    assert compiled[0] == ("BadInput", "several processes train no compiled network (train.compile): give false")
+    assert compiled[0] == ("BadInput", "several processes cannot train a compiled network (train.compile): give false")
     ends = together(command, ["study", "anything"])
     assert [status for status, *_ in ends] == [2, 2]
     lines = "".join(errors for *_, errors in ends).splitlines()
-    assert lines == ["error: torchrun is for resfit train (resfit study): start it without torchrun"]
+    assert lines == ["error: torchrun only works with resfit train (resfit study): start it without torchrun"]
 
 
 def hang_or_wait(seconds: float) -> str:
@@ -505,7 +505,7 @@ def test_torchrun_hands_ctrl_c_on_and_a_killed_process_ends_it(tmp_path: Path) -
     started.send_signal(signal.SIGINT)
     said = started.communicate()[1].splitlines()
     told = [line for line in said if line.startswith("interrupted")]
-    assert told == [f"interrupted (SIGINT): go on with resfit train --resume {folder}"]
+    assert told == [f"interrupted (SIGINT): continue with resfit train --resume {folder}"]
     assert load_state(folder / "state.pt")["trainer"]["epoch"] >= 1
     again = torchrun("--resume", str(folder))
     victim = workers(again.pid)[1]

@@ -191,7 +191,7 @@ def test_aliases_that_stand_for_too_much_are_refused(tmp_path, end):
     """A million times a million values in half a kilobyte, and lists and mappings that hold themselves."""
     lines = ["a0: &a0 [x, x]", *(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}, *a{n - 1}, *a{n - 1}]" for n in range(1, 21))]
     (tmp_path / "bomb.yaml").write_text("\n".join([*(lines if "a20" in end else []), f"stages: {end}"]))
-    with pytest.raises(BadInput, match="aliases stand for too many values"):
+    with pytest.raises(BadInput, match="aliases expand to too many values"):
         read_yaml(tmp_path / "bomb.yaml")
 
 

@@ -68,14 +68,14 @@ def test_a_state_beyond_the_quota_leaves_the_earlier_ones(tmp_path: Path) -> Non
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     with (
         largest_file(100_000),
-        pytest.raises(RunFailed, match=r"^cannot write .*state.pt \(File too large\): make room"),
+        pytest.raises(RunFailed, match=r"^cannot write .*state.pt \(File too large\): free some space"),
     ):
         save_state(tmp_path / "state.pt", LARGE)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_a_run_on_a_full_disk_stops_and_goes_on_where_there_is_room(often: Recipe, disk: Path, tmp_path: Path) -> None:
-    with pytest.raises(RunFailed, match=r"^cannot write .* \(No space left on device\): make room.*as they were$"):
+    with pytest.raises(RunFailed, match=r"^cannot write .* \(No space left on device\): free some space.*unchanged$"):
         train(often, out=disk, observer=Watcher((1, 0.67), lambda: fill(disk)))
     newest_state(disk / FOLDER, lambda line: pytest.fail(line))
     assert not list((disk / FOLDER).glob(".*"))
@@ -99,7 +99,7 @@ def test_a_run_folder_that_is_deleted_is_named_and_not_made_again(
     often: Recipe, tmp_path: Path, done: float | None
 ) -> None:
     folder = tmp_path / FOLDER
-    with pytest.raises(RunFailed, match=rf"^the run folder is gone \({folder}\): start the run anew$"):
+    with pytest.raises(RunFailed, match=rf"^the run folder no longer exists \({folder}\): start the run again$"):
         train(often, out=tmp_path, observer=Watcher((1, done), lambda: shutil.rmtree(folder)))
     assert not folder.exists()
 

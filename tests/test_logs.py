@@ -105,7 +105,7 @@ def test_a_log_that_fails_under_way_ends_alone(tiny, tmp_path, plain_run, capsys
 
     record = train(tiny, out=tmp_path, observer=Observers([Failing()]))
     assert_same_run((record, tmp_path / "tiny" / "0"), plain_run)
-    assert capsys.readouterr().err == "failing logs no more: the server is gone\n"
+    assert capsys.readouterr().err == "failing: logging stopped: the server is gone\n"
 
 
 def test_all_observers_hear_everything_in_order(tiny, tmp_path):

@@ -210,7 +210,7 @@ def test_a_network_of_ones_own_is_saved_with_its_names(model: Path, tmp_path: Pa
     again = load(file)
     assert (again.info.classes, again.info.mean, again.info.temperature) == (("cat", "dog"), net.info.mean, None)
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in net.state_dict().items())
-    with pytest.raises(BadInput, match="exists already"):
+    with pytest.raises(BadInput, match="already exists"):
         resfit.save(again, file)
     with pytest.raises(BadInput, match="0 mean for"):
         resfit.save(build(net.spec), tmp_path / "new.safetensors", classes=["cat", "dog"])

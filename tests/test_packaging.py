@@ -97,4 +97,4 @@ def test_bash_completes(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> N
 
 def test_another_shell_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["completion", "csh"]) == 2
-    assert "not a choice of SHELL (csh)" in capsys.readouterr().err
+    assert "invalid value for SHELL (csh)" in capsys.readouterr().err

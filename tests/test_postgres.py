@@ -137,9 +137,9 @@ def test_what_goes_wrong_is_one_line_without_the_password(
     wrong = server.replace("sesame", "barley")
     assert main([*words, "--storage", wrong]) == 2
     told = capsys.readouterr().err
-    assert "no trials can be kept there (127.0.0.1:" in told and "password authentication failed" in told
+    assert "cannot store trials (127.0.0.1:" in told and "password authentication failed" in told
     assert "barley" not in told
     assert main([*words, "--storage", server]) == 0
     assert main([*words, "--storage", server, "--optim.momentum", "0.5"]) == 2
     told = capsys.readouterr().err
-    assert "another search exists already (127.0.0.1:" in told and "sesame" not in told
+    assert "another search already exists (127.0.0.1:" in told and "sesame" not in told

@@ -60,5 +60,5 @@ def test_a_loaders_worker_can_take_it_along():
 def test_a_network_that_was_not_loaded_has_no_normalization():
     net = network(3)
     net.info = UNKNOWN
-    with pytest.raises(BadInput, match=r"give one that resfit\.load gave"):
+    with pytest.raises(BadInput, match=r"give one that resfit\.load returned"):
         resfit.transform(net)

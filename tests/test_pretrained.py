@@ -63,7 +63,7 @@ def test_training_begins_with_the_given_weights(tiny: Recipe, source: Path, tmp_
     assert record.init is not None
     assert (record.init.sha256, record.init.recipe) == (sha256(source), "source")
     assert (record.init.path, record.init.note) == (str(source), "")
-    assert f"begins from {source}: all weights" in listener.lines
+    assert f"starting from {source}: all weights" in listener.lines
 
 
 def test_the_head_begins_anew_for_other_classes(tiny: Recipe, source: Path, two_classes: Path, tmp_path: Path) -> None:
@@ -74,7 +74,7 @@ def test_the_head_begins_anew_for_other_classes(tiny: Recipe, source: Path, two_
     assert begun["head.weight"].shape == (2, 16)
     assert all(torch.equal(begun[name], value) for name, value in given.items() if not name.startswith("head."))
     assert record.init is not None
-    assert record.init.taken == "all weights but the head's, which begins anew for 2 classes"
+    assert record.init.taken == "all weights except the head's, which is initialized anew for 2 classes"
     assert load(tmp_path / "runs" / "tiny" / "0").info.classes == ("dark", "light")
 
 
@@ -95,16 +95,16 @@ def test_a_head_of_another_form_begins_anew(form: dict[str, Any], tiny: Recipe, 
     fresh = net.head.weight.clone()
     given = begin_from(source, net, load_dataset(tiny.data, size=8, channels=1), tiny.data)
     assert torch.equal(net.head.weight, fresh)
-    assert "but the head's" in given.taken
+    assert "except the head's" in given.taken
 
 
 def test_another_spec_is_refused_by_name_before_anything_is_written(tiny: Recipe, source: Path, tmp_path: Path) -> None:
     other = tiny.replace({"spec.activation": "silu", "spec.stem.channels": 4})
     with pytest.raises(
-        BadInput, match=r"a network of another stem and activation \(.*\): give one of the recipe's own"
+        BadInput, match=r"the network differs in stem and activation \(.*\): give one with the recipe's own"
     ):
         train(other, out=tmp_path, init=source)
-    with pytest.raises(BadInput, match=r"a network of another dropout\.shakedrop"):
+    with pytest.raises(BadInput, match=r"the network differs in dropout\.shakedrop"):
         train(tiny.replace({"spec.dropout.shakedrop": 0.5}), out=tmp_path, init=source)
     with pytest.raises(BadInput, match="no model"):
         train(tiny, out=tmp_path, init=tmp_path / "nowhere")
@@ -129,7 +129,7 @@ def test_an_interrupted_fine_tuning_resumes_without_its_source(
     whole = train(tiny, out=tmp_path / "whole", init=given)
     with pytest.raises(KeyboardInterrupt):
         train(tiny, out=tmp_path / "cut", init=given, observer=Interrupt(1))
-    with pytest.raises(BadInput, match="a resumed run has its weights"):
+    with pytest.raises(BadInput, match="a resumed run keeps its own weights"):
         train(tiny, out=tmp_path / "cut", init=given, resume=True)
     shutil.rmtree(given)
     resumed = train(tiny, out=tmp_path / "cut", resume=True)
@@ -150,7 +150,7 @@ def test_a_student_learns_from_its_teacher_and_the_record_names_it(tiny: Recipe,
     (teacher,) = record.teachers
     assert (teacher.path, teacher.sha256, teacher.recipe) == (str(source), sha256(source), "source")
     assert (teacher.data, teacher.note) == (record.data["digest"], "")
-    assert f"learns from {source}: its answers to the training images" in listener.lines
+    assert f"learning from {source}: its answers to the training images" in listener.lines
     again = train(tiny.replace(learns_from(source)), out=tmp_path / "b")
     assert without_times(again) == without_times(record)
     plain = train(tiny.replace({"train.epochs": 2}), out=tmp_path / "c")
@@ -193,7 +193,7 @@ def test_an_interrupted_student_resumes_with_the_same_teacher_alone(
         train(recipe, out=tmp_path / "other", observer=Interrupt(1))
     train(tiny.replace({"name": "another", "train.epochs": 1}), out=tmp_path)
     shutil.copy(tmp_path / "another" / "0" / "model.safetensors", given)
-    with pytest.raises(BadInput, match="another teacher than the run began with"):
+    with pytest.raises(BadInput, match="the teacher has changed since the run began"):
         train(recipe, out=tmp_path / "other", resume=True)
 
 
@@ -231,9 +231,9 @@ def test_a_model_without_a_record_is_noted(tiny: Recipe, source: Path, tmp_path:
     record = train(tiny.replace({**learns_from(lone), **NO_TRAINING}), out=tmp_path, init=lone, observer=listener)
     assert record.init is not None
     for model in (record.init, *record.teachers):
-        assert "no record says on what images it was trained" in model.note
+        assert "no record of its training images" in model.note
         assert model.recipe is None
-    assert sum("no record says" in line for line in listener.lines) == 2
+    assert sum("no record of" in line for line in listener.lines) == 2
 
 
 def test_a_teacher_that_peeked_is_noted(tiny: Recipe, tmp_path: Path) -> None:
@@ -246,7 +246,7 @@ def test_teachers_of_other_classes_images_or_data_are_refused(
     tiny: Recipe, source: Path, two_classes: Path, tmp_path: Path
 ) -> None:
     folder = tiny.replace({"data.name": "folder", "data.val": 0.1, "train.epochs": 1})
-    with pytest.raises(BadInput, match="the teacher knows other classes than folder has"):
+    with pytest.raises(BadInput, match="the teacher has other classes than folder"):
         train(folder.replace(learns_from(source)), data_dir=two_classes, out=tmp_path / "runs")
     with pytest.raises(BadInput, match="the teacher takes images of another shape"):
         train(tiny.replace(learns_from(source, **{"spec.input.size": 12})), out=tmp_path / "runs")
@@ -282,7 +282,7 @@ def test_on_the_command_line(tiny: Recipe, source: Path, tmp_path: Path, capsys:
     (tmp_path / "mine.yaml").write_text(tiny.replace(NO_TRAINING).to_yaml())
     words = ["train", str(tmp_path / "mine.yaml"), "--out", str(tmp_path / "runs"), "--init", str(source)]
     assert main(words) == 0
-    assert "begins from" in capsys.readouterr().err
+    assert "starting from" in capsys.readouterr().err
     assert resfit.read_record(tmp_path / "runs" / "tiny" / "0").init is not None
     assert main(["train", "--resume", str(source), "--init", str(source)]) == 2
-    assert "give the run folder alone" in capsys.readouterr().err
+    assert "give only the run folder" in capsys.readouterr().err

@@ -203,7 +203,7 @@ def test_what_goes_wrong_is_told_and_an_unfinished_run_goes_on(
     assert [epoch for name, epoch in log.epochs if name == "tiny, seed 0"] == [2, 3]
     assert len(records[0].curve) == 3
     assert "not finite" in log.failures["wild, seed 0"]
-    assert "not found, and offline" in log.failures["elsewhere, seed 0"]
+    assert "not found, and downloads are off" in log.failures["elsewhere, seed 0"]
     assert [run.point for run in failed] == ["elsewhere", "wild"]
 
 
@@ -215,9 +215,9 @@ def test_the_commands(
     words = [str(recipe), "--ray", two_nodes.address, "--cpus-per-run", "1", "--out", out]
     assert main(["train", *words, "--runs", "2"]) == 0
     told = capsys.readouterr()
-    assert "2 runs to do, 0 done before" in told.err and "2 of 2 runs are finished" in told.out
+    assert "2 runs to do, 0 already done" in told.err and "2 of 2 runs are finished" in told.out
     assert main(["train", *words, "--runs", "3"]) == 0
-    assert "1 runs to do, 2 done before" in capsys.readouterr().err
+    assert "1 runs to do, 2 already done" in capsys.readouterr().err
     command = read_record(tmp_path / "runs" / "tiny" / "2").env["command"]
     assert "default_worker" not in command, "the record tells what the user typed"
 
@@ -258,7 +258,7 @@ def test_a_local_cluster_listens_to_this_machine_alone(tmp_path: Path) -> None:
 
 def test_a_cluster_that_is_not_there_is_one_line(tiny: Recipe, tmp_path: Path) -> None:
     with (
-        pytest.raises(BadInput, match=r"no Ray cluster can be joined \(--ray 127.0.0.1:1;"),
+        pytest.raises(BadInput, match=r"cannot join a Ray cluster \(--ray 127.0.0.1:1;"),
         OnRay(RunOptions(out=tmp_path), "127.0.0.1:1"),
     ):
         pass
@@ -308,5 +308,5 @@ def test_what_a_run_asks_for() -> None:
     for wrong in ((17, None, "cpu"), (1, 8.0, "auto"), (1, 1.0, "cpu"), (1, 0.0, "cuda")):
         with pytest.raises(BadInput):
             _share([cpus, gpus], *wrong)
-    with pytest.raises(BadInput, match=r"takes the GPU that it is given \(--device cuda:1\)"):
+    with pytest.raises(BadInput, match=r"uses the GPU assigned to it \(--device cuda:1\)"):
         OnRay(RunOptions(out=Path()), "auto", device="cuda:1")

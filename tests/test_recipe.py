@@ -158,14 +158,14 @@ def test_a_misspelt_override_is_answered_with_the_nearest():
         ("distill", {"teacher": []}, "teacher", "a run folder"),
         ("distill", {"teacher": "t", "weight": 0}, "weight", "above 0, at most 1"),
         ("distill", {"teacher": "t", "temperature": 0}, "temperature", "a number above 0"),
-        ("train", {"epochs": 0}, "epochs", "from 1 on"),
-        ("train", {"accumulate": 0}, "accumulate", "from 1 on"),
+        ("train", {"epochs": 0}, "epochs", "at least 1"),
+        ("train", {"accumulate": 0}, "accumulate", "at least 1"),
         ("train", {"label_smoothing": 1}, "label_smoothing", "below 1"),
         ("train", {"clip": 0}, "clip", "a number above 0"),
-        ("train", {"patience": 0}, "patience", "from 1 on"),
-        ("train", {"resize": [[0.5, 24], [0.2, 32]]}, "resize", "rising fractions"),
+        ("train", {"patience": 0}, "patience", "at least 1"),
+        ("train", {"resize": [[0.5, 24], [0.2, 32]]}, "resize", "increasing fractions"),
         ("train", {"resize": [[0.0, 2]]}, "resize", "at least 4 pixels"),
-        ("evaluate", {"every": 0}, "every", "from 1 on"),
+        ("evaluate", {"every": 0}, "every", "at least 1"),
         ("evaluate", {"selection": "best"}, "selection", "best-"),
     ],
 )
@@ -180,11 +180,11 @@ def test_a_bad_value_is_refused_by_name_and_rule(section, values, field, allowed
     [
         (
             {"schedule": {"name": "multistep", "milestones": [10, 20]}},
-            "milestones at 20 of 20 epochs are never reached",
+            "milestones at 20 are never reached in 20 epochs",
         ),
-        ({"schedule": {"warmup": 20}}, "a warm-up of 20 of 20 epochs never ends"),
-        ({"train": {"resize": [[0.0, 16]]}}, "training ends on images of 16x16"),
-        ({"augment": {"cutmix": 1.0}, "train": {"skip_easy": 0.4}}, "a mixed image's loss says little"),
+        ({"schedule": {"warmup": 20}}, "a warm-up of 20 epochs never ends in 20 epochs"),
+        ({"train": {"resize": [[0.0, 16]]}}, "training ends with images of 16x16"),
+        ({"augment": {"cutmix": 1.0}, "train": {"skip_easy": 0.4}}, "the loss of a mixed image says little"),
         ({"augment": {"cutmix": 1.0}}, None),
         ({"schedule": {"name": "multistep", "milestones": [10, 19]}}, None),
         ({"schedule": {"warmup": 19}}, None),
@@ -204,15 +204,15 @@ def test_no_shipped_recipe_is_remarked_on():
 def test_images_are_resized_only_where_the_classifier_gets_as_many_features():
     windowed = {**SPEC, "pool": {"kind": "avg", "size": 8}}
     line = complaint(spec=windowed, train={"resize": [[0.0, 16], [0.5, 32]]})
-    assert "16 (train.resize): give sides that leave the classifier as many features" in line
+    assert "16 (train.resize): give sides that give the classifier the same number of features" in line
     Recipe.from_dict({"name": "r", "spec": SPEC, "train": {"resize": [[0.0, 16], [0.5, 32]]}})
 
 
 def test_stages_are_frozen_in_order_and_only_those_that_there_are():
     Recipe.from_dict({"name": "r", "spec": SPEC, "train": {"freeze": [[0.5, 0], [0.9, len(SPEC["stages"])]]}})
-    assert "at most the" in complaint(train={"freeze": [[0.5, len(SPEC["stages"]) + 1]]})
-    assert "rising fractions" in complaint(train={"freeze": [[0.5, 1], [0.2, 1]]})
-    assert "rising fractions" in complaint(train={"freeze": [[1.0, 1]]})
+    assert "the number of stages" in complaint(train={"freeze": [[0.5, len(SPEC["stages"]) + 1]]})
+    assert "increasing fractions" in complaint(train={"freeze": [[0.5, 1], [0.2, 1]]})
+    assert "increasing fractions" in complaint(train={"freeze": [[1.0, 1]]})
 
 
 def test_only_a_whitening_stem_is_frozen():

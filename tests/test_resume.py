@@ -135,7 +135,7 @@ CUTS: dict[str, tuple[int, float | None]] = {
 def test_a_run_stopped_by_a_signal_resumes_to_the_same_bits(
     everything: Recipe, undisturbed: dict[str, Any], tmp_path: Path, moment: tuple[int, float | None]
 ) -> None:
-    with pytest.raises(Interrupted, match=rf"^interrupted \(SIGTERM\): go on with resfit train --resume {tmp_path}"):
+    with pytest.raises(Interrupted, match=rf"^interrupted \(SIGTERM\): continue with resfit train --resume {tmp_path}"):
         train(everything, out=tmp_path, observer=Watcher(moment, terminate))
     epoch, done = moment
     state = load_state(tmp_path / FOLDER / "state.pt")["trainer"]
@@ -240,7 +240,7 @@ def test_metrics_written_after_the_state_are_not_repeated(
     metrics.write_text(whole[:-20])
     heard = listener()
     train(everything, out=tmp_path, resume=True, observer=heard)
-    assert f"damaged metrics ({metrics}, line 2): written anew from the checkpoint" in heard.lines
+    assert f"damaged metrics ({metrics}, line 2): rewritten from the checkpoint" in heard.lines
     assert left_by(tmp_path / FOLDER) == undisturbed
 
 
@@ -304,21 +304,21 @@ def test_a_changed_recipe_is_shown_and_refused_and_with_override_taken(everythin
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     changed = everything.replace({"optim.lr": 0.02, "train.epochs": 3})
     words = r"\(optim.lr: 0.1 -> 0.02; train.epochs: 2 -> 3\)"
-    with pytest.raises(BadInput, match=rf"^the recipe changed since the run began {words}: .*--override"):
+    with pytest.raises(BadInput, match=rf"^the recipe has changed since the run began {words}: .*--override"):
         train(changed, out=tmp_path, resume=True)
-    with pytest.raises(BadInput, match=r"a run cannot change spec.activation under way \(.*\"relu\" -> \"gelu\""):
+    with pytest.raises(BadInput, match=r"a run cannot change spec.activation after it began \(.*\"relu\" -> \"gelu\""):
         train(everything.replace({"spec.activation": "gelu"}), out=tmp_path, resume=True, override=True)
     for late in ({"distill.teacher": "runs/a/0"}, {"train.skip_easy": 0.2}, {"evaluate.selection": "best-test"}):
         fixed = r"(distill|train\.skip_easy|evaluate\.selection)"
-        with pytest.raises(BadInput, match=rf"a run cannot change {fixed} under way"):
+        with pytest.raises(BadInput, match=rf"a run cannot change {fixed} after it began"):
             train(everything.replace(late), out=tmp_path, resume=True, override=True)
     with pytest.raises(
-        BadInput, match=r"^the recipe changed since the run began \(train\.skip_easy_until: 1\.0 -> 0\.5\)"
+        BadInput, match=r"^the recipe has changed since the run began \(train\.skip_easy_until: 1\.0 -> 0\.5\)"
     ):
         train(everything.replace({"train.skip_easy_until": 0.5}), out=tmp_path, resume=True)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     record = train(changed, out=tmp_path, resume=True, override=True)
-    assert record.events == ("epoch 1, image 1,024: resumed with another recipe, " + words.replace("\\", "")[1:-1],)
+    assert record.events == ("epoch 1, image 1,024: resumed with a changed recipe, " + words.replace("\\", "")[1:-1],)
     assert (record.epochs, record.config["optim"]["lr"]) == (3, 0.02)
     assert Recipe.from_yaml(folder / "recipe.yaml") == changed
     assert record.curve[0].lr < 0.02  # cosine from the new peak, from the step of the change on
@@ -336,10 +336,10 @@ def test_other_kernels_are_named_and_refused_and_with_override_taken(
     folder = stopped(everything, tmp_path)
     began = " ".join(("fp32", *load_state(folder / "state.pt")["kernels"]))
     monkeypatch.setattr(runner.Runner, "kernels", ("faster",))
-    with pytest.raises(BadInput, match=rf"computed by {began}, and this .* by fp32 faster \(.*--override"):
+    with pytest.raises(BadInput, match=rf"computed with {began}, but this .* with fp32 faster \(.*--override"):
         train(everything, out=tmp_path, resume=True)
     record = train(everything, out=tmp_path, resume=True, override=True)
-    assert record.events == (f"epoch 1, image 1,024: went on by fp32 faster, after {began}",)
+    assert record.events == (f"epoch 1, image 1,024: resumed with fp32 faster instead of {began}",)
 
 
 def test_a_recipe_file_edited_in_the_run_folder_is_a_changed_recipe(
@@ -367,10 +367,10 @@ def test_a_signal_ends_the_command_with_the_shells_status_and_says_how_to_go_on(
         assert main(["train", str(file), "--out", str(tmp_path / "runs")]) == 130
     folder = tmp_path / "runs" / FOLDER
     last = capsys.readouterr().err.splitlines()[-1]
-    assert last == f"interrupted (SIGINT): go on with resfit train --resume {folder}"
+    assert last == f"interrupted (SIGINT): continue with resfit train --resume {folder}"
     assert main(last.partition("resfit ")[2].split()) == 0
     assert main(["train", "digits", "--override"]) == 2
-    assert "it goes with --resume" in capsys.readouterr().err
+    assert "use it with --resume" in capsys.readouterr().err
 
 
 def test_the_record_has_the_command_that_began_the_run(
@@ -409,7 +409,7 @@ def test_a_run_that_diverges_goes_back_and_on_more_slowly(tiny: Recipe, tmp_path
     record = train(diverging(tiny, 1e-31), out=tmp_path, observer=heard)
     (event,) = record.events
     assert event.startswith("epoch 1, image ")
-    assert event.endswith(": not finite; back to epoch 1, with learning rates x 1e-31")
+    assert event.endswith(": not finite; went back to epoch 1, with all learning rates multiplied by 1e-31")
     assert event in heard.lines
     assert len(record.curve) == 1
     assert record.curve[0].lr == pytest.approx(0.1)
@@ -467,7 +467,7 @@ def test_a_damaged_state_is_named_and_the_one_before_it_taken(
     damaged, heard = (folder / "state.pt").read_bytes(), listener()
     train(everything, out=tmp_path, resume=True, observer=heard)
     assert heard.lines[0] == (
-        f"damaged checkpoint ({folder / 'state.pt'}): kept as state.damaged.pt; going on from the one before it"
+        f"damaged checkpoint ({folder / 'state.pt'}): kept as state.damaged.pt; continuing from the previous one"
     )
     assert (folder / "state.damaged.pt").read_bytes() == damaged
     assert left_by(folder) == undisturbed
@@ -521,7 +521,7 @@ def test_one_process_at_a_time_works_in_a_run_folder(tiny: Recipe, tmp_path: Pat
     ) as other:
         assert other.stdout is not None and other.stdout.readline() == b"held\n"
         for resume in (False, True):
-            with pytest.raises(BadInput, match=r"another process is at work in this run folder \("):
+            with pytest.raises(BadInput, match=r"another process is using this run folder \("):
                 train(tiny, out=tmp_path, device="cpu", resume=resume)
         assert not list((tmp_path / FOLDER).iterdir())
         other.kill()  # which lets go of it

@@ -101,7 +101,7 @@ def test_the_page_shows_what_was_kept(folder: Path) -> None:
 def test_a_second_measurement_is_refused_ahead_of_any_work(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "robustness.json").write_text("mine")
     assert main(["evaluate", str(folder), "--corruptions"]) == 2
-    assert "measured already" in capsys.readouterr().err
+    assert "already measured" in capsys.readouterr().err
     assert (folder / "robustness.json").read_text() == "mine"
 
 
@@ -120,7 +120,7 @@ def test_people_are_compared_kept_and_shown(folder: Path, capsys: pytest.Capture
     assert main(["evaluate", str(folder), "--human", ""]) == 2
     assert "not an array of label counts" in capsys.readouterr().err
     assert main(["evaluate", str(folder), "--human", saved(folder, people())]) == 0
-    assert "cross-entropy against people" in capsys.readouterr().out
+    assert "cross-entropy against human labels" in capsys.readouterr().out
     found = read_record(folder).human
     assert found is not None
     assert found.human_accuracy == 1.0
@@ -128,14 +128,14 @@ def test_people_are_compared_kept_and_shown(folder: Path, capsys: pytest.Capture
     assert found.cross_entropy > found.human_entropy > 0
     assert 'href="#run-people"' in render([read_record(folder)])
     assert main(["evaluate", str(folder), "--human", str(folder / "people.npy")]) == 2
-    assert "measured already" in capsys.readouterr().err
+    assert "already measured" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("counts", "line"),
     [
-        (np.zeros((10, 10)), "label counts of 10 x 10 .*folder's test set wants 12 x 2"),
-        (np.zeros((12, 2)), "at least one label an image"),
+        (np.zeros((10, 10)), "label counts of 10 x 10 .*folder's test set needs 12 x 2"),
+        (np.zeros((12, 2)), "at least one label per image"),
         (-people(), "not label counts"),
         (people() * np.nan, "not label counts"),
         (people(order=-1), r"people chose the label on [\d.]+ % of the images"),

@@ -156,7 +156,7 @@ def test_a_finished_run_is_never_overwritten(tiny: Recipe, tmp_path: Path) -> No
     folder = tmp_path / "tiny" / "0"
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     for resume, line in (
-        (False, "a finished run exists already"),
+        (False, "a finished run already exists"),
         (True, "the run is finished .* nothing to resume"),
     ):
         with pytest.raises(BadInput, match=line):
@@ -168,9 +168,9 @@ def test_an_unfinished_run_is_neither_overwritten_nor_resumed_with_another_recip
     with pytest.raises(KeyboardInterrupt):
         train(tiny, out=tmp_path, observer=Interrupt(1))
     state = (tmp_path / "tiny" / "0" / "state.pt").read_bytes()
-    with pytest.raises(BadInput, match=r"an unfinished run exists already .*: go on with --resume"):
+    with pytest.raises(BadInput, match=r"an unfinished run already exists .*: continue with --resume"):
         train(tiny, out=tmp_path)
-    with pytest.raises(BadInput, match=r"the recipe changed since the run began \(optim.lr: 0.1 -> 0.2\)"):
+    with pytest.raises(BadInput, match=r"the recipe has changed since the run began \(optim.lr: 0.1 -> 0.2\)"):
         train(tiny.replace({"optim.lr": 0.2}), out=tmp_path, resume=True)
     assert (tmp_path / "tiny" / "0" / "state.pt").read_bytes() == state
 
@@ -259,7 +259,7 @@ def test_validating_less_often_changes_no_weight(tiny: Recipe, tmp_path: Path) -
 @pytest.mark.parametrize("seed", [-1, 2**64, True, "3", 1.0, None])
 def test_what_is_no_seed_is_refused(seed: object, tiny: Recipe, tmp_path: Path) -> None:
     for work in (lambda: train(tiny, seed=seed, out=tmp_path), lambda: validation_curve(tiny, seed=seed)):  # type: ignore[arg-type]
-        with pytest.raises(BadInput, match="is no seed"):
+        with pytest.raises(BadInput, match="is not a seed"):
             work()
     assert not list(tmp_path.iterdir())
 
@@ -292,11 +292,11 @@ def test_evaluate_repeats_the_records_score(tiny: Recipe, tmp_path: Path) -> Non
     record = train(tiny, out=tmp_path)
     folder = tmp_path / "tiny" / "0"
     assert resfit.evaluate(folder, tta="flip+shift") == record.test
-    with pytest.raises(BadInput, match="'flop' is no test-time augmentation"):
+    with pytest.raises(BadInput, match="'flop' is not a test-time augmentation"):
         resfit.evaluate(folder, tta="flop")
     moved = tmp_path / "alone.safetensors"
     moved.write_bytes((folder / "model.safetensors").read_bytes())
-    with pytest.raises(BadInput, match="say with --data"):
+    with pytest.raises(BadInput, match="with --data"):
         resfit.evaluate(moved)
     assert resfit.evaluate(moved, data="digits").accuracy == record.test.accuracy
 

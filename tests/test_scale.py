@@ -75,7 +75,7 @@ def test_the_same_length_is_the_same_recipe(tiny: Recipe) -> None:
 
 @pytest.mark.parametrize(("factor", "fraction"), [(0, 1), (-1, 1), (float("inf"), 1), (1, 0), (1, 1.5)])
 def test_other_scales_are_refused(tiny: Recipe, factor: float, fraction: float) -> None:
-    with pytest.raises(BadInput, match="give others"):
+    with pytest.raises(BadInput, match="give other numbers"):
         scaled(tiny, factor, fraction)
 
 

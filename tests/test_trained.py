@@ -43,7 +43,7 @@ def test_the_test_images_of_its_own_folder_are_those_of_the_record(run: Path, im
 def test_others_drawn_from_a_changed_folder_are_refused(run: Path, images: Path, data: str | None) -> None:
     for n in range(20, 60):
         Image.fromarray(np.full((8, 8), 60 + n, dtype=np.uint8)).save(images / "dark" / f"{n}.png")
-    with pytest.raises(BadInput, match="which may have seen some of what would be tested"):
+    with pytest.raises(BadInput, match="which may have used some of the test images"):
         evaluate(run, data_dir=images, data=data)
 
 

@@ -51,9 +51,9 @@ def newest_state(folder: Path, tell: Callable[[str], None]) -> dict[str, Any]:
         try:
             state = load_state(previous)
         except _Damaged:
-            raise BadInput(f"damaged checkpoints ({newest} and {previous}): start the run anew") from None
+            raise BadInput(f"damaged checkpoints ({newest} and {previous}): start the run again") from None
     aside = _set_aside(newest)
-    tell(f"damaged checkpoint ({newest}): kept as {aside.name}; going on from the one before it")
+    tell(f"damaged checkpoint ({newest}): kept as {aside.name}; continuing from the previous one")
     return state
 
 
@@ -62,18 +62,18 @@ def load_state(path: Path) -> dict[str, Any]:
     try:
         whole = path.read_bytes()
     except FileNotFoundError:
-        raise BadInput(f"nothing to resume ({path}): the run left no state; start it anew") from None
+        raise BadInput(f"nothing to resume ({path}): the run left no saved state; start it again") from None
     except OSError as error:
         raise BadInput(f"cannot read the state ({path}): {error.strerror}") from None
     digest, content = whole[:_DIGEST_BYTES], whole[_DIGEST_BYTES:]
     if hashlib.sha256(content).digest() != digest:
-        raise _Damaged(f"damaged checkpoint ({path}): its checksum is wrong; start the run anew")
+        raise _Damaged(f"damaged checkpoint ({path}): its checksum is wrong; start the run again")
     try:
         state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many exception types for foreign files
-        raise _Damaged(f"not a checkpoint ({path}): {str(error)[:80]}; start the run anew") from None
+        raise _Damaged(f"not a checkpoint ({path}): {str(error)[:80]}; start the run again") from None
     if not isinstance(state, dict):
-        raise _Damaged(f"not a checkpoint ({path}): start the run anew")
+        raise _Damaged(f"not a checkpoint ({path}): start the run again")
     return state
 
 

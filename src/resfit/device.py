@@ -22,7 +22,7 @@ def pick_device(wanted: str) -> torch.device:
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:  # torch built without CUDA raises AssertionError
         reason = str(error).splitlines()[0][:80]
-        raise BadInput(f"no such device here, {reason} (device {wanted}): give auto, cpu or cuda") from None
+        raise BadInput(f"device not available, {reason} (device {wanted}): give auto, cpu or cuda") from None
     return device
 
 

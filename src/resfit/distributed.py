@@ -47,7 +47,7 @@ def joined() -> Iterator[None]:
         yield
         return
     if dist.is_initialized():
-        raise BadInput("torch.distributed is in use already: let resfit begin it")
+        raise BadInput("torch.distributed is already in use: let resfit initialize it")
     from torch.distributed.rendezvous import rendezvous
 
     keep_pages()
@@ -80,8 +80,8 @@ def _others() -> Iterator[None]:
     except (RuntimeError, ValueError) as error:
         reason = re.sub(r"^\[\S*\] ", "", str(error).splitlines()[0])[:100].rstrip(". ")
         raise RunFailed(
-            f"another process of this run was killed or cannot be reached ({reason}): go on from the last checkpoint "
-            "with resfit train --resume RUN"
+            f"another process of this run was killed or cannot be reached ({reason}): continue from the last "
+            "checkpoint with resfit train --resume RUN"
         ) from error
 
 
@@ -113,7 +113,9 @@ def own_device(device: torch.device) -> torch.device:
     if is_single() or device.type != "cuda":
         return device
     if device.index is not None:
-        raise BadInput(f"several processes cannot share a GPU (device {device}): give cuda, and each takes its own")
+        raise BadInput(
+            f"several processes cannot share a GPU (device {device}): give cuda, so that each process uses its own"
+        )
     gpus, processes = torch.cuda.device_count(), os.environ["LOCAL_WORLD_SIZE"]
     if _local_rank() >= gpus:
         raise BadInput(

@@ -97,7 +97,7 @@ def parse_yaml(text: str, where: str) -> object:
         data: object = yaml.load(text, _Loader)
         _count_values(data, {})
     except _TooMany:
-        raise BadInput(f"its aliases stand for too many values ({where}): write it without them") from None
+        raise BadInput(f"its aliases expand to too many values ({where}): write it without them") from None
     except (yaml.YAMLError, RecursionError, ValueError, LookupError, AttributeError, TypeError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""

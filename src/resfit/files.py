@@ -63,7 +63,7 @@ def _lock(folder: Path, held: int) -> None:
         fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise BadInput(
-            f"another process is at work in this run folder ({folder}): wait for it, stop it, or give another --out"
+            f"another process is using this run folder ({folder}): wait for it, stop it, or give another --out"
         ) from None
     except OSError:  # the file system has no locks
         return
@@ -133,7 +133,7 @@ def is_alive(process: int) -> bool:
 
 def _cannot_write(path: Path, error: OSError) -> RunFailed:
     return RunFailed(
-        f"cannot write {path} ({error.strerror}): make room, or name another place; earlier files are as they were"
+        f"cannot write {path} ({error.strerror}): free some space, or choose another place; earlier files are unchanged"
     )
 
 

@@ -69,7 +69,7 @@ class _Log(Observer, ABC):
                 work()
         except Exception as error:  # for example an unreachable server or a full disk
             self.ended = True
-            print(f"{self.name} logs no more: {_reason(error)}", file=sys.stderr)
+            print(f"{self.name}: logging stopped: {_reason(error)}", file=sys.stderr)
 
 
 class TensorBoardLogger(_Log):

@@ -43,7 +43,7 @@ def save(
     """
     file = Path(path)
     if file.exists():
-        raise BadInput(f"a file exists already ({file}): give another name")
+        raise BadInput(f"the file already exists ({file}): give another name")
     if not isinstance(net.head, nn.Linear):
         raise BadInput("the network has no classifier (net): give it one with reset_classifier")
     info = ModelInfo(

@@ -159,7 +159,7 @@ def initialize(net: Network, init: InitConfig) -> None:
     if init.zero_last_norm:
         blocks = [module for module in net.modules() if isinstance(module, Block)]
         if not net.spec.norm.gain and any(block.ends_on_norm for block in blocks):
-            raise BadInput("norms without a gain cannot begin at zero (init.zero_last_norm): give spec.norm.gain")
+            raise BadInput("norms without a gain cannot start at zero (init.zero_last_norm): give spec.norm.gain")
         for block in blocks:
             kind = Norm if block.ends_on_norm else nn.Conv2d
             for branch in block.branches:

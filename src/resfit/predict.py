@@ -112,7 +112,7 @@ def _listed(images: Iterable[str | Path | Image]) -> tuple[list[str], list[Path 
     sources: list[Path | Image] = []
     for image in images:
         if isinstance(image, str) and "://" in image:
-            raise BadInput(f"an address, not a file ({image}): download it first")
+            raise BadInput(f"a URL, not a file ({image}): download it first")
         if not isinstance(image, str | Path | Image):
             raise BadInput(f"not an image ({type(image).__name__}): give a path or a Pillow image")
         found = _files(Path(image)) if isinstance(image, str | Path) else [image]

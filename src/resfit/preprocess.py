@@ -21,7 +21,7 @@ def transform(net: Network) -> v2.Compose:
     network was not loaded from a model file, because its normalization is then unknown.
     """
     if not net.info.mean:
-        raise BadInput("a network of unknown normalization (transform): give one that resfit.load gave")
+        raise BadInput("the normalization of the network is unknown (transform): give one that resfit.load returned")
     images = net.spec.input
     return v2.Compose(
         [

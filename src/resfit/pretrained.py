@@ -22,8 +22,8 @@ from resfit.spec import NetSpec
 # Fields of a spec that may differ without changing what the weights mean, apart from those of the head.
 _FREE = frozenset({"num_classes", "head", "dropout", "input"})
 _OTHER_FOLDER = "trained on other images of the same classes: this run may validate or be tested on some of them"
-_SEEN = "trained on images that this run validates on, so that its validation says too much"
-_UNKNOWN = "no record says on what images it was trained: this run may validate or be tested on some of them"
+_SEEN = "trained on images that this run validates on, so that its validation accuracy is too high"
+_UNKNOWN = "no record of its training images: this run may validate or be tested on some of them"
 
 
 def begin_from(target: str | Path, net: Network, data: Dataset, config: DataConfig) -> GivenModel:
@@ -33,11 +33,13 @@ def begin_from(target: str | Path, net: Network, data: Dataset, config: DataConf
     """
     given, record, found = _load(target)
     if differing := _differing(net.spec, given.spec):
-        raise BadInput(f"a network of another {' and '.join(differing)} ({target}): give one of the recipe's own spec")
+        raise BadInput(
+            f"the network differs in {' and '.join(differing)} ({target}): give one with the recipe's own spec"
+        )
     weights, taken = given.state_dict(), "all weights"
     if tuple(given.info.classes) != data.classes or _head_form(given) != _head_form(net):
         weights = {name: value for name, value in weights.items() if not name.startswith("head.")}
-        taken += f" but the head's, which begins anew for {len(data.classes)} classes"
+        taken += f" except the head's, which is initialized anew for {len(data.classes)} classes"
     net.load_state_dict({**net.state_dict(), **weights})
     return replace(found, taken=taken, note=remark_on_weights(record, data.facts(), config))
 
@@ -67,7 +69,7 @@ def load_teacher(
     """
     teacher, record, found = _load(target)
     if tuple(teacher.info.classes) != data.classes:
-        raise BadInput(f"the teacher knows other classes than {data.name} has ({target}): give one that knows the same")
+        raise BadInput(f"the teacher has other classes than {data.name} ({target}): give one with the same classes")
     if teacher.spec.input != net.spec.input:
         raise BadInput(f"the teacher takes images of another shape ({target}): give one with this recipe's spec.input")
     if unfit := [side for side in sides if not takes_side(teacher.spec, side)]:
@@ -87,7 +89,7 @@ def model_sha256(target: str | Path) -> str:
     """Return the SHA-256 of a model file or of the model in a run folder; raises BadInput if there is none."""
     file = model_file(target)
     if not file.is_file():
-        raise BadInput(f"no model there ({file}): give a run folder or a model.safetensors")
+        raise BadInput(f"no model found ({file}): give a run folder or a model.safetensors")
     return sha256(file)
 
 
@@ -155,4 +157,4 @@ def _same_validation(record: RunRecord, data: Mapping[str, Any], config: DataCon
 
 
 def _peeked(record: RunRecord) -> str:
-    return "chosen on the test set, which this run has seen with it" if record.peeked else ""
+    return "chosen on the test set, so that this run has seen it too" if record.peeked else ""

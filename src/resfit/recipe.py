@@ -377,10 +377,10 @@ class TrainConfig(Config):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("epochs", "batch_size", "accumulate"):
-            _check(name, getattr(self, name), getattr(self, name) >= 1, "a whole number from 1 on")
+            _check(name, getattr(self, name), getattr(self, name) >= 1, "a whole number, at least 1")
         _check("label_smoothing", self.label_smoothing, 0 <= self.label_smoothing < 1, "a number from 0 to below 1")
         _check("clip", self.clip, self.clip is None or 0 < self.clip < float("inf"), "a number above 0")
-        _check("patience", self.patience, self.patience is None or self.patience >= 1, "a whole number from 1 on")
+        _check("patience", self.patience, self.patience is None or self.patience >= 1, "a whole number, at least 1")
         _check("checkpoint_minutes", self.checkpoint_minutes, self.checkpoint_minutes > 0, "a number above 0")
         _check("rollbacks", self.rollbacks, 0 <= self.rollbacks <= 100, "a whole number from 0 to 100")
         _check("rollback_factor", self.rollback_factor, 0 < self.rollback_factor < 1, "a number between 0 and 1")
@@ -389,9 +389,9 @@ class TrainConfig(Config):
         _check("skip_easy", self.skip_easy, 0 <= self.skip_easy <= 0.5, "a share from 0 to 0.5")
         _check("skip_easy_until", self.skip_easy_until, 0 <= self.skip_easy_until <= 1, "a fraction of training")
         sides = _rising(self.resize) and all(side >= 4 for _, side in self.resize)
-        _check("resize", self.resize, sides, "rising fractions below 1, each with a side of at least 4 pixels")
+        _check("resize", self.resize, sides, "increasing fractions below 1, each with a side of at least 4 pixels")
         stages = _rising(self.freeze) and all(count >= 0 for _, count in self.freeze)
-        _check("freeze", self.freeze, stages, "rising fractions below 1, each with a number of stages")
+        _check("freeze", self.freeze, stages, "increasing fractions below 1, each with a number of stages")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -421,7 +421,7 @@ class EvaluateConfig(Config):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("every", "batch_size"):
-            _check(name, getattr(self, name), getattr(self, name) >= 1, "a whole number from 1 on")
+            _check(name, getattr(self, name), getattr(self, name) >= 1, "a whole number, at least 1")
         _check("tta_share", self.tta_share, 0 < self.tta_share <= 1, "a number above 0, at most 1")
 
 
@@ -464,7 +464,7 @@ class Recipe(Config):
     def __post_init__(self) -> None:
         super().__post_init__()
         safe = self.name.isprintable() and self.name[:1] not in ("", ".") and not set(self.name) & set('/\\:*?"<>|')
-        _check("name", self.name, safe, "a name that can be a folder's")
+        _check("name", self.name, safe, "a name that can be used for a folder")
         _check("budget", self.budget, self.budget >= 1, "a number of trainable parameters")
         ends_on_norm = any(block.layout.norm_last for _, _, block in self.spec.plan())
         dead = self.init.zero_last_norm and not self.spec.norm.gain and ends_on_norm
@@ -485,14 +485,16 @@ class Recipe(Config):
         for _, side in self.train.resize:
             small = _for_side(self.spec, side)
             alike = takes_side(self.spec, side)
-            _check("train.resize", side, alike, "sides that leave the classifier as many features (spec.pool)")
+            _check(
+                "train.resize", side, alike, "sides that give the classifier the same number of features (spec.pool)"
+            )
             smallest = min(smallest, small.sizes()[1][-1] if small else smallest)
         one_value = self.train.batch_size == smallest == 1
         _check("train.batch_size", 1, not one_value, "2 or more, as a norm of 1x1 maps averages over images")
         frozen = self.train.freeze_stem_after is None or self.spec.stem.kind == "whiten"
         _check("train.freeze_stem_after", self.train.freeze_stem_after, frozen, "null, or a stem of kind whiten")
         most, stages = max((count for _, count in self.train.freeze), default=0), len(self.spec.stages)
-        _check("train.freeze", most, most <= stages, f"at most the {stages} stages that there are")
+        _check("train.freeze", most, most <= stages, f"at most {stages}, the number of stages")
 
     @property
     def field_needing_val(self) -> str | None:
@@ -506,15 +508,23 @@ class Recipe(Config):
         epochs, found = self.train.epochs, []
         late = [f"{m:g}" for m in self.schedule.milestones if self.schedule.name == "multistep" and m >= epochs]
         if late:
-            found.append(f"milestones at {', '.join(late)} of {epochs} epochs are never reached: --epochs scales both")
+            found.append(
+                f"milestones at {', '.join(late)} are never reached in {epochs} epochs: use --epochs, which "
+                "scales them too"
+            )
         if self.schedule.warmup >= epochs:
-            found.append(f"a warm-up of {self.schedule.warmup:g} of {epochs} epochs never ends: --epochs scales both")
+            found.append(
+                f"a warm-up of {self.schedule.warmup:g} epochs never ends in {epochs} epochs: use --epochs, "
+                "which scales it too"
+            )
         if self.train.resize and self.train.resize[-1][1] != self.spec.input.size:
             side, size = self.train.resize[-1][1], self.spec.input.size
-            found.append(f"training ends on images of {side}x{side} (train.resize), scored are {size}x{size}")
+            found.append(f"training ends with images of {side}x{side} (train.resize), but {size}x{size} are scored")
         mixed = [name for name in ("mixup", "cutmix", "ricap") if getattr(self.augment, name)]
         if mixed and self.train.skip_easy:
-            found.append(f"a mixed image's loss says little of how easy its first part is ({mixed[0]}): skip_easy 0")
+            found.append(
+                f"the loss of a mixed image says little about how easy it is ({mixed[0]}): set train.skip_easy to 0"
+            )
         return found
 
     @classmethod
@@ -561,7 +571,7 @@ def plain_recipe(target: str) -> dict[str, Any]:
     """Return the content of a recipe, given by name or file, before validation."""
     data = read_named(target, _FOLDER, "recipe", "a name, a spec and what else is wanted")
     if "spec" not in data and {"stages", "stem"} & set(data):
-        raise BadInput(f"a network, not a recipe ({target}): put it under spec:")
+        raise BadInput(f"this is a network, not a recipe ({target}): put it under spec:")
     return data
 
 
@@ -572,5 +582,5 @@ def checked_seed(seed: object) -> int:
     except TypeError:
         number = -1
     if number not in _SEEDS:
-        raise BadInput(f"{seed!r} is no seed (seed): give a whole number, 0 or more and less than {_SEEDS.stop:,}")
+        raise BadInput(f"{seed!r} is not a seed (seed): give a whole number from 0 to below {_SEEDS.stop:,}")
     return number

@@ -36,10 +36,10 @@ class Begun:
 def require_unused(folder: Path) -> None:
     """Raise BadInput if `folder` contains a run, finished or not."""
     if _is_finished(folder):
-        raise BadInput(f"a finished run exists already ({folder}): give another --out or --seed, or move it away")
+        raise BadInput(f"a finished run already exists ({folder}): give another --out or --seed, or move it away")
     if has_state(folder):
         raise BadInput(
-            f"an unfinished run exists already ({folder}): go on with --resume {folder}, or give another --out"
+            f"an unfinished run already exists ({folder}): continue with --resume {folder}, or give another --out"
         )
 
 
@@ -50,7 +50,7 @@ def _is_finished(folder: Path) -> bool:
 def begun_run(folder: Path, recipe: Recipe, *, override: bool, tell: Callable[[str], None]) -> Begun:
     """Load the unfinished run in `folder`, to be resumed with `recipe`; `tell` gets a line about each damaged file.
 
-    Raises BadInput, which lists the changed fields, if the recipe changed since the run began. `override` accepts
+    Raises BadInput, which lists the changed fields, if the recipe has changed since the run began. `override` accepts
     changes, except of fields that can never change in a run. Also raises BadInput if the run is finished or its state
     has another format.
     """
@@ -58,7 +58,7 @@ def begun_run(folder: Path, recipe: Recipe, *, override: bool, tell: Callable[[s
         raise BadInput(f"the run is finished ({folder}): there is nothing to resume")
     state = broadcast(lambda: newest_state(folder, tell))
     if state.get("format") != STATE_FORMAT:
-        raise BadInput(f"the state is of another version of resfit ({folder}): resume it with that version")
+        raise BadInput(f"the state was saved by another version of resfit ({folder}): resume it with that version")
     _tell_damaged_metrics(folder / "metrics.jsonl", tell)
     began = Recipe.from_dict(state["recipe"])
     if began.data.name == "folder":  # the run took its number of classes from the images
@@ -66,11 +66,11 @@ def begun_run(folder: Path, recipe: Recipe, *, override: bool, tell: Callable[[s
     changed = differences(settings(began.to_dict()), settings(recipe.to_dict()))
     words = "; ".join(f"{field}: {json.dumps(old)} -> {json.dumps(new)}" for field, old, new in changed)
     if fixed := [field for field, _, _ in changed if _is_fixed(field)]:
-        raise BadInput(f"a run cannot change {fixed[0]} under way ({words}): start a new run for it")
+        raise BadInput(f"a run cannot change {fixed[0]} after it began ({words}): start a new run for it")
     if changed and not override:
         raise BadInput(
-            f"the recipe changed since the run began ({words}): change it back, or accept it with resfit train "
-            f"--resume {folder} --override"
+            f"the recipe has changed since the run began ({words}): change it back, or accept the change with "
+            f"resfit train --resume {folder} --override"
         )
     return Begun(state=state, recipe=recipe, changes=words)
 
@@ -86,5 +86,5 @@ def _tell_damaged_metrics(path: Path, tell: Callable[[str], None]) -> None:
         try:
             json.loads(line)
         except ValueError:
-            tell(f"damaged metrics ({path}, line {number}): written anew from the checkpoint")
+            tell(f"damaged metrics ({path}, line {number}): rewritten from the checkpoint")
             return

@@ -123,9 +123,9 @@ def _read_people(file: Path, data: Dataset) -> Tensor:
     wanted = (len(data.test), len(data.classes))
     if values.shape != wanted:
         shape = " x ".join(map(str, values.shape))
-        raise BadInput(f"label counts of {shape} ({file}): {data.name}'s test set wants {wanted[0]} x {wanted[1]}")
+        raise BadInput(f"label counts of {shape} ({file}): {data.name}'s test set needs {wanted[0]} x {wanted[1]}")
     if not (np.isfinite(values).all() and (values >= 0).all() and (values.sum(1) > 0).all()):
-        raise BadInput(f"not label counts ({file}): give numbers from 0 on, at least one label an image")
+        raise BadInput(f"not label counts ({file}): give numbers of at least 0, and at least one label per image")
     people = torch.from_numpy(values / values.sum(1, keepdims=True))
     right = _share(people == people.max(1, keepdim=True).values, data.test.labels)
     if right < _LEAST_HUMAN_ACCURACY:
@@ -139,7 +139,7 @@ def _read_people(file: Path, data: Dataset) -> Tensor:
 def refuse_second(target: str | Path, name: str, data: str | None) -> None:
     """Raise BadInput if NAME.json, where the result would be written, exists already."""
     if (file := _place(target, name, data)) and file.exists():
-        raise BadInput(f"measured already ({file}): see it with resfit report, or move it away")
+        raise BadInput(f"already measured ({file}): see it with resfit report, or move it away")
 
 
 def _keep(result: Any, target: str | Path, name: str, data: str | None) -> None:

@@ -70,11 +70,11 @@ def train(
     seed, device = checked_seed(seed), str(device)
     require_fit(recipe.spec, recipe.budget)
     if resume and init is not None:
-        raise BadInput("a resumed run has its weights (init): leave it out")
+        raise BadInput("a resumed run keeps its own weights (init): leave it out")
     given = [recipe.to_dict(), seed, device, resume, override, init is not None]
     distributed.require_same("recipes or options", json.dumps(given))
     if recipe.train.compile and not distributed.is_single():
-        raise BadInput("several processes train no compiled network (train.compile): give false")
+        raise BadInput("several processes cannot train a compiled network (train.compile): give false")
     folder = run_folder(out, recipe, seed)
     with claimed(folder) if distributed.is_main() else nullcontext():
         observer = (observer if distributed.is_main() else None) or Observer()
@@ -117,7 +117,7 @@ def _restore(run: Runner, begun: Begun, override: bool) -> None:
         remove_leftovers(run.folder)
     run.restore(begun.state, override=override)
     if begun.changes:
-        run.note(f"{run.place}: resumed with another recipe, {begun.changes}")
+        run.note(f"{run.place}: resumed with a changed recipe, {begun.changes}")
 
 
 @_alone_with_the_generators()
@@ -140,7 +140,7 @@ def validation_curve(
     """
     require_fit(recipe.spec, recipe.budget)
     if recipe.evaluate.selection == "best-test":
-        raise BadInput("nothing may look at the test set here (evaluate.selection): give last or best-val")
+        raise BadInput("the test set must not be used here (evaluate.selection): give last or best-val")
     seed, observer, where = checked_seed(seed), observer or Observer(), pick_device(str(device))
     data = data or _load(recipe, data_dir, offline, observer)
     if not len(data.val):
@@ -204,7 +204,7 @@ def for_folder(recipe: Recipe, data_dir: Path | None, *, given: bool = False) ->
         return recipe
     if given and recipe.spec.num_classes != len(classes):
         raise BadInput(
-            f"the folder has {len(classes)} classes, not {recipe.spec.num_classes} (--spec.num_classes): leave it out, "
-            "they are counted"
+            f"the folder has {len(classes)} classes, not {recipe.spec.num_classes} (--spec.num_classes): leave "
+            "it out, the classes are counted"
         )
     return fit_classes(recipe, classes)

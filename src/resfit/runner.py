@@ -78,7 +78,7 @@ class Runner:
         whiten_stem(self.net, images[:count], self.normalize)
         if self.begin is not None:
             self.history.init = begin_from(self.begin, self.net, self.data, self.recipe.data)
-            self.observer.message(f"begins from {self.history.init}")
+            self.observer.message(f"starting from {self.history.init}")
         distributed.broadcast_state(self.net)
         self.teachers = self._load_teachers()
         self.trainer = Trainer(
@@ -104,7 +104,7 @@ class Runner:
         targets = distill.teachers if distill else ()
         loaded = [load_teacher(target, self.net, self.data, config, sides) for target in targets]
         for _, teacher in loaded:
-            self.observer.message(f"learns from {teacher}")
+            self.observer.message(f"learning from {teacher}")
         return loaded
 
     @property
@@ -172,7 +172,7 @@ class Runner:
                 self.observer.epoch_ended(point)
                 self._between_steps()
                 if self._out_of_patience():
-                    self.observer.message(f"stopped early: no better validation in {self.recipe.train.patience} epochs")
+                    self.observer.message(f"stopped early: no improvement in {self.recipe.train.patience} epochs")
                     break
             self._save_state()
         except Diverged as error:
@@ -189,7 +189,9 @@ class Runner:
         self.trainer.load_state_dict(state["trainer"])
         self.history.go_back_to(History.from_state(state))
         self.trainer.slow_down(factor)
-        self.note(f"{diverged}: not finite; back to {self.place}, with learning rates x {factor:g}")
+        self.note(
+            f"{diverged}: not finite; went back to {self.place}, with all learning rates multiplied by {factor:g}"
+        )
         self._write_metrics()
         self._save_state()
 
@@ -215,7 +217,7 @@ class Runner:
             self._save_state()
         if asked:
             distributed.barrier()  # torchrun ends all processes when one ends
-            raise Interrupted(asked, f"go on with resfit train --resume {self.folder}")
+            raise Interrupted(asked, f"continue with resfit train --resume {self.folder}")
 
     def _agree(self) -> tuple[int, ...]:
         """Return, agreed among all processes, the number of a received signal (or 0) and whether a save is due."""
@@ -269,7 +271,7 @@ class Runner:
                 )
         except torch.OutOfMemoryError:
             raise RunFailed(
-                "out of memory while scoring (evaluate.batch_size): go on with a smaller one, by resfit train "
+                "out of memory while scoring (evaluate.batch_size): continue with a smaller one: resfit train "
                 f"--resume {self.folder} --evaluate.batch_size {max(1, config.batch_size // 4)} --override"
             ) from None
 
@@ -359,7 +361,7 @@ class Runner:
         began = time.perf_counter()
         if distributed.is_main():
             if self.saved and not self.folder.is_dir():
-                raise RunFailed(f"the run folder is gone ({self.folder}): start the run anew")
+                raise RunFailed(f"the run folder no longer exists ({self.folder}): start the run again")
             save_state(self.folder / STATE, self._state())
         self.saved, ended = self._place_saved(), time.perf_counter()
         self.history.seconds_saving += ended - began
@@ -393,26 +395,29 @@ class Runner:
         A change of precision or kernels also raises BadInput, unless `override` accepts it.
         """
         if state["data"] != self.data.digest:
-            raise BadInput(f"the data changed since the run began ({self.folder}): bring it back or start anew")
+            raise BadInput(f"the data has changed since the run began ({self.folder}): restore it, or start a new run")
         began = " ".join((state["precision"], *state["kernels"]))
         here = " ".join((self.precision, *self.kernels))
         if began != here and not override:
             raise BadInput(
-                f"the run was computed by {began}, and this machine would go on by {here} ({self.folder}): resume it "
-                "on a machine of the same kind with the same resfit, or accept that with --override"
+                f"the run was computed with {began}, but this machine would continue with {here} "
+                f"({self.folder}): resume it on the same kind of machine with the same version of resfit, or "
+                "accept the change with --override"
             )
         for (_, teacher), sha256 in zip(self.teachers, state["teachers"], strict=True):
             if teacher.sha256 != sha256:
-                raise BadInput(f"another teacher than the run began with ({teacher.path}): bring that one back")
+                raise BadInput(
+                    f"the teacher has changed since the run began ({teacher.path}): restore the original one"
+                )
         self.trainer.load_state_dict(state["trainer"])
         self.history = History.from_state(state)
         self.saved = self._place_saved()
         self.clock = time.perf_counter()
         before, now = state["world_size"], distributed.world_size()
         if before != now:
-            self.note(f"{self.place}: went on in {_processes(now)}, after {_processes(before)}")
+            self.note(f"{self.place}: resumed in {_processes(now)} instead of {_processes(before)}")
         if began != here:
-            self.note(f"{self.place}: went on by {here}, after {began}")
+            self.note(f"{self.place}: resumed with {here} instead of {began}")
         self.save_due = self.clock + 60 * self.recipe.train.checkpoint_minutes
 
     def _write_metrics(self) -> None:

@@ -16,7 +16,9 @@ def scaled(recipe: Recipe, factor: float = 1.0, fraction: float = 1.0) -> Recipe
     (`resize`) and the validation images are unchanged. `deviations` of the recipe describes the scaling.
     """
     if not (0 < factor < float("inf") and 0 < fraction <= 1):
-        raise BadInput(f"a training of {factor:g} times the epochs on {fraction:g} of the images (scale): give others")
+        raise BadInput(
+            f"cannot scale to {factor:g} times the epochs on {fraction:g} of the images (scale): give other numbers"
+        )
     epochs = max(1, round(factor * recipe.train.epochs))
     if (epochs, fraction) == (recipe.train.epochs, 1):
         return recipe

@@ -87,7 +87,7 @@ def design(
     ranked = [found[name][place] for place in range(most) for name in names if place < len(found[name])]
     if not ranked:
         limits = f"{budget:,} parameters" + (f" and {macs:,} MACs" if macs else "")
-        raise BadInput(f"no network of {family or 'any family'} within {limits} (budget): give more of them")
+        raise BadInput(f"no network of {family or 'any family'} within {limits} (budget): raise the limits")
     return [each for each in ranked if each.full] or ranked
 
 

@@ -116,7 +116,7 @@ class StemSpec(Config):
         _check_range("stride", self.stride, 1, 4)
         if self.kind == "conv":
             if self.pad:
-                raise BadField("a stem of kind conv is padded anyhow", "pad", "leave it out")
+                raise BadField("a stem of kind conv is always padded", "pad", "leave it out")
             _check_kernel("kernel", self.kernel)
         else:
             _check_range("kernel", self.kernel, 1, 15)
@@ -280,7 +280,7 @@ class DropoutSpec(Config):
             if not 0.0 <= rate < 1.0:
                 raise BadField(f"dropout rate {rate}", name, "give a number from 0 to below 1")
         if self.path and self.shakedrop:
-            raise BadField(f"{self.shakedrop} beside path {self.path}", "shakedrop", "give one of the two")
+            raise BadField(f"{self.shakedrop} together with path {self.path}", "shakedrop", "give one of the two")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -618,10 +618,12 @@ class NetSpec(Config):
         if self.expansion is not None and not 1 / 64 <= self.expansion <= 64:
             raise BadField(f"expansion is {self.expansion}", "expansion", "give a number from 1/64 to 64")
         if self.se and self.eca:
-            raise BadField("attention of two kinds", "eca", "give it or se")
+            raise BadField("two kinds of attention", "eca", "give either eca or se")
         blocks = [block for _, _, block in self.plan()]
         if any(block.out_channels != block.channels * self._expansion(block.kind) for block in blocks):
-            raise BadField(f"no whole number of channels x {self.expansion}", "expansion", "give one that makes it so")
+            raise BadField(
+                f"channels x {self.expansion} is not a whole number", "expansion", "give one that makes it whole"
+            )
         grouped = [block.inner for block in blocks if block.layout.bottleneck]
         if self.groups > 1 and not grouped:
             raise BadField(f"{self.groups} groups", "groups", "give 1, or a bottleneck block")
@@ -638,7 +640,7 @@ class NetSpec(Config):
             if kind == "shift" and c_out < 2:
                 raise BadField("a shift shortcut cannot halve one channel", place, "widen the stage, or use kind conv")
             if kind == "late" and (block.kind != "basic" or block.branches > 1):
-                raise BadField("a late shortcut is for basic blocks of one branch", place, "use kind conv")
+                raise BadField("a late shortcut only works with basic blocks of one branch", place, "use kind conv")
 
     def _check_sizes(self) -> None:
         stem, after = self.sizes()

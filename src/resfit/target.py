@@ -32,9 +32,9 @@ def find_target(text: str) -> Target:
     except (OSError, ValueError) as error:  # not a valid path
         raise BadInput(f"not a recipe or a file ({text[:40]!r}): {getattr(error, 'strerror', error)}") from None
     if "://" in text:
-        raise BadInput(f"an address, not a file ({text}): download it first")
+        raise BadInput(f"a URL, not a file ({text}): download it first")
     if is_folder and not (path / "recipe.yaml").is_file():
-        raise BadInput(f"no run folder ({text}): give one that resfit train made, with its recipe.yaml")
+        raise BadInput(f"not a run folder ({text}): give one that resfit train created, with its recipe.yaml")
     if is_folder:
         return _of_recipe(Recipe.from_yaml(path / "recipe.yaml"))
     if path.suffix == ".safetensors":
@@ -66,7 +66,7 @@ def _spec_in_model(path: Path) -> NetSpec:
     except FileNotFoundError:
         raise BadInput(f"no such file ({path}): give a model.safetensors") from None
     except KeyError:
-        raise BadInput(f"not a resfit model ({path}): its metadata holds no spec") from None
+        raise BadInput(f"not a resfit model ({path}): its metadata contains no spec") from None
     except OSError as error:
         raise unreadable("model", path, error) from None
     except (ValueError, TypeError, RecursionError) as error:

@@ -241,10 +241,10 @@ class Trainer:
             torch.cuda.empty_cache()
         batch_size, self.pieces = self.recipe.train.batch_size, 2 * self.pieces
         if 2 * self.pieces > batch_size:
-            raise RunFailed("out of memory with two images (train.batch_size): give a smaller network or image")
+            raise RunFailed("out of memory with two images (train.batch_size): use a smaller network or smaller images")
         self.on_note(
-            f"epoch {self.epoch + 1}: out of memory; batches of {batch_size} go through in {self.pieces} pieces from "
-            "here on, with one optimizer step as before"
+            f"epoch {self.epoch + 1}: out of memory; from now on, batches of {batch_size} are processed in "
+            f"{self.pieces} pieces, still with one optimizer step each"
         )
 
     def _add_gradient(self, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -37,7 +37,7 @@ def evaluate(
     is scored in the recipe's precision, any other in fp32.
     """
     if tta not in (choices := ("recipe", *get_args(TTA))):
-        raise BadInput(f"{tta!r} is no test-time augmentation (tta): give {', '.join(choices)}")
+        raise BadInput(f"{tta!r} is not a test-time augmentation (tta): give {', '.join(choices)}")
     trained = Trained(target, device)
     test, info = trained.data(data, data_dir=data_dir, offline=offline).test, trained.net.info
     if tta == "recipe":
@@ -77,7 +77,7 @@ class Trained:
         if name is not None:
             config = from_plain(DataConfig, {"name": name, "val": 0}, "data")
         if config is None:
-            raise BadInput(f"no recipe.yaml beside the model ({self.folder}): say with --data which data set to score")
+            raise BadInput(f"no recipe.yaml next to the model ({self.folder}): give the data set to score with --data")
         loaded = load_dataset(
             config,
             size=self.net.spec.input.size,
@@ -88,14 +88,14 @@ class Trained:
         )
         if tuple(loaded.classes) != tuple(self.net.info.classes):
             raise BadInput(
-                f"the model knows other classes than {loaded.name} has ({self.target}): give the data of its training"
+                f"the model has other classes than {loaded.name} ({self.target}): give the data it was trained on"
             )
         record = self.folder / "record.json"
         seen = read_record(record).data if loaded.test_drawn and record.exists() else {}
         of = "digest" if name is None else "test_digest"  # a data set given by name has its own splits
         if seen.get("name") == loaded.name and seen.get(of) not in (None, "", getattr(loaded, of)):
             raise BadInput(
-                f"the images are not those of the training, which may have seen some of what would be tested "
+                "the images have changed since training, which may have used some of the test images "
                 f"({self.target}): put images to test on into test/ and others into train/"
             )
         return loaded

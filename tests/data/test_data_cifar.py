@@ -73,7 +73,7 @@ def test_duplicates_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     write(tmp_path / "cifar-10-batches-py", made)
     data = load_dataset(DataConfig(val=0), size=32, data_dir=tmp_path, offline=True)
     assert data.duplicates == {"train/val": 0, "train/test": 10, "val/test": 0}
-    assert data.notes == ("10 test images also stand in train",)
+    assert data.notes == ("10 test images are also in train",)
 
 
 def test_grey_cifar_is_refused(tiny: Path) -> None:
@@ -192,7 +192,7 @@ def test_offline_opens_no_socket(
     monkeypatch.setenv("RESFIT_DATA_DIR", str(tmp_path / "variable"))
     if switch == "variable":
         monkeypatch.setenv("RESFIT_OFFLINE", "1")
-    with pytest.raises(BadInput, match=r"CIFAR10 not found, and offline .*--data-dir") as error:
+    with pytest.raises(BadInput, match=r"CIFAR10 not found, and downloads are off .*--data-dir") as error:
         load_dataset(CONFIG, size=32, data_dir=tmp_path / "given", offline=switch == "argument")
     line = one_line(error)
     for place in (tmp_path / "given", tmp_path / "variable", own_places):

@@ -132,14 +132,14 @@ def test_classes_that_look_like_splits_are_told_of(parted: Path) -> None:
     for old, new in (("train", "first"), ("test", "second")):
         (parted / old).rename(parted / new)
     found = load(parted)
-    told = "first/, second/ are taken for classes, and each holds ant/, bee/, cat/: splits are called train/, val/ and "
-    assert found.classes == ("first", "second") and found.notes == (f"{told}test/",)
+    told = "first/, second/ are used as classes, but each contains ant/, bee/, cat/: splits must be named train/, val/ "
+    assert found.classes == ("first", "second") and found.notes == (f"{told}and test/",)
 
 
 def test_a_class_whose_name_is_no_text_is_refused(flat: Path) -> None:
     """As of an archive from a machine of another encoding."""
     (flat / "ant").rename(flat / os.fsdecode(b"\xe9"))
-    with pytest.raises(BadInput, match=r"^a class's name is no text \(.*'.udce9'\): give the folder another name$"):
+    with pytest.raises(BadInput, match=r"^a class name is not valid UTF-8 \(.*'.udce9'\): rename the folder$"):
         load(flat)
 
 
@@ -200,7 +200,7 @@ def test_links_round_in_a_circle_end(flat: Path) -> None:
 
 def test_links_that_lead_nowhere_are_named(flat: Path, own_places: Path) -> None:
     (flat / "ant" / "lost.png").symlink_to(flat / "gone.png")
-    with pytest.raises(BadInput, match=r"1 unreadable of 41 images \(ant/lost.png, no such file or directory\)"):
+    with pytest.raises(BadInput, match=r"1 of 41 images are unreadable \(ant/lost.png, no such file or directory\)"):
         load(flat)
 
 
@@ -240,7 +240,7 @@ def refuse_one_class(parted: Path) -> None:
         (refuse_no_images, r"no images in class folders \(.*test\)"),
         (refuse_differing, r"train/ and test/ differ in classes: cat, dog \("),
         (refuse_missing, r"train/ and val/ differ in classes: bee \("),
-        (refuse_one_class, r"one class only: cat \("),
+        (refuse_one_class, r"only one class: cat \("),
     ],
 )
 def test_what_would_spoil_the_training_is_refused(
@@ -261,9 +261,9 @@ def test_a_folder_without_class_folders_is_refused(tmp_path: Path, content: list
 
 
 def test_classes_too_small_to_split_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match="leaves none to test on"):
+    with pytest.raises(BadInput, match="none is left to test on"):
         load(write_images(tmp_path / "one", {"ant": 1, "bee": 1}))
-    with pytest.raises(BadInput, match="leaves class 0 none to train on"):
+    with pytest.raises(BadInput, match="leaves no image of class 0 to train on"):
         load(write_images(tmp_path / "few", {"ant": 2, "bee": 3}), val=2)
 
 
@@ -285,7 +285,7 @@ def test_more_images_leave_most_of_the_test_images_where_they_are(tmp_path: Path
 
 def test_no_folder_given_or_there_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flat: Path) -> None:
     config = DataConfig(name="folder", val=0)
-    with pytest.raises(BadInput, match=r"name it with --data-dir or RESFIT_DATA_DIR"):
+    with pytest.raises(BadInput, match=r"give one with --data-dir or RESFIT_DATA_DIR"):
         load_dataset(config, size=8)
     with pytest.raises(BadInput, match=r"no such folder \(.*nowhere\)"):
         load(tmp_path / "nowhere")
@@ -303,7 +303,7 @@ def test_unreadable_images_of_all_splits_are_listed_together(parted: Path, own_p
         (parted / name).write_bytes((parted / name).read_bytes()[:60])
     with pytest.raises(BadInput) as error:
         load(parted)
-    assert str(error.value).startswith("3 unreadable of 45 images (train/ant/000.png, ")
+    assert str(error.value).startswith("3 of 45 images are unreadable (train/ant/000.png, ")
     assert "; val/bee/001.png, " in str(error.value) and "; test/cat/002.png, " in str(error.value)
     assert not any(own_places.rglob("*.npy")) and not any(own_places.rglob("*.part"))
 
@@ -312,7 +312,7 @@ def test_duplicates_across_the_splits_are_told(parted: Path) -> None:
     shutil.copy(parted / "train" / "ant" / "000.png", parted / "test" / "ant" / "copy.png")
     data = load(parted, val=0)
     assert data.duplicates == {"train/val": 0, "train/test": 1, "val/test": 0}
-    assert data.notes == ("1 test image also stands in train",)
+    assert data.notes == ("1 test image is also in train",)
 
 
 def test_images_are_decoded_once(flat: Path, own_places: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -373,7 +373,7 @@ def test_the_decoding_is_told_once(flat: Path) -> None:
     lines: list[str] = []
     for _ in range(2):
         load_dataset(DataConfig(name="folder", val=0), size=8, data_dir=flat, progress=lines.append)
-    assert len(lines) == 1 and lines[0].startswith("decoding 40 images, once, into ")
+    assert len(lines) == 1 and lines[0].startswith("decoding 40 images (only once) into ")
 
 
 def test_a_cache_that_cannot_be_written_is_one_line(

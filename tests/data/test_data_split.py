@@ -43,7 +43,7 @@ def test_a_seed_means_the_same_split_for_good() -> None:
 
 def test_a_class_that_would_keep_no_training_image_is_refused() -> None:
     labels = torch.tensor([0] * 9 + [1])
-    with pytest.raises(BadInput, match=r"leaves class 1 none to train on \(data.val\)"):
+    with pytest.raises(BadInput, match=r"leaves no image of class 1 to train on \(data.val\)"):
         stratified_split(labels, 9, seed=0)
 
 
@@ -69,7 +69,7 @@ def test_a_part_is_stratified_and_a_seed_means_the_same_one() -> None:
     assert labels[part].bincount().tolist() == [5, 5, 5, 5]
     assert torch.equal(part, stratified_part(labels, 0.2, seed=0))
     assert not torch.equal(part, stratified_part(labels, 0.2, seed=1))
-    with pytest.raises(BadInput, match=r"0.02 of 100 images has none of class 2 \(data.fraction\)"):
+    with pytest.raises(BadInput, match=r"0.02 of 100 images includes none of class 2 \(data.fraction\)"):
         stratified_part(labels, 0.02, seed=0)
 
 

@@ -83,7 +83,7 @@ def test_what_is_not_svhn_is_refused(case: str, tiny: Path, monkeypatch: pytest.
 
 
 def test_offline_and_missing_is_one_line(tmp_path: Path, one_line: Callable[..., str]) -> None:
-    with pytest.raises(BadInput, match=r"SVHN's train_32x32.mat not found, and offline") as error:
+    with pytest.raises(BadInput, match=r"SVHN's train_32x32.mat not found, and downloads are off") as error:
         load_dataset(CONFIG, size=32, data_dir=tmp_path, offline=True)
     one_line(error)
 

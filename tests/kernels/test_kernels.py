@@ -320,7 +320,7 @@ def test_a_run_says_which_kernels_it_uses_and_goes_on_with_no_others(
         train(recipe, out=tmp_path, device="cpu", observer=Listener())
     assert "no C++ compiler was found for faster kernels" in told[0]
     monkeypatch.setattr(kernels, "load_library", lambda name: object())  # no layer is wide enough to call it
-    with pytest.raises(BadInput, match="computed by bf16, and this machine would go on by bf16 winograd"):
+    with pytest.raises(BadInput, match="computed with bf16, but this machine would continue with bf16 winograd"):
         train(recipe, out=tmp_path, device="cpu", resume=True)
     record = train(recipe, out=tmp_path / "other", device="cpu", observer=Listener())
     assert record.env["kernels"] == ["winograd"] and "kernels: winograd" in told[1]

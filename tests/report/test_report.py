@@ -184,7 +184,7 @@ def record(**changes: object) -> RunRecord:
             "mean": [0.4914, 0.4822, 0.4465],
             "std": [0.247, 0.2435, 0.2616],
             "duplicates": {"train/val": 1, "train/test": 0, "val/test": 0},
-            "notes": ["1 val image also stands in train"],
+            "notes": ["1 val image is also in train"],
         },
         protocol={
             "selection": "last",

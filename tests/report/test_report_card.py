@@ -120,9 +120,9 @@ def test_the_folder_loads_from_card_and_model_alone(run: Path, tmp_path: Path) -
 
 def test_a_licence_and_the_models_digest_stand_in_the_card(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["card", str(run), "--license", "mit\nlicense: other"]) == 2
-    assert "is no licence (--license)" in capsys.readouterr().err
+    assert "is not a licence identifier (--license)" in capsys.readouterr().err
     assert main(["card", str(run), "--license", "cc-by-4.0"]) == 0
-    assert "decide on its licence" not in capsys.readouterr().out
+    assert "choose a licence" not in capsys.readouterr().out
     card = (run / "README.md").read_text()
     assert header(card)["license"] == "cc-by-4.0" and "Choose a licence" not in card
     assert hashlib.sha256((run / "model.safetensors").read_bytes()).hexdigest() in card
@@ -133,7 +133,7 @@ def test_a_readme_is_never_overwritten(run: Path, capsys: pytest.CaptureFixture[
     assert "licence" in capsys.readouterr().out
     before = (run / "README.md").read_bytes()
     assert main(["card", str(run)]) == 2
-    assert "a README.md exists already" in capsys.readouterr().err
+    assert "a README.md already exists" in capsys.readouterr().err
     assert (run / "README.md").read_bytes() == before
 
 

@@ -133,7 +133,7 @@ def test_finished_runs_from_other_weights_are_refused(study: Study, tmp_path: Pa
     run(study, tmp_path)
     out = tmp_path / "s"
     executor = InProcess(RunOptions(out=out, init=str(out / "slow" / "0")), "cpu")
-    with pytest.raises(BadInput, match=r"a run from other weights exists already \(.*plain/0\)"):
+    with pytest.raises(BadInput, match=r"a run from other weights already exists \(.*plain/0\)"):
         execute(study, study.recipes(), executor, seeds=2)
 
 
@@ -148,14 +148,14 @@ def test_unfinished_runs_from_other_weights_are_refused(
     out = tmp_path / "s"
     with pytest.raises(KeyboardInterrupt):
         train(study.recipes()["plain"], out=out, init=weights, observer=Broken())
-    with pytest.raises(BadInput, match=r"a run from other weights exists already \(.*plain/0\)"):
+    with pytest.raises(BadInput, match=r"a run from other weights already exists \(.*plain/0\)"):
         run(study, tmp_path)
     executor = InProcess(RunOptions(out=out, init=weights), "cpu")
     assert execute(study, study.recipes(), executor, seeds=1).finished == 2
 
 
 def test_what_no_run_can_use_is_one_line(study: Study, tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match=r"^no such device here, .* \(device nowhere\)"):
+    with pytest.raises(BadInput, match=r"^device not available, .* \(device nowhere\)"):
         make_executor(RunOptions(out=tmp_path), workers=2, device="nowhere")
     data = {"data.name": "cifar10", "spec.input": {"size": 32, "channels": 3}}
     executor = InProcess(RunOptions(out=tmp_path / "s", data_dir=tmp_path / "none", offline=True), "cpu")
@@ -225,7 +225,7 @@ def test_finished_runs_on_other_images_are_refused(tmp_path: Path) -> None:
 
     run_on("a")
     run_on("a")
-    with pytest.raises(BadInput, match="a run on other images exists already"):
+    with pytest.raises(BadInput, match="a run on other images already exists"):
         run_on("b")
 
 
@@ -256,7 +256,7 @@ def test_a_failed_run_is_told_and_the_others_go_on(study: Study, tmp_path: Path)
 
 def test_runs_of_other_settings_are_refused_before_anything_runs(study: Study, tmp_path: Path) -> None:
     run(study, tmp_path)
-    with pytest.raises(BadInput, match=r"a run with other settings exists already .*: train\)"):
+    with pytest.raises(BadInput, match=r"a run with other settings already exists .*: train\)"):
         run(study, tmp_path, recipes=study.recipes(epochs=1), seeds=2)
     assert not (tmp_path / "s" / "plain" / "1").exists()
 
@@ -268,7 +268,7 @@ def test_runs_with_and_without_teachers_are_not_taken_for_each_other(study: Stud
     folder.mkdir(parents=True)
     for then, now in ((plain, taught), (taught, plain)):
         (folder / "recipe.yaml").write_text(then["plain"].to_yaml())
-        with pytest.raises(BadInput, match=r"a run with other settings exists already .*: distill\)"):
+        with pytest.raises(BadInput, match=r"a run with other settings already exists .*: distill\)"):
             run(study, tmp_path, recipes=now)
 
 
@@ -308,7 +308,7 @@ def test_the_command(study: Study, tmp_path: Path, capsys: pytest.CaptureFixture
     words = ["study", str(path), "--runs", "2", "--epochs", "1", "--fraction", "0.5", "--out", str(tmp_path)]
     assert main(words) == 0
     told = capsys.readouterr()
-    assert "4 runs to do, 0 done before; judged by validation accuracy" in told.err
+    assert "4 runs to do, 0 already done; judged by validation accuracy" in told.err
     assert "slow, seed 1: " in told.err and "(4 of 4)" in told.err
     assert "4 of 4 runs are finished" in told.out
     record = read_record(tmp_path / "pair" / "slow" / "1")
@@ -340,7 +340,7 @@ def test_a_killed_study_goes_on(study: Study, tmp_path: Path) -> None:
     time.sleep(5)
     assert len(list(tmp_path.glob("long/*/*/record.json"))) == finished < 4
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert f"{4 - finished} runs to do, {finished} done before" in done.stderr
+    assert f"{4 - finished} runs to do, {finished} already done" in done.stderr
     assert "4 of 4 runs are finished" in done.stdout
     assert record.read_bytes() == before
 

@@ -67,7 +67,7 @@ def test_the_test_set_is_not_even_scored(tiny: Recipe, tmp_path: Path, monkeypat
     found = run_search(search(one_epoch(tiny), tmp_path), 1)
     assert scored == [200]  # the validation images of TINY, once; 360 are the test images
     assert (found.test_scored, found.judged_by, found.data["n_val"], found.data["n_test"]) == (0, "validation", 200, 0)
-    with pytest.raises(BadInput, match="may not look at the test set"):
+    with pytest.raises(BadInput, match="must not use the test set"):
         search(tiny.replace({"evaluate.selection": "best-test"}), tmp_path)
     with pytest.raises(BadInput, match="no validation split"):
         search(tiny.replace({"data.val": 0}), tmp_path)
@@ -131,9 +131,9 @@ def test_a_search_goes_on_to_its_count_and_refuses_another_in_its_place(tiny: Re
     rates = [trial.values["optim.lr"] for trial in second.trials]
     assert len(set(rates)) == 3, "a resumed search draws anew"
     assert len(run_search(search(recipe, tmp_path), 3).trials) == 3
-    with pytest.raises(BadInput, match=r"another search exists already .*epochs changed"):
+    with pytest.raises(BadInput, match=r"another search already exists .*epochs changed"):
         run_search(search(recipe, tmp_path, epochs=2), 4)
-    with pytest.raises(BadInput, match=r"another search exists already .*recipe changed"):
+    with pytest.raises(BadInput, match=r"another search already exists .*recipe changed"):
         run_search(search(recipe.replace({"optim.momentum": 0.5}), tmp_path), 4)
 
 
@@ -219,7 +219,7 @@ def test_the_command_leaves_a_recipe_that_trains(
     assert main([*words, "--out", str(tmp_path), "--budget", "100k"]) == 0
     told = capsys.readouterr()
     assert "(3 of 3 trained)" in told.err
-    assert "the test set was never scored" in told.out
+    assert "the test set was not scored" in told.out
     folder = tmp_path / "tiny-tune"
     assert {path.name for path in folder.iterdir()} == {"journal.log", "tune.json", "best.yaml", "report.html"}
     best = Recipe.from_yaml(folder / "best.yaml")
@@ -326,7 +326,7 @@ def test_results_of_another_search_stay(
     before = (tmp_path / "tiny-tune" / "tune.json").read_text()
     capsys.readouterr()
     assert main([*words, "--storage", str(tmp_path / "second.log"), "--seed", "3"]) == 2
-    assert "another search exists already" in (told := capsys.readouterr().err) and "seed changed" in told
+    assert "another search already exists" in (told := capsys.readouterr().err) and "seed changed" in told
     assert (tmp_path / "tiny-tune" / "tune.json").read_text() == before
     assert main([*words, "--storage", str(tmp_path / "first.log"), "--trials", "2"]) == 0
 
@@ -338,7 +338,10 @@ def test_a_trial_that_another_machine_began_is_told_of(
     trial = _open(own).ask()
     trial.set_user_attr("process", "gone:7")
     assert run_search(own, 2).trained == 1
-    assert "trial 0: under way in gone:7; if that is gone, ask for one trial more" in capsys.readouterr().err
+    assert (
+        "trial 0: still running in gone:7; if that process no longer exists, ask for one more trial"
+        in capsys.readouterr().err
+    )
 
 
 def test_what_all_its_processes_stumble_over_is_told_once(

@@ -65,7 +65,7 @@ def test_fields_that_stay_unwritten_at_their_default_can_vary(tiny: Recipe, tmp_
         ({"optim.lr": {"low": 0, "high": 1, "log": True}}, r"from 0 on a logarithmic scale \(optim.lr.low\)"),
         ({"optim.lr": {"low": 1, "high": 2, "step": 0}}, r"step is 0 \(optim.lr.step\)"),
         ({"optim.lr": {"low": 1}}, "neither choices nor a range"),
-        ({"optim.lr": {"low": 1, "choices": [1]}}, "a range beside choices"),
+        ({"optim.lr": {"low": 1, "choices": [1]}}, "both a range and choices"),
         ({"optim.lr": {"choices": [1, 1]}}, "twice"),
         ({"optim.lr": {"from": 1, "to": 2}}, r"unknown field \(optim.lr.from\)"),
         ([], "not a space"),
@@ -110,7 +110,7 @@ def test_a_field_is_searched_or_given() -> None:
     space = Space(name="mine", dimensions=dict.fromkeys(["spec.stages.*.kernel", "spec.se"], Dimension(low=1, high=3)))
     space.refuse_fixed(["spec.stages", "spec.stages.0.channels", "optim.lr", "budget"])
     for field in ("spec.stages.0.kernel", "spec.se", "spec.se.reduction"):
-        with pytest.raises(BadInput, match=rf"this field is searched \(--{field}; mine: spec.s"):
+        with pytest.raises(BadInput, match=rf"this field is varied by the search \(--{field}; mine: spec.s"):
             space.refuse_fixed([field])
 
 
@@ -128,6 +128,6 @@ def test_plain_data_reads_back(tmp_path: Path) -> None:
 @pytest.mark.parametrize("pair", [("optim.lr", "optim"), ("spec.stages.0.blocks", "spec.stages.*.blocks")], ids=str)
 def test_a_value_that_would_be_lost_is_refused(pair: tuple[str, str]) -> None:
     space = dict.fromkeys(pair, Dimension(low=1, high=3))
-    with pytest.raises(BadInput, match=r"would overwrite .* \(lost\): give it first"):
+    with pytest.raises(BadInput, match=r"would overwrite .* \(lost\): list it first"):
         Space(name="lost", dimensions=space)
     Space(name="kept", dimensions=dict(reversed(space.items())))

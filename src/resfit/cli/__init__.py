@@ -77,7 +77,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return error.exit_code
         if debug:
             raise
-        advice = ": go on from the last checkpoint with resfit train --resume RUN" if "train" in arguments[:1] else ""
+        resume = "continue from the last checkpoint with resfit train --resume RUN"
+        advice = f": {resume}" if "train" in arguments[:1] else ""
         _complain(f"interrupted{advice}")
         return 130
     except BrokenPipeError:
@@ -91,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             _complain(f"error: {refused}")
             return refused.exit_code
         reason = (str(error).splitlines() or [""])[0]
-        _complain(f"error: {type(error).__name__}: {reason} (in resfit): repeat with --debug and report it")
+        _complain(f"error: {type(error).__name__}: {reason} (in resfit): run again with --debug and report it")
         return 1
 
 
@@ -99,9 +100,9 @@ def _run(arguments: list[str]) -> int:
     words, overrides = _take_overrides(arguments)
     options = make_parser().parse_args(words)
     if overrides and not options.takes_fields:
-        raise BadInput(f"recipe fields are for training (--{next(iter(overrides))}): leave it out")
+        raise BadInput(f"this command takes no recipe fields (--{next(iter(overrides))}): leave it out")
     if under_torchrun() and options.command != "train":
-        raise BadInput(f"torchrun is for resfit train (resfit {options.command}): start it without torchrun")
+        raise BadInput(f"torchrun only works with resfit train (resfit {options.command}): start it without torchrun")
     if getattr(options, "offline", False):
         os.environ["RESFIT_OFFLINE"] = "1"
     options.overrides = overrides
@@ -142,16 +143,16 @@ class _Parser(argparse.ArgumentParser):
         options, unknown = super().parse_known_args(args, namespace)
         if unknown:
             near = get_close_matches(unknown[0].partition("=")[0], self._option_string_actions, n=1, cutoff=0.75)
-            fields = "a recipe's fields are --section.field; " if self.get_default("takes_fields") else ""
+            fields = "recipe fields are given as --section.field; " if self.get_default("takes_fields") else ""
             hint = f"did you mean {near[0]}?" if near else f"{fields}see {self.prog} --help"
-            raise BadInput(f"unknown {'option' if unknown[0].startswith('-') else 'word'} ({unknown[0]}): {hint}")
+            raise BadInput(f"unknown {'option' if unknown[0].startswith('-') else 'argument'} ({unknown[0]}): {hint}")
         return options, unknown
 
     def error(self, message: str) -> Any:
         """Raise BadInput, with the nearest valid choice if a choice is invalid."""
         if wrong := re.search(r"argument (.+?): invalid choice: '(.*?)' \(choose from (.*)\)", message):
             hint = nearest(wrong[2], wrong[3].replace("'", "").split(", "))
-            what = "unknown command" if wrong[1] == "COMMAND" else f"not a choice of {wrong[1]}"
+            what = "unknown command" if wrong[1] == "COMMAND" else f"invalid value for {wrong[1]}"
             raise BadInput(f"{what} ({wrong[2]}): {hint}")
         raise BadInput(f"{message} ({self.prog}): see {self.prog} --help")
 
@@ -161,10 +162,10 @@ def make_parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="resfit",
         description="Fit residual networks to a parameter budget and train them.",
-        epilog="Begin with: resfit train digits. Any command takes --debug, which shows the traceback of an error. The "
-        "environment may say where data lies (RESFIT_DATA_DIR) and caches (XDG_CACHE_HOME), that no socket is opened "
-        "(RESFIT_OFFLINE=1), which C++ compiler makes the kernels for CPUs (CXX), and that none are used "
-        "(RESFIT_KERNELS=0).",
+        epilog="To get started: resfit train digits. Every command accepts --debug, which shows the traceback of "
+        "an error. Environment variables: RESFIT_DATA_DIR (folder with the data), XDG_CACHE_HOME (folder "
+        "for caches), RESFIT_OFFLINE=1 (never access the network), CXX (C++ compiler for the CPU kernels), "
+        "RESFIT_KERNELS=0 (do not use these kernels).",
     )
     parser.add_argument("--version", action="store_true", help="print the version and exit")
     parser.set_defaults(run=_no_command, command=None, takes_fields=False)
@@ -200,5 +201,7 @@ def _take_overrides(words: list[str]) -> tuple[list[str], dict[str, Any]]:
         try:
             overrides[name.removeprefix("--").replace("-", "_")] = parse_yaml(value, name)
         except BadInput:
-            raise BadInput(f"{value[:60]!r} is no value ({name}): give a number, a word or a YAML list") from None
+            raise BadInput(
+                f"{value[:60]!r} is not a valid value ({name}): give a number, a word or a YAML list"
+            ) from None
     return left, overrides

@@ -52,7 +52,7 @@ class Board(Watcher):
         for record in done:
             self.runs[record.recipe] += 1
             self.values[record.recipe].append(judged_accuracy(record, judged_by))
-        self._show(f"{len(jobs)} runs to do, {len(done)} done before; judged by {judged_by} accuracy")
+        self._show(f"{len(jobs)} runs to do, {len(done)} already done; judged by {judged_by} accuracy")
 
     def epoch_ended(self, job: Job, point: EpochPoint) -> None:
         """Show the epoch in the point's row."""
@@ -86,7 +86,7 @@ class Board(Watcher):
 
     def _table(self) -> Table:
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        for name in ("point", "runs", f"{self.judged_by} accuracy", "under way"):
+        for name in ("point", "runs", f"{self.judged_by} accuracy", "running"):
             table.add_column(name)
         for point in self.points:
             ended = f"{len(self.values[point])} of {self.runs[point]}"

@@ -10,9 +10,9 @@ from resfit.errors import BadInput
 
 TARGET = "a recipe's name, a recipe or spec YAML file, a run folder, or a model.safetensors"
 RECIPE = "a recipe's name or a recipe YAML file"
-TWO_BUDGETS = "a network that is fitted to a budget keeps to it (--fit): leave --budget out"
-DATA_SET = "digits, cifar10, cifar100, svhn or folder: what to score a model on that has no recipe.yaml beside it"
-REPEAT = "repeat the command to go on"
+TWO_BUDGETS = "--fit sets the budget already (--fit): leave --budget out"
+DATA_SET = "data set to use if there is no recipe.yaml next to the model: digits, cifar10, cifar100, svhn or folder"
+REPEAT = "run the same command again to continue"
 
 
 def add_data_options(parser: argparse.ArgumentParser) -> None:
@@ -21,16 +21,21 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
         "--data-dir",
         type=Path,
         metavar="D",
-        help="where the data lies or is downloaded to (else RESFIT_DATA_DIR is searched, then ~/.cache/resfit)",
+        help="folder to read the data from or download it to (default: RESFIT_DATA_DIR is searched, then "
+        "~/.cache/resfit)",
     )
-    parser.add_argument("--offline", action="store_true", help="never open a socket (or RESFIT_OFFLINE=1)")
+    parser.add_argument("--offline", action="store_true", help="never access the network (same as RESFIT_OFFLINE=1)")
 
 
 def add_scale_options(parser: argparse.ArgumentParser) -> None:
     """Add --epochs and --fraction."""
     parser.add_argument("--epochs", type=int, metavar="E", help="number of epochs; schedules are scaled in proportion")
     parser.add_argument(
-        "--fraction", type=float, default=1.0, metavar="F", help="train on this fraction of the training images (1)"
+        "--fraction",
+        type=float,
+        default=1.0,
+        metavar="F",
+        help="train on this fraction of the training images (default: 1)",
     )
 
 

@@ -14,11 +14,11 @@ def add(commands: Any) -> None:
     """Add the `compare` command."""
     parser = commands.add_parser(
         "compare",
-        help="the difference of two recipes' means, with its interval",
-        description="Compare recipes by their runs: means with deviations, and each later recipe minus the first.",
+        help="compare the mean accuracies of recipes, with confidence intervals",
+        description="Compare recipes by their runs: mean and deviation of each, and its difference from the first.",
     )
-    parser.add_argument("runs", metavar="RUN", nargs="+", help="run folders, or folders that hold several")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("runs", metavar="RUN", nargs="+", help="run folders, or folders that contain several")
+    parser.add_argument("--json", action="store_true", help="print a JSON object")
     parser.set_defaults(run=_compare)
 
 
@@ -31,7 +31,7 @@ def _compare(options: argparse.Namespace) -> int:
     records = unique(find_records(options.runs))
     if len(data := group(records)) > 1:
         names = ", ".join(part.name for part in data)
-        raise BadInput(f"the runs are on different data sets (RUN: {names}): compare runs on one")
+        raise BadInput(f"the runs are on different data sets (RUN: {names}): compare runs on one data set")
     what = "accuracy with TTA" if data[0].tta else "accuracy"  # only if every run has TTA accuracy
     groups = group_runs(records)
     values = {name: [r.accuracy if data[0].tta else r.test.accuracy for r in runs] for name, runs in groups.items()}
@@ -58,7 +58,7 @@ def _difference_text(difference: Any) -> str:
         return "baseline"
     text = f"{100 * difference.difference:+.2f} points"
     if difference.interval is None:
-        return f"{text} (an interval needs two runs of each that differ)"
+        return f"{text} (no interval: each needs at least two runs with different results)"
     low, high = (100 * bound for bound in difference.interval)
     p = p_value(difference.p_value)
     return f"{text} ({low:+.2f} to {high:+.2f}, p {p if p.startswith('<') else '= ' + p})"

@@ -14,10 +14,10 @@ def add(commands: Any) -> None:
     """Add the `completion` command."""
     parser = commands.add_parser(
         "completion",
-        help="print what a shell needs to complete resfit's commands",
+        help="print a shell completion script",
         description="Print a completion script. bash: resfit completion bash > "
-        "~/.local/share/bash-completion/completions/resfit; zsh: into a file _resfit of a folder in $fpath; fish: "
-        "into ~/.config/fish/completions/resfit.fish.",
+        "~/.local/share/bash-completion/completions/resfit; zsh: write it to a file named _resfit in a folder "
+        "of $fpath; fish: write it to ~/.config/fish/completions/resfit.fish.",
     )
     parser.add_argument("shell", metavar="SHELL", choices=_SHELLS, help="bash, zsh or fish")
     parser.set_defaults(run=_completion)

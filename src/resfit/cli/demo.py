@@ -13,14 +13,20 @@ def add(commands: Any) -> None:
     """Add the `demo` command."""
     parser = commands.add_parser(
         "demo",
-        help="a web page on this machine to try a network with images",
-        description="Serve a web page on this machine: drop an image in, see what the network says of it and where it "
-        "looked. Nothing leaves the machine. Needs resfit[demo].",
+        help="serve a local web page that classifies images",
+        description="Serve a web page on this machine: drop in an image to see the network's prediction and "
+        "the regions it is based on. Nothing leaves the machine. Needs resfit[demo].",
     )
     parser.add_argument("target", metavar="TARGET", help="a run folder or a model.safetensors")
-    parser.add_argument("--port", type=int, metavar="N", help="the page's port (the first free one from 7860 on)")
-    parser.add_argument("--host", default="127.0.0.1", help="the address to serve at (127.0.0.1: this machine alone)")
-    parser.add_argument("--data-dir", type=Path, metavar="D", help="where test images to choose from lie")
+    parser.add_argument(
+        "--port", type=int, metavar="N", help="port of the page (default: the first free one from 7860 up)"
+    )
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine only)"
+    )
+    parser.add_argument(
+        "--data-dir", type=Path, metavar="D", help="folder of the data set whose test images are offered"
+    )
     parser.set_defaults(run=_demo)
 
 

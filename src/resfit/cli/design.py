@@ -31,26 +31,33 @@ def add(commands: Any) -> None:
     """Add the `design` command."""
     parser = commands.add_parser(
         "design",
-        help="the networks that fill a budget",
-        description="Solve for the networks that fill a budget of parameters: within it, and at most 2 % below it.",
+        help="find networks that fill a parameter budget",
+        description="Find networks that fill a parameter budget: they do not exceed it, and use at least 98 % of it.",
     )
-    parser.add_argument("--budget", metavar="N", default="5M", help="trainable parameters (5M)")
-    parser.add_argument("--family", metavar="NAME", help="one family alone: shake, preact, wrn, se-resnet, pyramid, …")
-    parser.add_argument("--top", type=int, metavar="K", help="networks of each family (1; of one family alone 5)")
-    parser.add_argument("--macs", metavar="N", help="limit on the MACs of one image, such as 300M (none)")
-    parser.add_argument("--latency", type=float, metavar="MS", help="limit on an image's time, measured here")
-    parser.add_argument("--measure", action="store_true", help="measure latency and trained images/s here (torch)")
-    parser.add_argument("--size", type=int, metavar="S", help="side of the images in pixels (the recipe's, or 32)")
-    parser.add_argument("--channels", type=int, metavar="C", help="channels of the images (the recipe's, or 3)")
-    parser.add_argument("--classes", type=int, metavar="K", help="classes (the recipe's, or 10)")
-    parser.add_argument("--json", action="store_true", help="print one JSON list")
-    parser.add_argument("--out", type=Path, metavar="FILE.html", help="write a page with the Pareto picture")
-    parser.add_argument("--save", type=Path, metavar="FILE.yaml", help="write the first as a recipe; see --recipe")
+    parser.add_argument("--budget", metavar="N", default="5M", help="number of trainable parameters (default: 5M)")
+    parser.add_argument("--family", metavar="NAME", help="only this family: shake, preact, wrn, se-resnet, pyramid, …")
+    parser.add_argument("--top", type=int, metavar="K", help="networks per family (default: 1; 5 with --family)")
+    parser.add_argument("--macs", metavar="N", help="maximum MACs per image, such as 300M (default: no limit)")
+    parser.add_argument("--latency", type=float, metavar="MS", help="maximum time per image, measured on this machine")
+    parser.add_argument("--measure", action="store_true", help="measure latency and training images/s on this machine")
+    parser.add_argument(
+        "--size", type=int, metavar="S", help="side of the images in pixels (default: the recipe's, or 32)"
+    )
+    parser.add_argument(
+        "--channels", type=int, metavar="C", help="channels of the images (default: the recipe's, or 3)"
+    )
+    parser.add_argument("--classes", type=int, metavar="K", help="number of classes (default: the recipe's, or 10)")
+    parser.add_argument("--json", action="store_true", help="print a JSON list")
+    parser.add_argument("--out", type=Path, metavar="FILE.html", help="write an HTML page with a Pareto plot")
+    parser.add_argument(
+        "--save", type=Path, metavar="FILE.yaml", help="write the first network as a recipe; see --recipe"
+    )
     parser.add_argument(
         "--recipe",
         metavar="RECIPE",
-        help="put this recipe's own network first, its widths scaled to the budget (not with --family); --save takes "
-        f"its data and training, and without it 200 epochs of CIFAR-10 and no augmentation: {RECIPE}",
+        help=f"{RECIPE}: list its own network first, with the widths scaled to the budget (unless --family is "
+        "given); --save takes the data and training from it (default: 200 epochs of CIFAR-10 without "
+        "augmentation)",
     )
     parser.set_defaults(run=_design)
 
@@ -58,9 +65,9 @@ def add(commands: Any) -> None:
 def _design(options: argparse.Namespace) -> int:
     for path in (options.out, options.save):
         if path and path.exists():
-            raise BadInput(f"there is such a file ({path}): give another name")
+            raise BadInput(f"the file already exists ({path}): give another name")
     if options.out and options.save and options.out.resolve() == options.save.resolve():
-        raise BadInput(f"a page and a recipe in one file ({options.out}): give --out and --save different names")
+        raise BadInput(f"--out and --save are the same file ({options.out}): give them different names")
     from resfit.recipe import get_recipe
 
     lender = get_recipe(options.recipe) if options.recipe else None
@@ -113,7 +120,7 @@ def _found(options: argparse.Namespace, lender: Recipe | None) -> Iterator[tuple
                 taken[each.family] += 1
                 yield each, speed
     if not taken:
-        raise BadInput(f"no network is as fast as that here ({options.latency} ms, --latency): allow more")
+        raise BadInput(f"no network is that fast on this machine ({options.latency} ms, --latency): raise the limit")
 
 
 def _images(options: argparse.Namespace, like: NetSpec | None) -> dict[str, int]:

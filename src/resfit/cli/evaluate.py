@@ -19,23 +19,28 @@ def add(commands: Any) -> None:
     parser = commands.add_parser(
         "evaluate",
         help="score a trained network on its test set",
-        description="Score a trained network on the test set of the data that it was trained on.",
+        description="Score a trained network on the test set of the data it was trained on.",
     )
     parser.add_argument("target", metavar="TARGET", help="a run folder or a model.safetensors")
     parser.add_argument(
-        "--tta", action="store_true", help="score with the recipe's test-time augmentation as well, or flips and shifts"
+        "--tta",
+        action="store_true",
+        help="also score with test-time augmentation: the recipe's, or flips and shifts if it has none",
     )
     parser.add_argument("--data", metavar="NAME", help=DATA_SET)
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda ... (auto)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda ... (default: auto)")
     parser.add_argument(
-        "--corruptions", action="store_true", help="score 15 kinds of damaged images as well; kept in the run folder"
+        "--corruptions",
+        action="store_true",
+        help="also score 15 kinds of corrupted images; the result is saved in the run folder",
     )
     parser.add_argument(
         "--human",
         metavar="FILE",
-        help="compare with people's label counts, as CIFAR-10H's .npy; kept in the run folder",
+        help="compare with human label counts, such as the .npy file of CIFAR-10H; the result is saved in the "
+        "run folder",
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--json", action="store_true", help="print a JSON object")
     add_data_options(parser)
     parser.set_defaults(run=_evaluate)
 
@@ -85,7 +90,7 @@ def _print_metrics(target: str, metrics: Metrics) -> None:
         rows.append(["with test-time augmentation", f"{100 * metrics.accuracy_tta:.2f} %"])
     rows += [["loss", f"{metrics.loss:.4f}"], ["calibration error (ECE)", f"{metrics.ece:.4f}"]]
     if after := metrics.calibrated:
-        rows.append([f"the same at temperature {after.temperature:.3f}", f"{after.loss:.4f}; {after.ece:.4f}"])
+        rows.append([f"loss; ECE at temperature {after.temperature:.3f}", f"{after.loss:.4f}; {after.ece:.4f}"])
     print_table(["test set", target], rows)
     print_table(
         ["class", "precision", "recall", "F1", "images"],
@@ -109,9 +114,9 @@ def _print_robustness(found: Robustness) -> None:
 
 def _print_human(found: HumanAgreement) -> None:
     rows = [
-        ["network's class is people's", f"{100 * found.agreement:.2f} %"],
-        ["people's class is the label", f"{100 * found.human_accuracy:.2f} %"],
-        ["cross-entropy against people", f"{found.cross_entropy:.4f}"],
-        ["people's own entropy, the least possible", f"{found.human_entropy:.4f}"],
+        ["network agrees with humans", f"{100 * found.agreement:.2f} %"],
+        ["humans agree with the label", f"{100 * found.human_accuracy:.2f} %"],
+        ["cross-entropy against human labels", f"{found.cross_entropy:.4f}"],
+        ["entropy of human labels (lower bound)", f"{found.human_entropy:.4f}"],
     ]
-    print_table(["people's labels", f"{found.images:,} images"], rows)
+    print_table(["human labels", f"{found.images:,} images"], rows)

@@ -17,38 +17,46 @@ if TYPE_CHECKING:
 def add_executor_options(parser: argparse.ArgumentParser, workers: str) -> None:
     """Add --workers, --ray, --cpus-per-run and --gpus-per-run; `workers` describes the default number."""
     parser.add_argument(
-        "--workers", type=int, metavar="W", help=f"runs at a time, each in a process of its own here ({workers})"
+        "--workers",
+        type=int,
+        metavar="W",
+        help=f"number of parallel runs on this machine, each in its own process ({workers})",
     )
     parser.add_argument(
         "--ray",
         metavar="ADDRESS",
-        help="run on a Ray cluster: its address, auto for the one that this machine belongs to, local for one that is "
-        "made of this machine; --workers is then the most runs at a time (as many as fit)",
+        help="run on a Ray cluster: its address, auto for the one this machine belongs to, or local to start one "
+        "on this machine; --workers is then the maximum number of parallel runs (default: as many as fit)",
     )
     parser.add_argument(
         "--cpus-per-run",
         type=int,
         metavar="N",
-        help="on Ray: CPU cores of a run (1 where the cluster has GPUs, else those of its smallest node)",
+        help="on Ray: CPU cores per run (default: 1 if the cluster has GPUs, else all cores of its smallest node)",
     )
     parser.add_argument(
-        "--gpus-per-run", type=float, metavar="N", help="on Ray: GPUs of a run, as 1 or 0.5 (1 where there are any)"
+        "--gpus-per-run",
+        type=float,
+        metavar="N",
+        help="on Ray: GPUs per run, such as 1 or 0.5 (default: 1 if there are any)",
     )
 
 
 def check_executor_options(options: argparse.Namespace) -> None:
     """Raise BadInput for invalid numbers, Ray options without --ray, or --workers and --ray under torchrun."""
     if under_torchrun() and (options.workers is not None or options.ray is not None):
-        raise BadInput("torchrun's processes work on one run (--workers, --ray): leave out one or the other")
+        raise BadInput(
+            "under torchrun, all processes work on the same run (--workers, --ray): leave these out, or torchrun"
+        )
     for name in ("workers", "cpus_per_run"):
         if getattr(options, name) is not None and getattr(options, name) < 1:
             option = name.replace("_", "-")
             raise BadInput(f"{option} is {getattr(options, name)} (--{option}): give at least 1")
     gpus = options.gpus_per_run
     if gpus is not None and (gpus < 0 or (gpus > 1 and gpus % 1)):
-        raise BadInput(f"gpus-per-run is {gpus} (--gpus-per-run): give 0, a part of 1, or a whole number")
+        raise BadInput(f"gpus-per-run is {gpus} (--gpus-per-run): give 0, a fraction of 1, or a whole number")
     if options.ray is None and (options.cpus_per_run is not None or gpus is not None):
-        raise BadInput("CPUs and GPUs are asked for on Ray (--cpus-per-run, --gpus-per-run): give --ray as well")
+        raise BadInput("CPUs and GPUs per run only apply to Ray (--cpus-per-run, --gpus-per-run): give --ray as well")
 
 
 def executor(options: argparse.Namespace, out: Path) -> Executor:

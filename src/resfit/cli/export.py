@@ -21,26 +21,30 @@ def add(commands: Any) -> None:
     parser = commands.add_parser(
         "export",
         help="write a trained network as ONNX, a PyTorch program, int8 or plain weights",
-        description="Write a trained network in another format and hold it at once against the network on the test "
-        "images of its data. A file that disagrees is not kept. The numbers join export.json beside it.",
+        description="Write a trained network in another format and compare its predictions with those of the network "
+        "on the test images of its data. A file that disagrees is deleted. The results are added to "
+        "export.json next to the file.",
     )
     parser.add_argument("target", metavar="TARGET", help="a run folder or a model.safetensors")
     parser.add_argument(
         "--format",
         required=True,
         choices=_FORMATS,
-        help="onnx; torch (a torch.export program); int8 (ONNX, quantized on training images); safetensors (weights "
-        "in bf16 for publishing); safetensors-fp32",
+        help="onnx; torch (a torch.export program); int8 (ONNX, quantized with training images); safetensors "
+        "(bf16 weights for publishing); safetensors-fp32 (fp32 weights)",
     )
-    parser.add_argument("--out", type=Path, metavar="FILE", help="the file (the model's name with another ending)")
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help="output file (default: the model's name with another extension)"
+    )
     parser.add_argument(
         "--input",
         choices=("uint8", "float"),
         default="uint8",
-        help="what the graph takes: uint8 from 0 to 255 (this), or float from 0 to 1; it normalizes them itself",
+        help="input of the graph: uint8 from 0 to 255 (default), or float from 0 to 1; the graph does the "
+        "normalization",
     )
     parser.add_argument("--data", metavar="NAME", help=DATA_SET)
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--json", action="store_true", help="print a JSON object")
     add_data_options(parser)
     parser.set_defaults(run=_export)
 

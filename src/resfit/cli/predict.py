@@ -18,16 +18,18 @@ def add(commands: Any) -> None:
     """Add the `predict` command."""
     parser = commands.add_parser(
         "predict",
-        help="what a trained network sees in images",
-        description="Name what a trained network sees in images, with probabilities. The exit status is 1 where an "
-        "image could not be read; the others are answered nevertheless.",
+        help="classify images with a trained network",
+        description="Classify images with a trained network and print the probabilities. The exit status is 1 if an "
+        "image could not be read; the other images are still classified.",
     )
     parser.add_argument("target", metavar="TARGET", help="a run folder or a model.safetensors")
-    parser.add_argument("images", metavar="IMAGE", nargs="+", help="image files, and folders with images in them")
-    parser.add_argument("--top", type=int, default=3, metavar="K", help="classes to name for each image (3)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda ... (auto)")
+    parser.add_argument("images", metavar="IMAGE", nargs="+", help="image files, or folders that contain images")
+    parser.add_argument(
+        "--top", type=int, default=3, metavar="K", help="number of classes to print per image (default: 3)"
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda ... (default: auto)")
     form = parser.add_mutually_exclusive_group()
-    form.add_argument("--json", action="store_true", help="print one JSON object")
+    form.add_argument("--json", action="store_true", help="print a JSON object")
     form.add_argument("--csv", action="store_true", help="print CSV: image, rank, class, probability")
     parser.set_defaults(run=_predict)
 
@@ -71,5 +73,5 @@ def _print_table(found: Predictions) -> None:
 
 def _calibration(found: Predictions) -> str:
     if found.temperature is None:
-        return "probabilities are uncalibrated: no validation split fitted a temperature"
+        return "probabilities are uncalibrated: there was no validation split to fit a temperature"
     return f"probabilities are calibrated: temperature {found.temperature:.3f}, fitted on the validation split"

@@ -15,20 +15,24 @@ def add(commands: Any) -> None:
     parser = commands.add_parser(
         "prune",
         help="narrow a trained network to a smaller budget and fine-tune it",
-        description="Drop the channels that matter least until the network fits the budget, then fine-tune it as a run "
-        "of its own, OUT/<recipe>-<budget>/<seed>. Its report compares the network before, after and fine-tuned.",
+        description="Remove the least important channels until the network fits the budget, then fine-tune it as a new "
+        "run in OUT/<recipe>-<budget>/<seed>. Its report compares the original, the pruned and the "
+        "fine-tuned network.",
         usage="resfit prune RUN --budget N [options] [--section.field VALUE ...]",
-        epilog="The run's own recipe fine-tunes unless another is named, with the whole network as its teacher; "
-        "--train.epochs 20 shortens it, but not its milestones, warm-up and patience: give them as well.",
+        epilog="Fine-tuning uses the run's own recipe unless --recipe is given, with the original network as "
+        "teacher. --train.epochs 20 shortens it but does not scale its milestones, warm-up and patience: "
+        "set these as well.",
     )
     parser.add_argument("run_folder", metavar="RUN", help="the folder of a finished run")
-    parser.add_argument("--budget", metavar="N", required=True, help="parameters that may be left (500k, 2M)")
-    parser.add_argument("--recipe", metavar="RECIPE", help=f"how to fine-tune: {RECIPE} (the run's own)")
-    parser.add_argument("--no-teacher", action="store_true", help="fine-tune by the labels alone")
     parser.add_argument(
-        "--out", type=Path, default=Path("runs"), metavar="DIR", help="where the run folder goes (runs)"
+        "--budget", metavar="N", required=True, help="maximum number of parameters after pruning (500k, 2M)"
     )
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (auto)")
+    parser.add_argument("--recipe", metavar="RECIPE", help=f"how to fine-tune: {RECIPE} (default: the run's own)")
+    parser.add_argument("--no-teacher", action="store_true", help="fine-tune with the labels only")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs"), metavar="DIR", help="parent folder of the results (default: runs)"
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default: auto)")
     add_data_options(parser)
     parser.set_defaults(run=_prune, takes_fields=True)
 

@@ -12,7 +12,7 @@ from resfit.cli.common import print_table
 def add(commands: Any) -> None:
     """Add the `recipes` command."""
     parser = commands.add_parser("recipes", help="list the named recipes", description="List the named recipes.")
-    parser.add_argument("--json", action="store_true", help="print one JSON list")
+    parser.add_argument("--json", action="store_true", help="print a JSON list")
     parser.set_defaults(run=_recipes)
 
 

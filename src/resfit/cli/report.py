@@ -13,11 +13,13 @@ def add(commands: Any) -> None:
     """Add the `report` command."""
     parser = commands.add_parser(
         "report",
-        help="one self-contained HTML page of one or several runs",
-        description="Write one self-contained HTML page from the records of one or several runs.",
+        help="write a self-contained HTML page about one or more runs",
+        description="Write one self-contained HTML page from the records of one or more runs.",
     )
-    parser.add_argument("runs", metavar="RUN", nargs="+", help="run folders, or folders that hold several")
-    parser.add_argument("--out", type=Path, default=Path("report.html"), metavar="FILE", help="the page (report.html)")
+    parser.add_argument("runs", metavar="RUN", nargs="+", help="run folders, or folders that contain several")
+    parser.add_argument(
+        "--out", type=Path, default=Path("report.html"), metavar="FILE", help="the page to write (default: report.html)"
+    )
     parser.set_defaults(run=_report)
 
 
@@ -28,7 +30,7 @@ def _report(options: argparse.Namespace) -> int:
 
     records = unique(find_records(options.runs))  # the same runs as the page shows
     if options.out.is_file() and not _is_report(options.out.read_bytes()):
-        raise BadInput(f"a file that is no report of resfit's exists already ({options.out}): give another --out")
+        raise BadInput(f"the file exists and is not a resfit report ({options.out}): give another --out")
     print(f"{write_report(records, options.out)}: {len(records)} run{'s' if len(records) > 1 else ''}")
     return 0
 

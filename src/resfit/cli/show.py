@@ -15,13 +15,14 @@ def add(commands: Any) -> None:
     """Add the `show` command."""
     parser = commands.add_parser(
         "show",
-        help="price a network, layer by layer",
-        description="Price a network without building it: layer table, totals and the budget's verdict.",
+        help="show the layers, parameters and MACs of a network",
+        description="Show a network's layers, its parameters, MACs and activation memory, and whether it fits the "
+        "budget. The network is not built.",
     )
     parser.add_argument("target", metavar="TARGET", help=TARGET)
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("--budget", metavar="N", help="hold it against this many parameters (500k, 5M)")
-    parser.add_argument("--fit", metavar="N", help="with the widths scaled to fill this budget, as train --fit does")
+    parser.add_argument("--json", action="store_true", help="print a JSON object")
+    parser.add_argument("--budget", metavar="N", help="budget to compare with, in parameters (500k, 5M)")
+    parser.add_argument("--fit", metavar="N", help="first scale the widths to fill this budget, as train --fit does")
     parser.set_defaults(run=_show)
 
 
@@ -71,5 +72,5 @@ def _show(options: argparse.Namespace) -> int:
     print(f"{target.name}: {verdict}")
     print(f"{price.macs:,} MACs and {price.activation_bytes / 1e6:.2f} MB of activations (fp32) for one image")
     if price.frozen:
-        print(f"{price.frozen:,} frozen filter values beside them")
+        print(f"plus {price.frozen:,} frozen filter values")
     return 0

@@ -22,18 +22,22 @@ def add(commands: Any) -> None:
         "study",
         help="compare settings of a recipe, each with several seeds",
         description="Run every point of a study with several seeds into OUT/STUDY/POINT/SEED, and compare the points. "
-        "Repeated, it goes on where it stopped: finished runs are not run again.",
-        epilog="Fields given as --section.field VALUE hold for every point that does not set the field itself.",
+        "Running the same command again continues where it stopped: finished runs are not repeated.",
+        epilog="Fields given as --section.field VALUE apply to every point that does not set the field itself.",
         usage="resfit study STUDY [options] [--section.field VALUE ...]",
     )
-    parser.add_argument("study", metavar="STUDY", nargs="?", help="a study's name (--list) or a study YAML file")
+    parser.add_argument("study", metavar="STUDY", nargs="?", help="a study's name (see --list) or a study YAML file")
     parser.add_argument("--list", action="store_true", help="list the named studies")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("--runs", type=int, metavar="N", help="seeds a point: 0 ... N-1 (the study's)")
+    parser.add_argument("--json", action="store_true", help="print a JSON object")
+    parser.add_argument(
+        "--runs", type=int, metavar="N", help="number of seeds per point: 0 ... N-1 (default: the study's)"
+    )
     add_scale_options(parser)
-    add_executor_options(parser, "one a CUDA device; one where there is none")
-    parser.add_argument("--out", type=Path, default=Path("runs"), metavar="DIR", help="where the study goes (runs)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (auto)")
+    add_executor_options(parser, "default: one per CUDA device, or one without CUDA")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs"), metavar="DIR", help="parent folder of the results (default: runs)"
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default: auto)")
     add_data_options(parser)
     parser.set_defaults(run=_study, takes_fields=True)
 
@@ -44,7 +48,7 @@ def _study(options: argparse.Namespace) -> int:
     if options.list:
         return _list(options.json)
     if options.study is None:
-        raise BadInput("no study (STUDY): give a name that resfit study --list shows, or a YAML file")
+        raise BadInput("no study (STUDY): give a name listed by resfit study --list, or a YAML file")
     check_scale_options(options)
     check_executor_options(options)
     study = get_study(options.study)
@@ -106,7 +110,10 @@ def _print_result(result: StudyRecord, out: Path) -> None:
         right=(1,),
     )
     if result.comparisons > 1:
-        print(f"p-values are corrected for {result.comparisons} comparisons (Holm); below 0.05 a point differs")
+        print(
+            f"p-values are corrected for {result.comparisons} comparisons (Holm); a point with p below 0.05 "
+            "differs from the baseline"
+        )
     for run in result.failed:
         print(f"failed: {run.point}, seed {run.seed}: {run.error}")
     print(f"{result.finished} of {result.wanted} runs are finished; {out / 'report.html'}, {out / 'study.json'}")

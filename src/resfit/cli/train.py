@@ -35,33 +35,39 @@ def add(commands: Any) -> None:
 
     parser = commands.add_parser(
         "train",
-        help="train a recipe: one run a seed, each with its record and report",
-        description="Train a recipe. The run folder OUT/RECIPE/SEED holds recipe, record, metrics, model and report.",
+        help="train a recipe: one run per seed, each with its own record and report",
+        description="Train a recipe. The run folder OUT/RECIPE/SEED holds the recipe, record, metrics, model and "
+        "report.",
         usage="resfit train RECIPE [options] [--section.field VALUE ...]",
-        epilog="With --workers or --ray a repeated command goes on: finished runs are not run again. Every field of a "
-        "recipe can be given as --section.field VALUE, as in --optim.lr 0.05 or --spec.stages.0.channels 32. "
-        + _field_help(Recipe),
+        epilog="With --workers or --ray, running the same command again continues: finished runs are not repeated. "
+        "Every field of a recipe can be set with --section.field VALUE, for example --optim.lr 0.05 or "
+        "--spec.stages.0.channels 32. " + _field_help(Recipe),
     )
     parser.add_argument("recipe", metavar="RECIPE", nargs="?", help=RECIPE)
-    parser.add_argument("--seed", type=int, metavar="S", help="the first run's seed (0)")
-    parser.add_argument("--runs", type=int, default=1, metavar="N", help="this many runs, of seeds S, S+1, ... (1)")
-    add_scale_options(parser)
-    parser.add_argument("--budget", metavar="N", help="refuse a network of more parameters (the recipe's, mostly 5M)")
-    parser.add_argument("--fit", metavar="N", help="scale the network's widths to fill this budget (500k, 5M)")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="where run folders go (runs)")
-    parser.add_argument("--resume", type=Path, metavar="RUN", help="go on with an unfinished run folder")
-    parser.add_argument("--override", action="store_true", help="resume although the recipe or kernels have changed")
+    parser.add_argument("--seed", type=int, metavar="S", help="seed of the first run (default: 0)")
     parser.add_argument(
-        "--init", metavar="TARGET", help="begin with the weights of a run folder or a model.safetensors (fine-tuning)"
+        "--runs", type=int, default=1, metavar="N", help="number of runs, with the seeds S, S+1, ... (default: 1)"
     )
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (auto)")
-    add_executor_options(parser, "one after the other, in this process")
+    add_scale_options(parser)
+    parser.add_argument(
+        "--budget", metavar="N", help="refuse networks with more parameters (default: the recipe's, usually 5M)"
+    )
+    parser.add_argument("--fit", metavar="N", help="scale the network's widths to fill this budget (500k, 5M)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="parent folder of the run folders (default: runs)")
+    parser.add_argument("--resume", type=Path, metavar="RUN", help="continue the unfinished run in this folder")
+    parser.add_argument("--override", action="store_true", help="resume even if the recipe or the kernels have changed")
+    parser.add_argument(
+        "--init", metavar="TARGET", help="start from the weights of a run folder or a model.safetensors (fine-tuning)"
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default: auto)")
+    add_executor_options(parser, "default: one at a time, in this process")
     parser.add_argument(
         "--log",
         action="append",
         default=[],
         metavar="LOG",
-        help="log to tensorboard, mlflow or mlflow=URI as well, in the run folder unless said; may be repeated",
+        help="also log to tensorboard, mlflow or mlflow=URI; logs are stored in the run folder unless a URI is "
+        "given; may be repeated",
     )
     add_data_options(parser)
     parser.set_defaults(run=_train, takes_fields=True)
@@ -84,7 +90,7 @@ def _train(options: argparse.Namespace) -> int:
     from resfit.recipe import checked_seed
 
     if options.override and options.resume is None:
-        raise BadInput("nothing to override (--override): it goes with --resume RUN")
+        raise BadInput("nothing to override (--override): use it with --resume RUN")
     target, seed, out = _what_to_train(options)
     if options.runs < 1:
         raise BadInput(f"runs is {options.runs} (--runs): give at least 1")
@@ -144,7 +150,7 @@ def _recipe(options: argparse.Namespace, target: str) -> Recipe:
     recipe = get_recipe(target, overrides)
     if overrides and recipe.deviations and options.resume is None:
         changes = ", ".join(f"{field} {json.dumps(value)}" for field, value in overrides.items())
-        said = f"set by the command, whatever is said above: {changes}"
+        said = f"overridden on the command line: {changes}"
         recipe = replace(recipe, deviations=(*recipe.deviations, said))
     if recipe.data.name == "folder" and options.resume is None:
         from resfit.run import for_folder
@@ -164,14 +170,14 @@ def _others_named(seed: int, left: int) -> Iterator[None]:
         yield
     except Interrupted as interruption:
         if left:
-            interruption.args = (f"{interruption}; then the recipe again with --seed {seed} --runs {left}",)
+            interruption.args = (f"{interruption}; then train the remaining runs with --seed {seed} --runs {left}",)
         raise
 
 
 def _train_many(options: argparse.Namespace, recipe: Recipe, seeds: range, out: Path) -> int:
     """Train in separate processes or on a cluster; finished runs are not repeated."""
     if options.resume is not None or options.log:
-        raise BadInput("--resume and --log are for runs in this process: leave --workers and --ray out")
+        raise BadInput("--resume and --log only work in a single process (--workers, --ray): leave these out")
     from resfit.cli.board import Board
     from resfit.executors.jobs import Job, run_jobs
 
@@ -192,20 +198,20 @@ def _what_to_train(options: argparse.Namespace) -> tuple[str, int, Path]:
 
     if options.resume is None:
         if options.recipe is None:
-            raise BadInput("no recipe (RECIPE): give a name that resfit recipes lists, or a YAML file")
+            raise BadInput("no recipe (RECIPE): give a name listed by resfit recipes, or a YAML file")
         return options.recipe, options.seed or 0, options.out or Path("runs")
     folder = options.resume.resolve()
     if not (folder / "recipe.yaml").exists() or not folder.name.isdecimal():
-        raise BadInput(f"not a run folder ({options.resume}): give one that resfit train began")
+        raise BadInput(f"not a run folder ({options.resume}): give one that resfit train created")
     scaled = options.epochs is not None or options.fraction != 1 or options.fit is not None
     placed = options.seed is not None or options.out is not None
     if options.recipe is not None or options.runs != 1 or options.init or scaled or placed:
         raise BadInput(
-            "a resumed run has its recipe, length, network, seed, weights and folder (--resume): give the run folder "
-            "alone"
+            "a resumed run keeps its recipe, length, network, seed, weights and folder (--resume): give only "
+            "the run folder"
         )
     if (name := plain_recipe(str(folder / "recipe.yaml"))["name"]) != folder.parent.name:
-        raise BadInput(f"the run's folder was renamed ({folder.parent}): call it {name} again")
+        raise BadInput(f"the run's folder was renamed ({folder.parent}): rename it back to {name}")
     return str(folder / "recipe.yaml"), int(folder.name), folder.parent.parent
 
 

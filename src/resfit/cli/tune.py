@@ -28,29 +28,42 @@ def add(commands: Any) -> None:
     parser = commands.add_parser(
         "tune",
         help="search for better settings of a recipe on its validation split",
-        description="Search a space of settings with Optuna (TPE). The budget is a constraint that costs nothing; "
-        "hopeless trials are given up; the test set is never scored. Repeated, it goes on where it stopped. Leaves "
-        "best.yaml, tune.json and report.html in OUT/RECIPE-tune.",
-        epilog="Fields given as --section.field VALUE hold for every trial; the space may not vary them.",
+        description="Search a space of settings with Optuna (TPE). Networks over the budget are refused before "
+        "training; hopeless trials are stopped early; the test set is never scored. Running the same "
+        "command again continues where it stopped. Writes best.yaml, tune.json and report.html to "
+        "OUT/RECIPE-tune.",
+        epilog="Fields given as --section.field VALUE apply to every trial; the space must not vary them.",
         usage="resfit tune RECIPE [options] [--section.field VALUE ...]",
     )
     parser.add_argument("recipe", metavar="RECIPE", help=RECIPE)
-    parser.add_argument("--trials", type=int, default=20, metavar="N", help="trained trials in all (20)")
     parser.add_argument(
-        "--space", default="seed002", metavar="SPACE", help="a space's name, or a YAML file of fields (seed002)"
+        "--trials", type=int, default=20, metavar="N", help="total number of trained trials (default: 20)"
+    )
+    parser.add_argument(
+        "--space",
+        default="seed002",
+        metavar="SPACE",
+        help="a space's name, or a YAML file of fields (default: seed002)",
     )
     add_scale_options(parser)
-    add_executor_options(parser, "one")
-    parser.add_argument("--budget", metavar="N", help="refuse networks of more parameters (the recipe's, mostly 5M)")
-    parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the search, and of every trial (0)")
+    add_executor_options(parser, "default: 1")
+    parser.add_argument(
+        "--budget", metavar="N", help="refuse networks with more parameters (default: the recipe's, usually 5M)"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="S", help="seed of the search and of every trial (default: 0)"
+    )
     parser.add_argument(
         "--storage",
         metavar="FILE|URL",
-        help="what holds the trials: a journal file, or a database as postgresql://user@host/name (in the folder)",
+        help="where to store the trials: a journal file, or a database such as postgresql://user@host/name "
+        "(default: a journal in the output folder)",
     )
-    parser.add_argument("--out", type=Path, default=Path("runs"), metavar="DIR", help="where the folder goes (runs)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (auto)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs"), metavar="DIR", help="parent folder of the results (default: runs)"
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default: auto)")
+    parser.add_argument("--json", action="store_true", help="print a JSON object")
     add_data_options(parser)
     parser.set_defaults(run=_tune, takes_fields=True)
 
@@ -116,15 +129,15 @@ def _print_result(result: TuneRecord, folder: Path, wanted: int) -> None:
     outcomes = [trial.outcome for trial in result.trials]
     refused = outcomes.count("refused")
     print(
-        f"{result.trained} of {wanted} trials were trained, {outcomes.count('pruned')} of them given up early; "
-        f"{refused} more were refused before anything was built"
+        f"{result.trained} of {wanted} trials were trained, {outcomes.count('pruned')} of them stopped early; "
+        f"{refused} more were refused before training"
     )
     best = next((trial for trial in result.trials if trial.number == result.best), None)
     if best is None or best.accuracy is None:
-        print("no trial is complete: repeat the command to go on")
+        print("no trial is complete: run the same command again to continue")
         return
     shares = {path: f"{share:.0%}" for path, share in result.importance.items()}
     rows = [[path, value, shares.get(path, "-")] for path, value in best.values.items()]
     print_table([f"best: trial {best.number}", f"{100 * best.accuracy:.2f} % validation", "importance"], rows)
-    print(f"the test set was never scored; train it in full with resfit train {folder / 'best.yaml'}")
+    print(f"the test set was not scored; train the best settings in full with resfit train {folder / 'best.yaml'}")
     print(f"report: {folder / 'report.html'}")

@@ -158,5 +158,5 @@ def _described(name: str, source: Source, parts: dict[str, Images]) -> Dataset:
 
 def _remark(pair: str, count: int) -> str:
     first, second = pair.split("/")
-    images = "image also stands" if count == 1 else "images also stand"
-    return f"{count:,} {second} {images} in {first}"
+    images = "image is" if count == 1 else "images are"
+    return f"{count:,} {second} {images} also in {first}"

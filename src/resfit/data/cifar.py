@@ -82,7 +82,7 @@ def load_cifar(name: str, locations: Locations) -> Source:
     try:
         classes = tuple(name.decode("ascii") for name in meta[files.names])
     except (KeyError, TypeError, AttributeError, UnicodeDecodeError):
-        raise BadInput(f"no class names in it ({folder / files.meta}): delete it and download it again") from None
+        raise BadInput(f"no class names in the file ({folder / files.meta}): delete it and download it again") from None
     return Source(
         classes=classes,
         train=_batches(folder, files.train, files, len(classes)),

@@ -66,7 +66,7 @@ def decode_all(files: Sequence[Path], *, root: Path, size: int, channels: int) -
     if unreadable:
         named = (f"{path.relative_to(root).as_posix()}, {reason(error)}" for path, error in unreadable[:_NAMED])
         more = f"; and {len(unreadable) - _NAMED} more" if len(unreadable) > _NAMED else ""
-        told = f"{len(unreadable)} unreadable of {len(files)} images ({'; '.join(named)}{more})"
+        told = f"{len(unreadable)} of {len(files)} images are unreadable ({'; '.join(named)}{more})"
         raise BadInput(f"{told}: repair or remove them")
 
 
@@ -130,9 +130,9 @@ def _eight_bit(image: Image, is_png: bool) -> Image:
     from PIL import Image
 
     if image.mode == "F":
-        raise ValueError("pixels in floating point, whose white is not known")
+        raise ValueError("floating-point pixels of unknown range")
     if image.mode == "I" and not is_png:
-        raise ValueError("pixels of 32 bits, whose white is not known")
+        raise ValueError("32-bit pixels of unknown range")
     if not image.mode.startswith("I"):
         return image
     values = np.asarray(image)

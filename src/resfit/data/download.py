@@ -35,7 +35,7 @@ def download(url: str, path: Path, md5: str) -> None:
             if total is not None and file.tell() < total:
                 raise ConnectionError(f"the connection dropped after {file.tell():,} of {total:,} bytes")
             if found.hexdigest() != md5:
-                raise BadInput(f"what came is not the official file, its MD5 is wrong ({url}): {by_hand}")
+                raise BadInput(f"the download is not the official file, its MD5 is wrong ({url}): {by_hand}")
     except BadInput:
         raise
     except (OSError, http.client.HTTPException, ValueError) as error:
@@ -73,7 +73,7 @@ def extract(archive: Path, folder: str, md5: str) -> Path:
     except BadInput:
         raise
     except Exception as error:  # a damaged archive may raise any exception
-        raise BadInput(f"damaged archive, or no room ({archive}: {_one_line(error)}): download it again") from None
+        raise BadInput(f"damaged archive, or disk full ({archive}: {_one_line(error)}): download it again") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return place / folder

@@ -86,7 +86,7 @@ def _found(folders: Mapping[str, Path]) -> tuple[dict[str, Classes], list[str]]:
 
 def _root(locations: Locations) -> Path:
     if not locations.given:
-        raise BadInput("no image folder was given (data): name it with --data-dir or RESFIT_DATA_DIR")
+        raise BadInput("no image folder was given (data): give one with --data-dir or RESFIT_DATA_DIR")
     root = locations.given[0]
     if not root.is_dir():
         raise BadInput(f"no such folder ({root}): give one with --data-dir")
@@ -106,7 +106,7 @@ def _layout(root: Path) -> tuple[dict[str, Path], list[str]]:
         return {"all": root}, _like_splits(inside)
     for folders in found.values():
         if len(folders) > 1:
-            raise BadInput(f"{folders[0].name}/ and {folders[1].name}/ ({root}): keep one of them")
+            raise BadInput(f"{folders[0].name}/ and {folders[1].name}/ mean the same split ({root}): keep one of them")
     splits = {split: folder for split, (folder,) in found.items()}
     beside = ", ".join(f"{folder.name}/" for folder in splits.values())
     if missing := [split for split in ("train", "test") if split not in splits]:
@@ -121,7 +121,7 @@ def _like_splits(folders: Sequence[Path]) -> list[str]:
         return []
     shared = set.intersection(*({inner.name for inner in _folders(folder)} for folder in folders)) if folders else set()
     names, inner = (", ".join(f"{name}/" for name in each) for each in ((f.name for f in folders), sorted(shared)))
-    told = f"{names} are taken for classes, and each holds {inner}: splits are called train/, val/ and test/"
+    told = f"{names} are used as classes, but each contains {inner}: splits must be named train/, val/ and test/"
     return [told] if len(shared) > 1 else []
 
 
@@ -156,7 +156,7 @@ def _classes(folder: Path) -> Classes:
 def _check(parts: Mapping[str, Classes], folders: Mapping[str, Path]) -> None:
     first, names = next(iter(folders.values())), set(next(iter(parts.values())))
     if unreadable := [name for classes in parts.values() for name in classes if not _is_text(name)]:
-        raise BadInput(f"a class's name is no text ({first}, {unreadable[0]!a}): give the folder another name")
+        raise BadInput(f"a class name is not valid UTF-8 ({first}, {unreadable[0]!a}): rename the folder")
     for split, classes in parts.items():
         if not any(classes.values()):
             raise BadInput(f"no images in class folders ({folders[split]}): give each class a folder with its images")
@@ -170,7 +170,7 @@ def _check(parts: Mapping[str, Classes], folders: Mapping[str, Path]) -> None:
                 "give all splits the same class folders"
             )
     if len(names) < 2:
-        raise BadInput(f"one class only: {', '.join(names)} ({first}): give at least two class folders")
+        raise BadInput(f"only one class: {', '.join(names)} ({first}): give at least two class folders")
 
 
 def _is_text(name: str) -> bool:
@@ -206,7 +206,7 @@ def _take_test(samples: Samples) -> tuple[Samples, Samples]:
     """Take each class's first fifth for testing, whatever data.split_seed is; a class's only image stays in train."""
     sizes = Counter(label for _, label in samples)
     if set(sizes.values()) == {1}:
-        raise BadInput("one image of each class leaves none to test on (data): add images")
+        raise BadInput("with one image per class, none is left to test on (data): add images")
     wanted = {label: min(size - 1, max(1, round(_TEST_PART * size))) for label, size in sizes.items()}
     seen: Counter[int] = Counter()
     train: Samples = []
@@ -256,8 +256,8 @@ def _pixels(files: Sequence[Path], root: Path, locations: Locations, *, size: in
     if free is not None and needed > free:
         locations.tell(
             f"the images take {needed / 1e9:.2f} GB and {free / 1e9:.2f} GB of memory are free: "
-            "they are read from the disk as training goes on, which is slower"
+            "they are read from disk during training, which is slower"
         )
     if not cached.exists():
-        locations.tell(f"decoding {len(files):,} images, once, into {cached}")
+        locations.tell(f"decoding {len(files):,} images (only once) into {cached}")
     return cached_array(cached, shape, decode_all(files, root=root, size=size, channels=channels))

@@ -39,4 +39,6 @@ class Locations:
         """Raise BadInput if downloading `what`, which was not found, is not allowed."""
         if self.offline or os.environ.get("RESFIT_OFFLINE") == "1":
             looked = ", ".join(map(str, self.all))
-            raise BadInput(f"{what} not found, and offline ({looked}): give its folder with --data-dir, or go online")
+            raise BadInput(
+                f"{what} not found, and downloads are off ({looked}): give its folder with --data-dir, or go online"
+            )

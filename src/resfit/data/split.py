@@ -16,7 +16,7 @@ def val_count(val: int | float, n: int) -> int:
     """
     count = round(val * n) if val < 1 else int(val)
     if count >= n or (val > 0 and count == 0):
-        raise BadInput(f"{val} takes {count} of {n} training images (data.val): give a count or fraction between")
+        raise BadInput(f"{val} takes {count} of {n} training images (data.val): give one that leaves images for both")
     return count
 
 
@@ -34,7 +34,7 @@ def stratified_split(labels: Tensor, n_val: int, seed: int) -> tuple[Tensor, Ten
     bare = np.flatnonzero((counts > 0) & (quotas >= counts))
     if len(bare):
         raise BadInput(
-            f"a split of {n_val} from {len(classes)} images leaves class {bare[0]} none to train on (data.val): "
+            f"a split of {n_val} from {len(classes)} images leaves no image of class {bare[0]} to train on (data.val): "
             "give fewer, or add images"
         )
     in_val = _chosen(classes, counts, quotas, seed)
@@ -47,7 +47,9 @@ def stratified_part(labels: Tensor, fraction: float, seed: int) -> Tensor:
     counts = np.bincount(classes)
     quotas = _quotas(counts, round(fraction * len(classes)))
     if len(bare := np.flatnonzero((counts > 0) & (quotas == 0))):
-        raise BadInput(f"{fraction} of {len(classes)} images has none of class {bare[0]} (data.fraction): give more")
+        raise BadInput(
+            f"{fraction} of {len(classes)} images includes none of class {bare[0]} (data.fraction): give more"
+        )
     return torch.from_numpy(np.flatnonzero(_chosen(classes, counts, quotas, seed)))
 
 

@@ -146,7 +146,7 @@ def _require_address(host: str, port: int | None) -> None:
             probe.bind(address)
     except (OSError, OverflowError, UnicodeError) as error:
         where = f"{host}:{port or 'any'}, {str(getattr(error, 'strerror', None) or error).lower()}"
-        raise BadInput(f"cannot serve there ({where}): give another --host or --port") from None
+        raise BadInput(f"cannot serve at this address ({where}): give another --host or --port") from None
 
 
 def _gradio(uploads: str) -> Any:

@@ -125,7 +125,7 @@ class OnRay:
         workers: int | None = None,
     ) -> None:
         if device not in ("auto", "cpu", "cuda"):
-            raise BadInput(f"on Ray a run takes the GPU that it is given (--device {device}): give auto, cpu or cuda")
+            raise BadInput(f"on Ray, a run uses the GPU assigned to it (--device {device}): give auto, cpu or cuda")
         self.options, self.address, self.most = options, address, workers or _IN_FLIGHT
         self.wanted = (cpus, gpus, device)
         self.numbers = itertools.count()
@@ -192,7 +192,7 @@ class OnRay:
                 self._look()
         except Exception as error:  # various exceptions of Ray, or a lost queue
             reason = " ".join(str(error).split())[:200]
-            self.lost = Lost(f"the Ray cluster is lost ({type(error).__name__}: {reason}): repeat the command")
+            self.lost = Lost(f"the Ray cluster is lost ({type(error).__name__}: {reason}): run the same command again")
             self._give_up()
 
     def _begin_waiting(self) -> None:
@@ -284,7 +284,7 @@ def _join(address: str) -> bool:
     except Exception as error:
         reason = " ".join(str(error).split())[:120]
         raise BadInput(
-            f"no Ray cluster can be joined (--ray {address}; {reason}): begin one with ray start --head, or give local"
+            f"cannot join a Ray cluster (--ray {address}; {reason}): start one with ray start --head, or give local"
         ) from None
     return True
 
@@ -312,7 +312,10 @@ def _share(nodes: list[dict[str, float]], cpus: int | None, gpus: float | None, 
     if gpus is None:
         gpus = 1.0 if device != "cpu" and any(node.get("GPU") for node in nodes) else 0.0
     if bool(gpus) != (device == "cuda") and device != "auto":
-        raise BadInput(f"{device} and {gpus:g} GPUs a run (--device, --gpus-per-run): give what goes together")
+        raise BadInput(
+            f"device {device} and {gpus:g} GPUs per run contradict each other (--device, --gpus-per-run): change "
+            "one of them"
+        )
     if cpus is None:
         cpus = 1 if gpus else int(min((node["CPU"] for node in nodes if node.get("CPU", 0) >= 1), default=1))
     share = Share(cpus=cpus, gpus=gpus)
@@ -332,7 +335,9 @@ def _take(run: _Run) -> None:
         run.future.set_result(run.take(result))
     except ray.exceptions.RayError as error:
         reason = " ".join(str(getattr(error, "cause", None) or error).split())[:200]
-        run.future.set_exception(Lost(f"the run was lost ({type(error).__name__}: {reason}): repeat the command"))
+        run.future.set_exception(
+            Lost(f"the run was lost ({type(error).__name__}: {reason}): run the same command again")
+        )
     except Exception as error:
         run.future.set_exception(error)
 
@@ -351,7 +356,10 @@ def _bring_home(files: dict[str, bytes], folder: Path) -> RunRecord:
 def _on_node(arrays: dict[str, Any], task: _Task, queue: Queue) -> Any:
     """Run a task on a node; return the files of the run folder, the validation curve, or an error to raise."""
     if task.version != __version__:
-        return BadInput(f"resfit {__version__} is on a node of the cluster, and {task.version} here: install the same")
+        return BadInput(
+            f"a node of the cluster has resfit {__version__}, but this machine has {task.version} (--ray): "
+            "install the same version"
+        )
     sys.argv = list(task.command)  # the record stores the user's command
     torch.set_num_threads(task.threads)
     observer = _Teller(queue, task.number)

@@ -132,7 +132,7 @@ def _check_folder(folder: Path, recipe: Recipe) -> None:
         now["spec"]["num_classes"] = then["spec"]["num_classes"]
     names = {**now, **then}  # a section may be missing in one of them
     if changed := sorted(name for name in names if now.get(name) != then.get(name)):
-        raise BadInput(f"a run with other settings exists already ({folder}: {', '.join(changed)}): give another --out")
+        raise BadInput(f"a run with other settings already exists ({folder}: {', '.join(changed)}): give another --out")
 
 
 def _check_weights(options: RunOptions, finished: Iterable[RunRecord], todo: Sequence[Job]) -> None:
@@ -146,7 +146,7 @@ def _check_weights(options: RunOptions, finished: Iterable[RunRecord], todo: Seq
                 began[folder] = init and init["sha256"]
     for folder, weights in began.items():
         if weights != begins:
-            raise BadInput(f"a run from other weights exists already ({folder}): give another --out")
+            raise BadInput(f"a run from other weights already exists ({folder}): give another --out")
 
 
 def _check_images(options: RunOptions, finished: Iterable[RunRecord], todo: Sequence[Job]) -> None:
@@ -157,7 +157,7 @@ def _check_images(options: RunOptions, finished: Iterable[RunRecord], todo: Sequ
     for record in finished:
         recipe = Recipe.from_dict(record.config)
         if recipe.data.name == "folder" and _digest(options, recipe, digests) != record.data["digest"]:
-            raise BadInput(f"a run on other images exists already ({_folder(options.out, record)}): give another --out")
+            raise BadInput(f"a run on other images already exists ({_folder(options.out, record)}): give another --out")
 
 
 def _folder(out: Path, record: RunRecord) -> Path:

@@ -132,7 +132,9 @@ class Processes:
         if process.exitcode != 0 and self.closing:
             raise CancelledError
         if process.exitcode:
-            raise RunFailed(f"the run's process ended with status {process.exitcode}: repeat the command to go on")
+            raise RunFailed(
+                f"the run's process ended with status {process.exitcode}: run the same command again to continue"
+            )
         return read_record(run_folder(self.options.out, recipe, seed))
 
     def _begun(self, recipe: Recipe, seed: int, device: str, tells: Connection) -> BaseProcess:

@@ -56,7 +56,7 @@ def export(
         raise BadInput(f"no such format ({format}): choose from {', '.join(FORMATS)}")
     chosen, model = FORMATS[format], model_file(target)
     if input == "float" and not chosen.is_graph:
-        raise BadInput(f"{format} holds weights alone (--input): leave it out")
+        raise BadInput(f"{format} only holds weights (--input): leave it out")
     file = Path(out) if out is not None else model.with_name(model.stem + chosen.suffix)
     _require_free(file)
     _require_libraries(chosen, format)
@@ -70,7 +70,7 @@ def export(
     with _draft(file) as draft:
         progress(f"writing {file}")
         chosen.write(ExportJob(net=net, folded=folded, kind=input, train=dataset.train.images), draft)
-        progress(f"holding it against its network on {len(images):,} images")
+        progress(f"comparing it with the network on {len(images):,} images")
         exported = chosen.open(draft, input)
         found, logits = agreements(exported, images, expected)
         _require_agreement(found, chosen, expected.abs().max().item())
@@ -105,7 +105,7 @@ def export(
 
 def _require_free(file: Path) -> None:
     if file.exists():
-        raise BadInput(f"a file exists already ({file}): give another --out, or move it away")
+        raise BadInput(f"the file already exists ({file}): give another --out, or move it away")
 
 
 def _require_libraries(chosen: Format, name: str) -> None:
@@ -125,11 +125,12 @@ def _folded(net: Network, images: Tensor, expected: Tensor) -> tuple[Network, in
 def _require_agreement(found: Sequence[Agreement], chosen: Format, largest_logit: float) -> None:
     for one in found:
         allowed = inf if chosen.logits is None else chosen.logits * largest_logit
-        apart = f", logits {one.largest_difference:.3g} apart of at most {allowed:.3g}" if allowed < inf else ""
+        apart = f", logits differ by {one.largest_difference:.3g} (limit {allowed:.3g})" if allowed < inf else ""
         if one.equal < chosen.equal or one.largest_difference > allowed:
             raise RunFailed(
-                f"the export disagrees with its network: {one.equal:.2%} equal predictions of at least "
-                f"{chosen.equal:.1%}{apart} (batches of {one.batch_size}): nothing was left; take another format"
+                f"the export disagrees with its network: {one.equal:.2%} equal predictions, at least "
+                f"{chosen.equal:.1%} required{apart} (batches of {one.batch_size}): the file was deleted; "
+                "use another format"
             )
 
 
@@ -141,4 +142,6 @@ def _draft(file: Path) -> Iterator[Path]:
         with tempfile.TemporaryDirectory(dir=file.parent, prefix=".export-") as folder:
             yield Path(folder) / file.name
     except OSError as error:
-        raise RunFailed(f"cannot write {file} ({error.strerror or error}): make room, or give another --out") from None
+        raise RunFailed(
+            f"cannot write {file} ({error.strerror or error}): free some space, or give another --out"
+        ) from None

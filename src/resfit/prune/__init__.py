@@ -67,14 +67,14 @@ def prune(
     parent, trained, where = read_record(run), Trained(run), pick_device(device)
     net = trained.net
     if cost(net.spec).params <= budget:
-        raise BadInput(f"{run} fits already, with {cost(net.spec).params:,} parameters (--budget): give a lower one")
+        raise BadInput(f"{run} already fits, with {cost(net.spec).params:,} parameters (--budget): give a lower one")
     tuning = _tuning(parent, Recipe.from_yaml(Path(run) / "recipe.yaml"), recipe, overrides or {}, budget)
     if teach and tuning.distill is None:
         tuning = replace(tuning, distill=DistillConfig(teacher=str(Path(run).resolve()), weight=_TEACHERS_WEIGHT))
     folder = run_folder(out, tuning, parent.seed)
     before = folder / "pruned.safetensors"
     if folder.exists() and any(folder.iterdir()) and not (before.exists() and _lacks_comparison(folder)):
-        raise BadInput(f"a run exists already ({folder}): give another --out, or move it away")
+        raise BadInput(f"a run already exists ({folder}): give another --out, or move it away")
 
     options: dict[str, Any] = {"data_dir": data_dir, "device": device, "offline": offline}
     data = trained.data(data_dir=data_dir, offline=offline)
@@ -85,7 +85,7 @@ def prune(
     if not before.exists():
         save_model(before, small, spec, net.info)
     elif not _same(small, load(before)):
-        raise BadInput(f"the pruning of another network exists already ({folder}): give another --out, or move it away")
+        raise BadInput(f"the pruning of another network already exists ({folder}): give another --out, or move it away")
     record = _fine_tuned(folder, tuning, seed=parent.seed, out=out, observer=observer, **options)
 
     pruning = Pruning(

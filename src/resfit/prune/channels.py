@@ -78,7 +78,7 @@ def wiring(spec: NetSpec) -> Wiring:
 def _check_known(spec: NetSpec) -> None:
     kinds = {stage.block or spec.block for stage in spec.stages}
     if unknown := sorted(kinds - EXPANSION.keys()):
-        raise BadInput(f"blocks of kind {unknown[0]} (prune): prune a network of {', '.join(EXPANSION)}")
+        raise BadInput(f"blocks of kind {unknown[0]} cannot be pruned (prune): use a network of {', '.join(EXPANSION)}")
     shortcuts = {(stage.shortcut or spec.shortcut).kind for stage in spec.stages}
     given = {
         "expansion": spec.expansion,
@@ -89,7 +89,7 @@ def _check_known(spec: NetSpec) -> None:
         "shortcut": "shift" in shortcuts,
     }
     if names := [name for name, value in given.items() if value]:
-        raise BadInput(f"spec.{names[0]} is not known to pruning (prune): prune a network without it")
+        raise BadInput(f"spec.{names[0]} is not supported by pruning (prune): use a network without it")
 
 
 def _block_links(spec: NetSpec, block: BlockPlan, name: str, sets: list[str]) -> Iterator[Link]:

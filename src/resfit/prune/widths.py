@@ -49,7 +49,7 @@ def fit_widths(spec: NetSpec, worth: Mapping[str, Tensor], budget: int) -> NetSp
     while params > budget:
         moves = [move for part in parts if (move := _moved(spec, wired, parts, at, part, 1))]
         if not moves:
-            raise BadInput(f"pruning reaches {params:,} parameters at the least (--budget): give that or more")
+            raise BadInput(f"pruning cannot go below {params:,} parameters (--budget): give at least that")
         best = min(moves, key=lambda move: _lost(move, at) / max(params - move.params, 1))
         at[best.part.name], now, params = best.at, best.spec, best.params
     while True:

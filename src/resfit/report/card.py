@@ -28,7 +28,7 @@ def write_card(run: str | Path, licence: str = "unknown") -> Path:
     folder = Path(run)
     card = folder / "README.md"
     if card.exists():
-        raise BadInput(f"a README.md exists already ({card}): move it away for a new one")
+        raise BadInput(f"a README.md already exists ({card}): move it away to write a new one")
     record = read_record(folder)
     model = folder / "model.safetensors"
     if not model.is_file():

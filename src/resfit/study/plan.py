@@ -39,9 +39,9 @@ class Study:
 
     def __post_init__(self) -> None:
         if Path(self.name).name != self.name or self.name.startswith("."):
-            raise BadInput(f"name is {self.name!r} (study): give a name that can be a folder's")
+            raise BadInput(f"name is {self.name!r} (study): give a name that can be used for a folder")
         if bool(self.axes) == bool(self.points):
-            raise BadInput(f"a study has axes or points ({self.name}): give one of them")
+            raise BadInput(f"a study needs either axes or points ({self.name}): give one of them")
         if self.runs < 1:
             raise BadInput(f"runs is {self.runs} ({self.name}): give at least 1")
         settings = self.settings()
@@ -60,10 +60,10 @@ class Study:
             parts = [_mapping(f"axes.{_text(name)}", overrides) for name, overrides in choice]
             point = "-".join(_text(name) for name, _ in choice)
             if point in found:
-                raise BadInput(f"two points are called {point} ({self.name}): name the values of the axes otherwise")
+                raise BadInput(f"two points are called {point} ({self.name}): give the values of the axes other names")
             paths = [path for part in parts for path in part]
             if twice := [path for path in paths if paths.count(path) > 1]:
-                raise BadInput(f"two axes set {twice[0]} ({self.name}, point {point}): leave it to one of them")
+                raise BadInput(f"two axes set {twice[0]} ({self.name}, point {point}): set it in only one of them")
             found[point] = {path: value for part in parts for path, value in part.items()}
         return found
 
@@ -91,7 +91,9 @@ class Study:
             except BadInput as error:
                 raise BadInput(f"{self.name}, point {name}: {error}") from None
         if len({recipe.data.name for recipe in made.values()}) > 1:
-            raise BadInput(f"points on different images cannot be compared ({self.name}: data.name): give all the same")
+            raise BadInput(
+                f"points on different images cannot be compared ({self.name}: data.name): give all points the same"
+            )
         return made
 
     def _recipe(self, name: str, setting: dict[str, Any], counted: Callable[[Recipe], Recipe]) -> Recipe:
@@ -100,7 +102,7 @@ class Study:
         recipe = counted(get_recipe(origin, setting))
         if budget is not None:
             if "budget" in setting:
-                raise BadInput("fit is a budget (fit, budget): leave one of them out")
+                raise BadInput("fit already sets the budget (fit, budget): leave one of them out")
             recipe = fitted(recipe, parse_count(str(budget), "fit"))
         return recipe.replace({"name": name, "description": f"{origin} with {changes}" if changes else origin})
 
@@ -114,7 +116,7 @@ def _mapping(place: str, value: object) -> Mapping[str, Any]:
 def _text(name: object) -> str:
     """Return a point's name as a string: YAML reads 32 as a number; booleans (`on`, `off`) and null are rejected."""
     if isinstance(name, bool) or name is None:
-        raise BadInput(f"{name} is no name (study): put quotes around it")
+        raise BadInput(f"{name} is not a name (study): put it in quotes")
     return str(name)
 
 

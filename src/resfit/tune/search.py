@@ -92,7 +92,7 @@ class Search:
         if not has_validation(self.recipe.data, self.data_dir):
             raise BadInput(f"{self.recipe.name} has no validation split (data.val): give one, as in --data.val 5000")
         if self.recipe.evaluate.selection == "best-test":
-            raise BadInput("a search may not look at the test set (evaluate.selection): give last or best-val")
+            raise BadInput("a search must not use the test set (evaluate.selection): give last or best-val")
         self.space.check(self.recipe)
 
     @property
@@ -136,7 +136,7 @@ class Search:
         now = to_plain({**self.identity(), "epochs": self.epochs or self.recipe.train.epochs})
         if changed := [name for name, value in {**was, "seed": then.seed}.items() if now[name] != value]:
             what = ", ".join(changed)
-            raise BadInput(f"another search exists already ({folder}: {what} changed): give another --out")
+            raise BadInput(f"another search already exists ({folder}: {what} changed): give another --out")
 
 
 def say(line: str) -> None:
@@ -154,7 +154,7 @@ def run_search(search: Search, trials: int, *, workers: int = 1, cluster: OnRay 
     _check_identity(study, search)
     for trial in _orphans(study):
         study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
-        say(f"trial {trial.number}: failed, its process is gone")
+        say(f"trial {trial.number}: failed, its process no longer exists")
     workers = min(workers, max(trials - _count(study), 1))
     if cluster is not None and _count(study) < trials:
         _work_on(cluster, search, trials)
@@ -164,7 +164,10 @@ def run_search(search: Search, trials: int, *, workers: int = 1, cluster: OnRay 
         _work_in_parallel(search, trials, workers)
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         where = trial.user_attrs.get("process", "another process")
-        say(f"trial {trial.number}: under way in {where}; if that is gone, ask for one trial more (--trials)")
+        say(
+            f"trial {trial.number}: still running in {where}; if that process no longer exists, ask for one more "
+            "trial (--trials)"
+        )
     return record(search)
 
 
@@ -205,7 +208,7 @@ def _open(search: Search) -> optuna.Study:
         raise
     except Exception as error:  # depends on the database
         reason = without_password(f"{type(error).__name__}: {str(error).strip()}")
-        raise BadInput(f"no trials can be kept there ({search.place}): {reason}") from None
+        raise BadInput(f"cannot store trials ({search.place}): {reason}") from None
     epochs = search.epochs or search.recipe.train.epochs
     study.pruner = optuna.pruners.MedianPruner(n_startup_trials=_STARTUP, n_warmup_steps=epochs // _UNTOUCHED)
     return study
@@ -246,7 +249,9 @@ def _mend(path: Path) -> None:
     try:
         content = path.read_bytes()
         if not content.startswith(_JOURNAL[: len(content)]):
-            raise BadInput(f"not a journal of trials ({path}): give another --storage; a database as sqlite:///{path}")
+            raise BadInput(
+                f"not a journal of trials ({path}): give another --storage, or a database as sqlite:///{path}"
+            )
         if content and not content.endswith(b"\n"):
             os.truncate(path, content.rfind(b"\n") + 1)
     finally:
@@ -260,7 +265,7 @@ def _check_identity(study: optuna.Study, search: Search) -> None:
     elif changed := [name for name in now if to_plain(now[name]) != then[name]]:
         what = ", ".join(changed)
         raise BadInput(
-            f"another search exists already ({search.place}: {what} changed): give another --out or --storage"
+            f"another search already exists ({search.place}: {what} changed): give another --out or --storage"
         )
 
 
@@ -298,7 +303,9 @@ def _work_in_parallel(search: Search, trials: int, workers: int) -> None:
         if error := _last_word(hears):
             raise error
     if broken := [child.exitcode for child in children if child.exitcode]:
-        raise RunFailed(f"a process of the search ended with status {broken[0]}: repeat the command to go on")
+        raise RunFailed(
+            f"a process of the search ended with status {broken[0]}: run the same command again to continue"
+        )
 
 
 def _last_word(hears: Connection) -> ResfitError | None:
@@ -434,10 +441,10 @@ def _train(search: Search, study: optuna.Study, trial: optuna.Trial, drawn: dict
     try:
         curve = train(recipe, search.seed, reporter)
     except optuna.TrialPruned:
-        state, accuracy, line = TrialState.PRUNED, None, f"given up after epoch {reporter.epoch}"
+        state, accuracy, line = TrialState.PRUNED, None, f"stopped early after epoch {reporter.epoch}"
     except (RunFailed, torch.OutOfMemoryError) as error:
         trial.set_user_attr("diverged", " ".join(str(error).split()))
-        state, accuracy, line = TrialState.PRUNED, None, f"came to nothing: {error}"
+        state, accuracy, line = TrialState.PRUNED, None, f"failed: {error}"
     else:
         values = [point.val_accuracy for point in curve if point.val_accuracy is not None]
         accuracy = values[-1] if recipe.evaluate.selection == "last" else max(values)

@@ -34,16 +34,16 @@ class Dimension:
     def __post_init__(self) -> None:
         if self.choices:
             if (self.low, self.high, self.step, self.log) != (None, None, None, False):
-                raise BadField("a range beside choices", "choices", "give one of them")
+                raise BadField("both a range and choices", "choices", "give one of them")
             if len(set(self.labels)) != len(self.choices):
-                raise BadField("a choice stands there twice", "choices", "give each once")
+                raise BadField("a choice appears twice", "choices", "give each once")
             return
         if self.low is None or self.high is None:
             raise BadField("neither choices nor a range", "low", "give low and high, or choices")
         if not -float("inf") < self.low < self.high < float("inf"):
             raise BadField(f"from {self.low} to {self.high}", "high", "give a number above low")
         if self.step is not None and (self.step <= 0 or self.log):
-            raise BadField(f"step is {self.step}", "step", "give a number above 0, and no log")
+            raise BadField(f"step is {self.step}", "step", "give a number above 0, without log")
         if self.log and self.low <= 0:
             raise BadField(f"from {self.low} on a logarithmic scale", "low", "give a number above 0")
 
@@ -72,7 +72,9 @@ class Space:
     def __post_init__(self) -> None:
         for before, after in itertools.combinations(self.dimensions, 2):
             if _is_within(before, after):
-                raise BadInput(f"{after} would overwrite {before} ({self.name}): give it first, or one of them")
+                raise BadInput(
+                    f"{after} would overwrite {before} ({self.name}): list it first, or give only one of them"
+                )
 
     def apply(self, recipe: Recipe, drawn: Mapping[str, Any]) -> Recipe:
         """Return `recipe` with the sampled values; raises BadInput if they are incompatible."""
@@ -106,7 +108,8 @@ class Space:
             for path in self.dimensions:
                 if _is_within(field, path):
                     raise BadInput(
-                        f"this field is searched (--{field}; {self.name}: {path}): leave it out of one of them"
+                        f"this field is varied by the search (--{field}; {self.name}: {path}): leave it out of "
+                        "one of them"
                     )
 
     def to_dict(self) -> dict[str, Any]:
