@@ -33,7 +33,7 @@ def test_the_system_says_how_much_is_free() -> None:
     held = torch.ones(2**28)  # 1 GB, written to: more than others give back meanwhile
     after = free_bytes()
     assert after is not None
-    assert after < before - held.nbytes / 2
+    assert after < before - held.nbytes / 4
 
 
 FORTY_LARGE_BUFFERS = """

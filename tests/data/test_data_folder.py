@@ -101,14 +101,14 @@ def test_other_names_of_val_are_taken_and_told(parted: Path, alias: str) -> None
 
 def test_two_validation_folders_are_refused(parted: Path) -> None:
     shutil.copytree(parted / "val", parted / "valid")
-    with pytest.raises(BadInput, match=r"val/ and valid/ \(.*\): keep one of them"):
+    with pytest.raises(BadInput, match=r"val/ and valid/ mean the same split \(.*\): keep one of them"):
         load(parted)
 
 
 def test_two_folders_of_one_name_are_refused(parted: Path) -> None:
     """Where the file system tells Train from train."""
     shutil.copytree(parted / "train", parted / "Train")
-    with pytest.raises(BadInput, match=r"Train/ and train/ \(.*\): keep one of them"):
+    with pytest.raises(BadInput, match=r"Train/ and train/ mean the same split \(.*\): keep one of them"):
         load(parted)
 
 
@@ -325,12 +325,12 @@ def test_images_are_decoded_once(flat: Path, own_places: Path, monkeypatch: pyte
     with monkeypatch.context() as patched:
         patched.setattr("resfit.data.decode.decode", fail)
         assert load(flat).digest == first.digest
-        with pytest.raises(BadInput, match="40 unreadable"):
+        with pytest.raises(BadInput, match="40 of 40 images are unreadable"):
             load(flat, size=9)
-        with pytest.raises(BadInput, match="40 unreadable"):
+        with pytest.raises(BadInput, match="40 of 40 images are unreadable"):
             load(flat, channels=1)
         os.utime(flat / "ant" / "000.png", ns=(0, 0))
-        with pytest.raises(BadInput, match="40 unreadable"):
+        with pytest.raises(BadInput, match="40 of 40 images are unreadable"):
             load(flat)
     assert load(flat).digest == first.digest
 
