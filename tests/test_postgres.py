@@ -140,6 +140,7 @@ def test_what_goes_wrong_is_one_line_without_the_password(
     assert "cannot store trials (127.0.0.1:" in told and "password authentication failed" in told
     assert "barley" not in told
     assert main([*words, "--storage", server]) == 0
+    (tmp_path / "tiny-tune" / "tune.json").unlink()  # a machine that has not seen the search
     assert main([*words, "--storage", server, "--optim.momentum", "0.5"]) == 2
     told = capsys.readouterr().err
     assert "another search already exists (127.0.0.1:" in told and "sesame" not in told

@@ -197,14 +197,16 @@ def test_what_goes_wrong_is_told_and_an_unfinished_run_goes_on(
     elsewhere = begun.replace({"name": "elsewhere", "data.name": "cifar10", "spec.input.channels": 3})
     jobs = [Job(recipe=recipe, seed=0) for recipe in (begun, wild, elsewhere)]
     log = Log()
-    place = RunOptions(out=tmp_path, data_dir=tmp_path / "nothing", offline=True)
+    options = RunOptions(out=tmp_path, data_dir=tmp_path / "nothing", offline=True)
     monkeypatch.delenv("RESFIT_DATA_DIR", raising=False)
-    records, failed = run_jobs(jobs, OnRay(place, two_nodes.address, cpus=1), log)
+    with pytest.raises(BadInput, match="not found, and downloads are off"):  # ahead of all runs
+        run_jobs(jobs, OnRay(options, two_nodes.address, cpus=1), log)
+    assert not log.epochs
+    records, failed = run_jobs(jobs[:2], OnRay(options, two_nodes.address, cpus=1), log)
     assert [epoch for name, epoch in log.epochs if name == "tiny, seed 0"] == [2, 3]
     assert len(records[0].curve) == 3
     assert "not finite" in log.failures["wild, seed 0"]
-    assert "not found, and downloads are off" in log.failures["elsewhere, seed 0"]
-    assert [run.point for run in failed] == ["elsewhere", "wild"]
+    assert [run.point for run in failed] == ["wild"]
 
 
 def test_the_commands(

@@ -34,7 +34,7 @@ def _check(field: str, value: object, good: object, allowed: str) -> None:
 SHORTEST_PERIOD = 0.01  # minimum `schedule.period`, in epochs
 
 # Number of classes of the named data sets, and the numbers of channels that they are available in.
-_KNOWN = {"digits": (10, (1, 3)), "cifar10": (10, (3,)), "cifar100": (100, (3,)), "svhn": (10, (3,))}
+NAMED_SETS = {"digits": (10, (1, 3)), "cifar10": (10, (3,)), "cifar100": (100, (3,)), "svhn": (10, (3,))}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -473,7 +473,7 @@ class Recipe(Config):
         if needs_val and not self.data.val:
             raise BadField("there are no validation images to look at", needs_val, "give data.val")
         name, wanted, given = self.data.name, self.spec.num_classes, self.spec.input.channels
-        classes, channels = _KNOWN.get(name, (wanted, (1, 3)))  # of an image folder it counts the classes
+        classes, channels = NAMED_SETS.get(name, (wanted, (1, 3)))  # the classes of an image folder are counted
         if wanted != classes:
             raise BadField(f"{wanted} classes, but {name} has {classes}", "spec.num_classes", f"give {classes}")
         if given not in channels:

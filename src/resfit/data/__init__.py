@@ -16,7 +16,7 @@ from resfit.data.split import stratified_part, stratified_split, val_count
 from resfit.data.svhn import load_svhn
 from resfit.errors import BadInput
 from resfit.machine import free_bytes, require_room
-from resfit.recipe import DataConfig
+from resfit.recipe import NAMED_SETS, DataConfig
 
 __all__ = ["Dataset", "Images", "class_names", "has_validation", "load_dataset", "stratified_split"]
 
@@ -117,7 +117,7 @@ def _needed_bytes(name: str, size: int) -> int:
 
 
 def _source(config: DataConfig, locations: Locations, *, size: int, channels: int) -> Source:
-    allowed = (1, 3) if config.name in ("digits", "folder") else (3,)
+    _, allowed = NAMED_SETS.get(config.name, (0, (1, 3)))
     if channels not in allowed:
         advice = " or ".join(map(str, allowed))
         raise BadInput(f"{config.name} has no {channels}-channel images (spec.input.channels): give {advice}")
