@@ -526,11 +526,11 @@ def train_two_seeds(recipe: Recipe, out: str) -> list[float]:
             self.data = data
 
     kept = Kept()
-    return [train(recipe, seed=seed, out=out, observer=kept, data=kept.data).test.accuracy for seed in (0, 1)]
+    with patch.object(distributed, "_PATIENCE", timedelta(seconds=60)):
+        return [train(recipe, seed=seed, out=out, observer=kept, data=kept.data).test.accuracy for seed in (0, 1)]
 
 
 def test_several_runs_in_turn_may_keep_their_data_in_the_first_process_alone(tiny: Recipe, tmp_path: Path) -> None:
-    with patch.object(distributed, "_PATIENCE", timedelta(seconds=60)):
-        first, second = together(train_two_seeds, tiny.replace({"train.epochs": 1}), str(tmp_path))
+    first, second = together(train_two_seeds, tiny.replace({"train.epochs": 1}), str(tmp_path))
     assert first == second
     assert [read_record(tmp_path / "tiny" / str(seed)).test.accuracy for seed in (0, 1)] == first
