@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -32,12 +33,12 @@ class Observer:
         """Show one line of text to the user."""
 
 
-class Relay(Observer):
+class Relay(Observer, ABC):
     """Base class of observers that hand every callback on, by `forward`."""
 
+    @abstractmethod
     def forward(self, name: str, *arguments: Any) -> None:
         """Hand on the callback called `name`."""
-        raise NotImplementedError
 
     def started(self, recipe: Recipe, data: Dataset, folder: Path, note: str) -> None:
         """Handed on."""

@@ -68,7 +68,9 @@ def prune(
     net = trained.net
     if cost(net.spec).params <= budget:
         raise BadInput(f"{run} already fits, with {cost(net.spec).params:,} parameters (--budget): give a lower one")
-    tuning = _tuning(parent, Recipe.from_yaml(Path(run) / "recipe.yaml"), recipe, overrides or {}, budget)
+    if trained.recipe is None:
+        raise BadInput(f"no recipe.yaml in the run folder ({run}): bring it back")
+    tuning = _tuning(parent, trained.recipe, recipe, overrides or {}, budget)
     if teach and tuning.distill is None:
         tuning = replace(tuning, distill=DistillConfig(teacher=str(Path(run).resolve()), weight=_TEACHERS_WEIGHT))
     folder = run_folder(out, tuning, parent.seed)
