@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import resfit.augment
-from resfit.augment import augment, colour, geometry, policy
+from resfit.augment import augment, colour, flip_coins, geometry, policy
 from resfit.recipe import AugmentConfig
 
 OPERATIONS = {
@@ -66,8 +66,8 @@ def pictures(count: int = 12, channels: int = 3, height: int = 20, width: int = 
 
 def apply_config(images: torch.Tensor, settings: dict[str, object], seed: int = 0, epoch: int = 0) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
-    index, fill = torch.arange(len(images)), FILL[: images.shape[1]]
-    return augment(images, AugmentConfig(**settings), generator, index=index, epoch=epoch, seed=seed, fill=fill)
+    coins, fill = flip_coins(torch.arange(len(images)), seed), FILL[: images.shape[1]]
+    return augment(images, AugmentConfig(**settings), generator, coins=coins, epoch=epoch, fill=fill)
 
 
 def as_functions():
@@ -92,7 +92,7 @@ def test_every_switch_of_the_config_is_covered():
 
 
 def test_public_names():
-    assert set(resfit.augment.__all__) == {"augment", "mix"}
+    assert set(resfit.augment.__all__) == {"augment", "flip_coins", "mix"}
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)
@@ -148,10 +148,10 @@ def test_nothing_on_hands_the_images_back():
 
 
 def test_operations_run_in_the_documented_order():
-    images, index, generator = pictures(), torch.arange(12), torch.Generator().manual_seed(5)
+    images, generator = pictures(), torch.Generator().manual_seed(5)
     expected = policy.rand_augment(images, generator)
     expected = geometry.random_crop(expected, generator, 4, "reflect")
-    expected = geometry.alternating_flip(expected, index, 3, 5)
+    expected = geometry.alternating_flip(expected, flip_coins(torch.arange(12), 5), 3)
     expected = geometry.random_rotate(expected, generator, 15)
     expected = geometry.random_translate(expected, generator, 0.1)
     for adjust in (colour.adjust_brightness, colour.adjust_contrast, colour.adjust_saturation):
@@ -165,7 +165,7 @@ def test_operations_run_in_the_documented_order():
 def test_consecutive_batches_differ():
     images, generator = pictures(40), torch.Generator().manual_seed(0)
     config = AugmentConfig(crop=4, flip="random")
-    arguments = {"index": torch.arange(40), "epoch": 0, "seed": 0}
+    arguments = {"coins": torch.zeros(40, dtype=torch.bool), "epoch": 0}
     assert not torch.equal(*(augment(images, config, generator, **arguments) for _ in range(2)))
 
 
@@ -182,12 +182,12 @@ def test_cuda_gives_what_the_cpu_gives_from_the_same_cpu_generator(settings):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_the_host_never_waits_for_crop_flip_and_cutout():
-    images, index, fill = pictures().cuda(), torch.arange(12).cuda(), FILL.cuda()
+    images, coins, fill = pictures().cuda(), torch.ones(12, dtype=torch.bool).cuda(), FILL.cuda()
     generator = torch.Generator("cuda").manual_seed(0)
     torch.cuda.set_sync_debug_mode("error")
     try:
         for flip in ("random", "alternating"):
             config = AugmentConfig(crop=4, flip=flip, cutout=8)
-            augment(images, config, generator, index=index, epoch=0, seed=0, fill=fill)
+            augment(images, config, generator, coins=coins, epoch=0, fill=fill)
     finally:
         torch.cuda.set_sync_debug_mode("default")

@@ -78,15 +78,15 @@ def test_flip_mirrors_the_masked_images_alone():
 @settings(deadline=None, max_examples=40)
 @given(seed=st.integers(-(2**70), 2**70), epoch=st.integers(0, 1000))
 def test_alternating_flip_flips_each_image_every_other_epoch(seed, epoch):
-    images, index = pictures(16, 1, 4, 4), torch.arange(16) * 7919
-    now, then = (geometry.alternating_flip(images, index, e, seed) for e in (epoch, epoch + 1))
+    images, coins = pictures(16, 1, 4, 4), geometry.flip_coins(torch.arange(16) * 7919, seed)
+    now, then = (geometry.alternating_flip(images, coins, e) for e in (epoch, epoch + 1))
     assert torch.equal(then, now.flip(-1))
-    assert torch.equal(geometry.alternating_flip(images, index, epoch + 2, seed), now)
+    assert torch.equal(geometry.alternating_flip(images, coins, epoch + 2), now)
 
 
 def first_flips(index: torch.Tensor, seed: int) -> torch.Tensor:
     images = torch.tensor([0, 1], dtype=torch.uint8).expand(len(index), 1, 1, 2)
-    return geometry.alternating_flip(images, index, 0, seed)[:, 0, 0, 0] == 1
+    return geometry.alternating_flip(images, geometry.flip_coins(index, seed), 0)[:, 0, 0, 0] == 1
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2, 2**40])

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from resfit.augment import augment
+from resfit.augment import augment, flip_coins
 from resfit.cost import Cost
 from resfit.data import Dataset
 from resfit.pictures import png, png_grid
@@ -48,9 +48,8 @@ def augmented_grid(data: Dataset, config: AugmentConfig, seed: int, fill: Tensor
         images,
         config,
         torch.Generator().manual_seed(seed),
-        index=torch.arange(len(index)),
+        coins=flip_coins(torch.arange(len(index)), seed),
         epoch=0,
-        seed=seed,
         fill=None if fill is None else fill.cpu(),
     )
     seen[::columns] = images[::columns]

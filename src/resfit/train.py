@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from resfit import distributed
-from resfit.augment import augment, mix
+from resfit.augment import augment, flip_coins, mix
 from resfit.averaging import WeightAverage
 from resfit.device import autocast
 from resfit.distill import distillation_loss, soft_targets
@@ -110,6 +110,7 @@ class Trainer:
         average = self.recipe.average
         self.average = None if average.name == "none" else WeightAverage(self.net, average)
         self.easy = EasyImages(len(self.images), config.skip_easy, self.device) if config.skip_easy else None
+        self.coins = flip_coins(torch.arange(len(self.images), device=self.device), self.seed)
         self._in_step: list[Batch] = []  # the batches of the step, for the second pass of sharpness-aware minimization
         for teacher in self.teachers:
             teacher.eval().requires_grad_(False)
@@ -357,10 +358,9 @@ class Trainer:
             self.images[index],
             config,
             generator,
-            index=index,
+            coins=self.coins[index],
             # An easy image is skipped every other epoch: by epoch number it would always have the same flip.
             epoch=self.epoch if self.easy is None else self.easy.turns[index],
-            seed=self.seed,
             fill=self.fill,
         )
         inputs = self.normalize(_resized(images, self.recipe.train.resize, progress))

@@ -12,6 +12,7 @@ from torch import Tensor
 from resfit.augment.colour import adjust_brightness, adjust_contrast, adjust_saturation, random_adjust, random_blur
 from resfit.augment.geometry import (
     alternating_flip,
+    flip_coins,
     random_crop,
     random_cutout,
     random_flip,
@@ -22,7 +23,7 @@ from resfit.augment.mixing import mix
 from resfit.augment.policy import auto_augment, rand_augment, trivial_augment
 from resfit.recipe import AugmentConfig
 
-__all__ = ["augment", "mix"]
+__all__ = ["augment", "flip_coins", "mix"]
 
 
 def augment(
@@ -30,16 +31,15 @@ def augment(
     config: AugmentConfig,
     generator: torch.Generator,
     *,
-    index: Tensor,
+    coins: Tensor,
     epoch: int | Tensor,
-    seed: int,
     fill: Tensor | None = None,
 ) -> Tensor:
     """Apply the augmentations that `config` enables, in its documented order up to cutout; labels do not change.
 
-    images: uint8 [N, C, H, W], never modified; returned as they are if nothing is enabled. index: int64 [N], positions
-    in the training set. epoch: number of epochs completed before this one, either one number or one per image, int64
-    [N]. fill: uint8 [C], the colour of cutout; black if None.
+    images: uint8 [N, C, H, W], never modified; returned as they are if nothing is enabled. coins: bool [N], which
+    images an alternating flip mirrors in even epochs. epoch: number of epochs completed before this one, either one
+    number or one per image, int64 [N]. fill: uint8 [C], the colour of cutout; black if None.
     """
     if config.policy == "trivial":
         images = trivial_augment(images, generator)
@@ -52,7 +52,7 @@ def augment(
     if config.flip == "random":
         images = random_flip(images, generator)
     elif config.flip == "alternating":
-        images = alternating_flip(images, index, epoch, seed)
+        images = alternating_flip(images, coins, epoch)
     if config.rotate:
         images = random_rotate(images, generator, config.rotate)
     if config.translate:

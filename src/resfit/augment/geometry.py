@@ -69,14 +69,17 @@ def random_flip(images: Tensor, generator: torch.Generator) -> Tensor:
     return flip(images, integers(images, generator, 0, 2).bool())
 
 
-def alternating_flip(images: Tensor, index: Tensor, epoch: int | Tensor, seed: int) -> Tensor:
-    """Mirror each image every other epoch; whether it starts mirrored is a fair coin (Jordan 2024, airbench).
+def alternating_flip(images: Tensor, coins: Tensor, epoch: int | Tensor) -> Tensor:
+    """Mirror each image every other epoch; its coin says whether it starts mirrored (Jordan 2024, airbench).
 
-    index: int64 [N], positions in the training set. epoch: one number for all images, or one per image, int64 [N]. The
-    coin depends only on the seed and the image's position.
+    coins: bool [N], see `flip_coins`. epoch: one number for all images, or one per image, int64 [N].
     """
-    coin = _scramble(_scramble(index) ^ (seed & _WORD) ^ (seed >> 32 & _WORD)) & 1
-    return flip(images, ((coin + epoch) & 1).bool().to(images.device))
+    return flip(images, ((coins + epoch) & 1).bool().to(images.device))
+
+
+def flip_coins(index: Tensor, seed: int) -> Tensor:
+    """Return a fair coin, bool [N], for each position in the training set, int64 [N]; it depends on these two alone."""
+    return (_scramble(_scramble(index) ^ (seed & _WORD) ^ (seed >> 32 & _WORD)) & 1).bool()
 
 
 _WORD = 0xFFFF_FFFF
