@@ -29,7 +29,7 @@ def latencies(
     found: list[list[Latency]] = [[] for _ in nets]
     all_threads = torch.get_num_threads()
     for threads in sorted({1, all_threads}) if device.type == "cpu" else [all_threads]:
-        with _threads(threads):
+        with torch_threads(threads):
             for batch in batches:
                 images = torch.zeros(batch, *shape, device=device).contiguous(memory_format=torch.channels_last)
                 for own, times in zip(found, _times(nets, images), strict=True):
@@ -60,7 +60,8 @@ def _seconds(net: nn.Module, images: Tensor) -> float:
 
 
 @contextmanager
-def _threads(count: int) -> Iterator[None]:
+def torch_threads(count: int) -> Iterator[None]:
+    """Set the number of PyTorch's CPU threads within the block."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

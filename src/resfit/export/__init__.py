@@ -16,11 +16,12 @@ from torch import Tensor
 from resfit.environment import environment
 from resfit.errors import BadInput, RunFailed
 from resfit.evaluate import accuracy
-from resfit.export.check import agreement, agreements, latency, logits_of, one_thread
+from resfit.export.check import agreement, agreements, latency, logits_of
 from resfit.export.deploy import InputKind, fold_norms
 from resfit.export.formats import FORMATS, ExportJob, Format, network_answer
 from resfit.fields import to_plain
 from resfit.files import sha256, write_atomic
+from resfit.latency import torch_threads
 from resfit.modelfile import model_file
 from resfit.net import Network
 from resfit.record import EXPORTS, Agreement, ExportRecord, read_exports
@@ -75,7 +76,7 @@ def export(
         found, logits = agreements(exported, images, expected)
         _require_agreement(found, chosen, expected.abs().max().item())
         progress("timing both on one thread")
-        with one_thread():
+        with torch_threads(1):
             times = [*latency(answer, images, "network, PyTorch")]
             times += latency(chosen.open(draft, input), images, f"export, {chosen.runtime}")
         record = ExportRecord(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -66,14 +65,3 @@ def latency(answer: Answer, images: Tensor, runtime: str) -> Iterator[CallTimes]
             median_ms=statistics.median(times),
             p99_ms=statistics.quantiles(times, n=100, method="inclusive")[-1],
         )
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Limit PyTorch to one thread within the block."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
