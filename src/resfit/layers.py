@@ -298,6 +298,7 @@ class WhiteningConv(nn.Module):
         channels, kernel = self.weight.shape[1], self.weight.shape[2]
         patches = images.float().unfold(2, kernel, 1).unfold(3, kernel, 1)
         flat = patches.permute(0, 2, 3, 1, 4, 5).reshape(-1, channels * kernel * kernel)
-        values, vectors = torch.linalg.eigh(flat.T @ flat / len(flat))
+        moments = (flat.T @ flat / len(flat)).cpu()  # a GPU would load a library for so small a matrix
+        values, vectors = torch.linalg.eigh(moments)
         filters = (vectors / torch.sqrt(values.clamp(min=0) + eps)).T.reshape(-1, channels, kernel, kernel)
         self.weight.copy_(torch.cat((filters, -filters)))
