@@ -68,7 +68,7 @@ else
 fi
 for name in $parts; do
     case $name in
-        tests) part tests python3 -m pytest -m gpu tests/test_gpu.py tests/test_augment.py ;;
+        tests) part tests python3 -m pytest -m gpu tests/system/test_gpu.py tests/augment/test_augment.py ;;
         ceiling) bench ceiling "${small[@]}" "${kernels[@]}" --recipe cifar10-94 ;;
         step) bench step "$data" "${small[@]}" "${loop[@]}" --recipe cifar10-94 cifar10-96 --precision bf16 ;;
         94) to_accuracy 94 20 ;;

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from tiny_recipe import TINY
 
+from helpers.tiny_recipe import TINY
 from resfit.recipe import Recipe
 
 torch.set_num_threads(2)

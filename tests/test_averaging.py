@@ -7,9 +7,9 @@ import math
 
 import pytest
 import torch
-from test_train import equal, trainer, weights
 from torch import Tensor, nn
 
+from helpers.training import equal, trainer, weights
 from resfit.averaging import WeightAverage, estimate_statistics
 from resfit.recipe import AverageConfig, Recipe
 

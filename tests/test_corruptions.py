@@ -3,31 +3,16 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from resfit.corruptions import CORRUPTIONS, SET, SEVERITIES, corrupt
+from helpers.golden import VALUES, pictures, values
+from resfit.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from resfit.errors import BadInput
 
 KINDS = tuple(CORRUPTIONS)
 DRAWN = set(KINDS) - {"defocus_blur", "zoom_blur", "brightness", "contrast", "pixelate", "jpeg"}
-
-
-VALUES = Path(__file__).parent / "golden" / "corruptions.json"
-
-
-def pictures(channels: int = 3, side: int = 32, count: int = 6) -> np.ndarray:
-    """Smooth shapes with edges, uint8 [count, channels, side, side], none of them black or white all over."""
-    y, x = np.mgrid[:side, :side] / side
-    shapes = [
-        np.stack([0.5 + 0.3 * np.sin(7 * x + n + c) * np.cos(5 * y * (1 + n)) for c in range(channels)])
-        for n in range(count)
-    ]
-    images = np.stack(shapes)
-    images[:, :, side // 4 : side // 2, side // 4 : side // 2] *= 0.3
-    return np.rint(255 * images).astype(np.uint8)
 
 
 def distance(damaged: np.ndarray, images: np.ndarray) -> float:
@@ -86,15 +71,6 @@ def test_blurs_keep_an_even_image():
 def test_what_is_not_in_the_set_is_refused(kind, severity, line):
     with pytest.raises(BadInput, match=line):
         corrupt(pictures(), kind, severity)
-
-
-def values() -> dict[str, object]:
-    """Mean and deviation of the pixels of each kind at each severity."""
-    found: dict[str, list[list[float]]] = {}
-    for kind in CORRUPTIONS:
-        damaged = [corrupt(pictures(), kind, severity) for severity in SEVERITIES]
-        found[kind] = [[round(float(each.mean()), 2), round(float(each.std()), 2)] for each in damaged]
-    return {"set": SET, "pixels": found}
 
 
 def test_a_set_that_has_a_name_stays_as_it_is():

@@ -5,22 +5,22 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
-from strategies import specs
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from helpers.golden import PARAMS
+from helpers.strategies import specs
 from resfit.cost import cost
 from resfit.layers import WhiteningConv
 from resfit.net import build
 from resfit.recipe import get_recipe
 from resfit.spec import NetSpec
 
-GOLDEN = json.loads((Path(__file__).parent / "golden" / "params.json").read_text())
+GOLDEN = json.loads(PARAMS.read_text())
 PRICED = (nn.Conv2d, nn.Conv1d, nn.BatchNorm2d, nn.Linear, WhiteningConv)
 
 

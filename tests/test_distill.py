@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from test_train import Linear, equal, trainer, weights
 from torch import Tensor, nn
 
+from helpers.training import Linear, equal, trainer, weights
 from resfit.distill import Renormalized, distillation_loss, soft_targets
 from resfit.net import build
 from resfit.recipe import DistillConfig, Recipe

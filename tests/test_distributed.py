@@ -21,12 +21,12 @@ from unittest.mock import patch
 import pytest
 import torch
 import yaml
-from test_train import CPU, equal, images_and_labels, trainer, weights
-from tiny_recipe import TINY
-from together import command, together
 from torch import Tensor, nn
 
 import resfit
+from helpers.tiny_recipe import TINY
+from helpers.together import command, together
+from helpers.training import CPU, equal, images_and_labels, trainer, weights
 from resfit import distributed, run, runner
 from resfit.checkpoint import load_state
 from resfit.data import Dataset

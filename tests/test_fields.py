@@ -9,8 +9,8 @@ from typing import Any, Literal
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import PLAIN, mutations
 
+from helpers.strategies import PLAIN, mutations
 from resfit.errors import BadField, BadInput
 from resfit.fields import from_plain, override, read_yaml, to_plain, write_yaml
 from resfit.recipe import Recipe, get_recipe

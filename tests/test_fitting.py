@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import specs
 
+from helpers.strategies import specs
 from resfit import fitting
 from resfit.cost import cost
 from resfit.fitting import FULL, departure, fitted_spec

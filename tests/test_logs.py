@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import resfit
+from helpers.tiny_recipe import TINY
 from resfit import cli, logs, runner
 from resfit.errors import BadInput
 from resfit.logs import make_loggers
@@ -31,8 +32,6 @@ def lasting(record: RunRecord) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def plain_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunRecord, Path]:
-    from tiny_recipe import TINY
-
     out = tmp_path_factory.mktemp("plain")
     return train(Recipe.from_dict(TINY), out=out), out / "tiny" / "0"
 

@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from test_run import Interrupt, without_times
 
 import resfit
+from helpers.runs import Interrupt, without_times
+from helpers.tiny_recipe import TINY
+from helpers.training import trainer, weights
 from resfit.data import load_dataset
 from resfit.errors import BadInput
 from resfit.modelfile import load
@@ -35,8 +37,6 @@ class Listener(Observer):
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run folder of a trained network."""
-    from tiny_recipe import TINY
-
     out = tmp_path_factory.mktemp("source")
     train(Recipe.from_dict(TINY).replace({"name": "source", "train.epochs": 2}), seed=9, out=out)
     return out / "source" / "9"
@@ -159,9 +159,6 @@ def test_a_student_learns_from_its_teacher_and_the_record_names_it(tiny: Recipe,
 
 
 def test_a_student_of_a_whole_weight_follows_the_teacher_and_not_the_labels(tiny: Recipe, source: Path) -> None:
-    from test_distill import trainer
-    from test_train import weights
-
     data = load_dataset(tiny.data, size=8, channels=1)
     behind, _ = load_teacher(source, build(tiny.spec), data, tiny.data)
     whole = tiny.replace({"distill": {"teacher": "x", "weight": 1.0}, "train.epochs": 1})

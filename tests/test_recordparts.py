@@ -8,8 +8,8 @@ import io
 import numpy as np
 import torch
 from PIL import Image
-from tiny_recipe import TINY
 
+from helpers.tiny_recipe import TINY
 from resfit.data import Dataset, load_dataset
 from resfit.data.images import Images
 from resfit.recipe import AugmentConfig, Recipe

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,31 +14,17 @@ import torch
 import yaml
 
 import resfit
+from helpers.runs import EVERYTHING, FOLDER, NEVER, Watcher, left_by
+from helpers.tiny_recipe import TINY
 from resfit import runner
 from resfit.checkpoint import load_state, save_state
 from resfit.cli import main
 from resfit.errors import BadInput, RunFailed
 from resfit.interrupt import Interrupted
-from resfit.observer import Observer
 from resfit.recipe import Recipe
-from resfit.record import EpochPoint, RunRecord, read_record
+from resfit.record import RunRecord, read_record
 from resfit.run import train
 
-# 3 steps an epoch, of two batches each but the last; every part of the state is in use.
-EVERYTHING = {
-    "train.epochs": 2,
-    "train.batch_size": 256,
-    "train.accumulate": 2,
-    "optim.name": "muon",
-    "optim.nesterov": True,
-    "average.name": "ema",
-    "average.decay": 0.8,
-    "augment.mixup": 0.2,
-    "augment.cutmix": 1.0,
-    "spec.dropout.head": 0.1,
-    "evaluate.selection": "best-val",
-    "evaluate.tta": "flip",
-}
 # What acts over many epochs, with what goes over a batch twice and draws most at random. So few validation images can
 # improve ten times at the most: the run stops early on any machine.
 OVER_EPOCHS = {
@@ -57,29 +41,6 @@ OVER_EPOCHS = {
     "evaluate.selection": "best-val",
     "evaluate.tta": "flip",
 }
-FOLDER = Path("tiny") / "0"
-
-
-class Watcher(Observer):
-    """Calls `act` once, after a step (epoch, part of it) or at an epoch's end (epoch, None); keeps what it is told."""
-
-    def __init__(self, moment: tuple[int, float | None], act: Callable[[], None]) -> None:
-        self.moment, self.act = moment, act
-        self.lines: list[str] = []
-
-    def stepped(self, epoch: int, done: float) -> None:
-        if self.moment[1] is not None and (epoch, round(done, 2)) == self.moment:
-            self.act()
-
-    def epoch_ended(self, point: EpochPoint) -> None:
-        if (point.epoch, None) == self.moment:
-            self.act()
-
-    def message(self, text: str) -> None:
-        self.lines.append(text)
-
-
-NEVER = (0, None)
 
 
 def listener() -> Watcher:
@@ -94,22 +55,8 @@ def crash() -> None:
     raise RuntimeError("the machine is gone")
 
 
-def left_by(folder: Path) -> dict[str, Any]:
-    """What a finished run leaves, apart from times and the machine."""
-    plain = read_record(folder).to_dict()
-    for key in ("seconds_to_result", "seconds_saving", "images_per_second", "env"):
-        plain.pop(key)
-    plain["curve"] = [{**point, "seconds": 0} for point in plain["curve"]]
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    plain["metrics.jsonl"] = [{**line, "seconds": 0} for line in lines]
-    plain["weights"] = {name: value.tolist() for name, value in resfit.load(folder).state_dict().items()}
-    return plain
-
-
 @pytest.fixture(scope="module")
 def everything() -> Recipe:
-    from tiny_recipe import TINY
-
     return Recipe.from_dict(TINY).replace(EVERYTHING)
 
 
@@ -146,8 +93,6 @@ def test_a_run_stopped_by_a_signal_resumes_to_the_same_bits(
 
 @pytest.fixture(scope="module")
 def over_epochs() -> Recipe:
-    from tiny_recipe import TINY
-
     return Recipe.from_dict(TINY).replace(OVER_EPOCHS)
 
 

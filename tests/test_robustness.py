@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_recipe import TINY
 
+from helpers.tiny_recipe import TINY
 from resfit.cli import main
 from resfit.errors import BadInput
 from resfit.fields import to_plain

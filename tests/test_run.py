@@ -18,36 +18,17 @@ import torch
 from PIL import Image
 
 import resfit
+from helpers.runs import Interrupt, without_times
 from resfit import kernels, runner
 from resfit.checkpoint import STATE, load_state, save_state
 from resfit.data import Dataset, load_dataset
 from resfit.data.normalize import normalizer
 from resfit.errors import BadInput, RunFailed
 from resfit.net import Network
-from resfit.observer import Observer
 from resfit.recipe import DataConfig, Recipe
-from resfit.record import EpochPoint, RunRecord, read_record, write_summary
+from resfit.record import read_record, write_summary
 from resfit.run import train, validation_curve
 from resfit.train import Trainer
-
-
-class Interrupt(Observer):
-    """Breaks off after an epoch, as Ctrl-C would."""
-
-    def __init__(self, after: int) -> None:
-        self.after = after
-
-    def epoch_ended(self, point: EpochPoint) -> None:
-        if point.epoch == self.after:
-            raise KeyboardInterrupt
-
-
-def without_times(record: RunRecord) -> dict[str, object]:
-    plain = record.to_dict()
-    for key in ("seconds_to_result", "seconds_saving", "images_per_second", "env"):
-        plain.pop(key)
-    plain["curve"] = [{**point, "seconds": 0} for point in plain["curve"]]
-    return plain
 
 
 def assert_same_weights(a: Path, b: Path) -> None:

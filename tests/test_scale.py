@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_recipe import TINY
 
+from helpers.tiny_recipe import TINY
 from resfit.errors import BadInput
 from resfit.fitting import fitted_spec
 from resfit.optim import lr_factor

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from test_train import Linear, equal, trainer, weights
 from torch import Tensor, nn
 
+from helpers.training import Linear, equal, trainer, weights
 from resfit import sharpness
 from resfit.recipe import Recipe, SamConfig
 from resfit.sharpness import perturbed

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 from hypothesis import given, settings
-from strategies import specs
 
+from helpers.strategies import specs
 from resfit.errors import BadInput
 from resfit.spec import ECASpec, NetSpec, ShortcutSpec
 

@@ -8,7 +8,6 @@ import math
 import sys
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,55 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from resfit.data.normalize import normalizer
+from helpers.golden import LOSSES, twenty_losses
+from helpers.training import Linear, equal, trainer, weights
 from resfit.errors import Diverged, RunFailed
-from resfit.net import build
 from resfit.recipe import Recipe, get_recipe, recipe_names
 from resfit.train import EpochResult, Trainer, _hits, _resized
-
-CPU = torch.device("cpu")
-LOSSES = Path(__file__).parent / "golden" / "losses.json"
-
-
-def images_and_labels(recipe: Recipe, count: int = 256) -> tuple[Tensor, Tensor]:
-    """Learnable images: a bright row for the first half of the classes, a bright column for the others."""
-    generator = torch.Generator().manual_seed(5)
-    size, classes = recipe.spec.input.size, recipe.spec.num_classes
-    labels = torch.randint(0, classes, (count,), generator=generator)
-    images = torch.randint(0, 100, (count, recipe.spec.input.channels, size, size), generator=generator)
-    for image, label in zip(images, labels.tolist(), strict=True):
-        half, line = divmod(label, (classes + 1) // 2)
-        (image.mT if half else image)[:, line % size, :] += 120
-    return images.to(torch.uint8), labels
-
-
-def trainer(
-    recipe: Recipe,
-    seed: int = 0,
-    kind: Callable[[Recipe], nn.Module] | None = None,
-    count: int = 256,
-    **options: Any,
-) -> Trainer:
-    torch.manual_seed(seed)
-    images, labels = images_and_labels(recipe, count)
-    channels = recipe.spec.input.channels
-    return Trainer(
-        net=kind(recipe) if kind else build(recipe.spec, recipe.init),
-        recipe=recipe,
-        images=images,
-        labels=labels,
-        normalize=normalizer([0.3] * channels, [0.3] * channels, CPU),
-        seed=seed,
-        **options,
-    )
-
-
-def weights(net: nn.Module) -> dict[str, Tensor]:
-    return {name: value.clone() for name, value in net.state_dict().items()}
-
-
-def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 def test_it_learns(tiny: Recipe) -> None:
@@ -245,21 +200,6 @@ def test_an_image_that_was_left_out_is_mirrored_when_its_turn_comes(
     run = trainer(tiny.replace({"train.epochs": 6, "train.skip_easy": 0.4, **batch}))
     assert sum(result.images for result in run.epochs()) < 6 * 256
     assert all(turns == list(range(len(turns))) for turns in seen.values())
-
-
-class Linear(nn.Module):
-    """A network without batch statistics, so that batches of any size give the same gradient."""
-
-    def __init__(self, recipe: Recipe) -> None:
-        super().__init__()
-        self.head = nn.Linear(recipe.spec.input.channels * recipe.spec.input.size**2, recipe.spec.num_classes)
-        self.sides: list[int] = []
-
-    def forward(self, images: Tensor) -> Tensor:
-        self.sides.append(images.shape[-1])
-        full = torch.nn.functional.interpolate(images, size=(8, 8))
-        logits: Tensor = self.head(full.flatten(1))
-        return logits
 
 
 class Small(Linear):
@@ -595,11 +535,6 @@ def test_nothing_is_compiled_after_the_warm_up(tiny: Recipe, drop_last: bool) ->
     assert compiled >= 4
     list(run.epochs())
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == compiled
-
-
-def twenty_losses(tiny: Recipe) -> list[float]:
-    run = trainer(tiny.replace({"train.epochs": 10, "train.batch_size": 128, "augment.flip": "alternating"}))
-    return [round(result.loss, 5) for result in run.epochs()]
 
 
 def test_refactoring_keeps_the_loss(tiny: Recipe) -> None:

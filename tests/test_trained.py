@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from tiny_recipe import TINY
 
+from helpers.tiny_recipe import TINY
 from resfit.errors import BadInput
 from resfit.recipe import Recipe
 from resfit.record import read_record

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_cifar import CONFIG, N, array, contents, expect, labels, pairs, tar, write
 
+from helpers.tiny_cifar import CONFIG, N, array, contents, expect, labels, pairs, tar, write
 from resfit.data import cifar, load_dataset
 from resfit.errors import BadInput
 from resfit.recipe import DataConfig

@@ -8,8 +8,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from tiny_cifar import CONFIG, contents, expect, tar
 
+from helpers.tiny_cifar import CONFIG, contents, expect, tar
 from resfit.data import load_dataset
 from resfit.data.download import download, extract, read_checked
 from resfit.errors import BadInput

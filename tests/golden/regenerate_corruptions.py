@@ -6,7 +6,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from test_corruptions import VALUES, values
+from helpers.golden import VALUES, values
 
 if __name__ == "__main__":
     VALUES.write_text(json.dumps(values(), indent=1) + "\n")

@@ -4,13 +4,11 @@ import json
 import sys
 from pathlib import Path
 
-HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent))
+sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from test_train import LOSSES, twenty_losses  # noqa: E402
-from tiny_recipe import TINY  # noqa: E402
-
-from resfit.recipe import Recipe  # noqa: E402
+from helpers.golden import LOSSES, twenty_losses
+from helpers.tiny_recipe import TINY
+from resfit.recipe import Recipe
 
 if __name__ == "__main__":
     LOSSES.write_text(json.dumps(twenty_losses(Recipe.from_dict(TINY)), indent=1) + "\n")

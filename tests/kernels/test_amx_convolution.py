@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from kernel_checks import difference, needs
 
+from helpers.kernel_checks import difference, needs
 from resfit.kernels.amx_convolution import AmxConvolution
 
 pytestmark = needs("amx_convolution")

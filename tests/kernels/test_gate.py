@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from kernel_checks import ACTIVATIONS, CHANNELS, ROUNDING, check_two_readers, difference, maps, needs
 from torch import Tensor
 
+from helpers.kernel_checks import ACTIVATIONS, CHANNELS, ROUNDING, check_two_readers, difference, maps, needs
 from resfit.kernels.gate import GateActivation, Means
 
 pytestmark = needs("gate")

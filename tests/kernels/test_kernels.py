@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 import torch
-from kernel_checks import difference, needs
 from torch import Tensor, nn
 
+from helpers.kernel_checks import difference, needs
 from resfit import kernels
 from resfit.data import Dataset
 from resfit.errors import BadInput

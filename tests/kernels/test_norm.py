@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from kernel_checks import ACTIVATIONS, CHANNELS, ROUNDING, check_two_readers, difference, maps, needs
 
+from helpers.kernel_checks import ACTIVATIONS, CHANNELS, ROUNDING, check_two_readers, difference, maps, needs
 from resfit.kernels.norm import Activation, NormActivation, normalized
 
 pytestmark = needs("norm")

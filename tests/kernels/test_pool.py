@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from kernel_checks import needs
 
+from helpers.kernel_checks import needs
 from resfit.kernels.pool import MaxPool2x2
 
 pytestmark = needs("pool")

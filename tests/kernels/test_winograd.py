@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from kernel_checks import difference, needs
 from torch import Tensor
 
+from helpers.kernel_checks import difference, needs
 from resfit.kernels.winograd import WinogradConvolution
 
 runs_here = needs("winograd")

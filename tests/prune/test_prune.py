@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 import resfit
+from helpers.tiny_recipe import TINY
 from resfit import cli, latency, trained
 from resfit.errors import BadInput
 from resfit.modelfile import save_model
@@ -37,8 +38,6 @@ def _brief_timing() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of a network wide enough to prune."""
-    from tiny_recipe import TINY
-
     stages = [{"blocks": 1, "channels": 32}, {"blocks": 1, "channels": 64}]
     spec = {**TINY["spec"], "stem": {"channels": 32}, "stages": stages}
     out = tmp_path_factory.mktemp("whole")

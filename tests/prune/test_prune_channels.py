@@ -8,9 +8,9 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from strategies import specs
 from torch import Tensor, nn
 
+from helpers.strategies import specs
 from resfit.cost import cost
 from resfit.errors import BadInput
 from resfit.net import Network, build

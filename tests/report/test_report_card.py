@@ -12,9 +12,9 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from tiny_recipe import TINY
 
 import resfit
+from helpers.tiny_recipe import TINY
 from resfit.cli import main
 from resfit.errors import BadInput
 from resfit.recipe import Recipe

@@ -8,8 +8,8 @@ from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
-from test_report import CIFAR10, curve, metrics, record
 
+from helpers.full_records import CIFAR10, curve, metrics, record
 from resfit.record import RunRecord, summarize
 from resfit.report import study as study_page
 from resfit.report import svg

@@ -17,8 +17,8 @@ from unittest.mock import Mock
 import pytest
 import yaml
 from PIL import Image
-from tiny_recipe import TINY
 
+from helpers.tiny_recipe import TINY
 from resfit.cli import main
 from resfit.errors import BadInput
 from resfit.executors.jobs import Job, Watcher, judged_by

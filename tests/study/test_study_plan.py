@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from tiny_recipe import TINY
 
+from helpers.tiny_recipe import TINY
 from resfit.cost import cost
 from resfit.errors import BadInput
 from resfit.recipe import get_recipe

@@ -14,10 +14,10 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
-from tiny_recipe import TINY
 from torch import Tensor
 
 import resfit.runner
+from helpers.tiny_recipe import TINY
 from resfit.cli import main
 from resfit.cost import cost
 from resfit.environment import command_line, without_password

@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 import yaml
-from tiny_recipe import TINY
 
+from helpers.tiny_recipe import TINY
 from resfit.cli import main
 from resfit.tunerecord import read_search
 

@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
-from resfit.recipe import get_recipe
-from resfit.record import Metrics, RunRecord
+from helpers.brief_records import record
+from helpers.places import ROOT
+from resfit.record import RunRecord
 
-RESULTS = Path(__file__).parents[1] / "results"
+RESULTS = ROOT / "results"
 COLUMNS = ("report", "recipe", "said", "params", "reported", "own", "ours", "epochs", "device", "command")
 
 
@@ -25,45 +26,6 @@ def index(monkeypatch: pytest.MonkeyPatch) -> Any:
     yield index
     for name in ("index", "reports"):
         sys.modules.pop(name, None)
-
-
-def record(recipe: str, seed: int, *, test: float, val: float | None = None, **changes: Any) -> RunRecord:
-    """A made-up record; `selection`, `epochs` (trained), `planned` and `params` can be given."""
-    config = get_recipe(recipe).to_dict()
-    selection = changes.get("selection", config["evaluate"]["selection"])
-    config["evaluate"]["selection"] = selection
-    config["train"]["epochs"] = changes.get("planned", config["train"]["epochs"])
-
-    def scores(accuracy: float) -> Metrics:
-        return Metrics(accuracy=accuracy, loss=1.0, ece=0.1, per_class=(), confusion=(), reliability=())
-
-    return RunRecord(
-        resfit="0",
-        recipe=recipe,
-        config=config,
-        spec=config["spec"],
-        params=changes.get("params", 123_456),
-        macs=1,
-        budget=5_000_000,
-        layers=(),
-        seed=seed,
-        epochs=changes.get("epochs", config["train"]["epochs"]),
-        device="cpu",
-        precision="bf16",
-        env={
-            "gpu": changes.get("gpu"),
-            "threads": 2,
-            "cpu_features": ["avx2", "amx_bf16"],
-            "command": f"resfit train {recipe} --seed {seed} --evaluate.selection {selection}",
-        },
-        data={"name": "cifar10"},
-        protocol={"selection": selection, "peeking": selection == "best-test"},
-        seconds_to_result=1.0,
-        images_per_second=1.0,
-        val=None if val is None else scores(val),
-        test=scores(test),
-        curve=(),
-    )
 
 
 def rows(index: Any, folder: Path, *records: RunRecord) -> dict[str, dict[str, str]]:

@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from killing import begin, kill_within, save_forever, train_on, write_carelessly
-from test_resume import EVERYTHING, FOLDER, left_by
-from tiny_recipe import TINY
 
+from helpers.killing import begin, kill_within, refuse, save_forever, train_on, trained, write_carelessly
+from helpers.runs import EVERYTHING, FOLDER, left_by
+from helpers.tiny_recipe import TINY
 from resfit.checkpoint import STATE, has_state, newest_state
 from resfit.errors import BadInput
 from resfit.files import remove_leftovers
 from resfit.recipe import Recipe
-
-
-def refuse(line: str) -> None:
-    raise AssertionError(line)
 
 
 def killed_while_saving(folder: Path, kills: int) -> int:
@@ -79,15 +74,6 @@ def assert_kills_change_nothing(recipe: Recipe, out: Path, kills: int, seconds: 
     whole = left_by(trained(plain, out / "whole"))
     assert left_by(trained(plain, runs.pop())) == whole
     assert all(left_by(run / FOLDER) == whole for run in runs)
-
-
-def trained(plain_recipe: dict[str, Any], out: Path) -> Path:
-    """The folder of a run that is left alone to its end."""
-    process, _pipe = begin(train_on, plain_recipe, str(out))
-    process.join()
-    assert process.exitcode == 0
-    assert not list((out / FOLDER).glob(".*"))
-    return out / FOLDER
 
 
 def test_a_run_that_is_killed_again_and_again_ends_the_same(tmp_path: Path) -> None:

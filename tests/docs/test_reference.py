@@ -10,9 +10,9 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from documents import ROOT
 
 import resfit
+from helpers.places import ROOT
 from resfit.cli import main
 from resfit.errors import ResfitError
 from resfit.export import FORMATS

@@ -11,13 +11,14 @@ import pytest
 from PIL import Image
 
 import resfit
+from helpers.places import ROOT
 from resfit.cli import main
 from resfit.demo import answer
 from resfit.demo.drawings import drawings
 from resfit.recipe import Recipe
 from resfit.record import read_record
 
-MODELS = Path(__file__).parents[1] / "results" / "models"
+MODELS = ROOT / "results" / "models"
 FOLDERS = sorted(MODELS.iterdir()) if MODELS.is_dir() else []
 
 pytestmark = pytest.mark.skipif(not FOLDERS, reason="the results do not lie beside the tests")

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
-from strategies import specs
-from tiny_recipe import TINY
 from torch import Tensor
 
 import resfit
+from helpers.strategies import specs
+from helpers.tiny_recipe import TINY
 from resfit import export as export_module
 from resfit.cli import main
 from resfit.data import load_dataset

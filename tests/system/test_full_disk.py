@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from test_resume import FOLDER, NEVER, Watcher, left_by
 
+from helpers.runs import FOLDER, NEVER, Watcher, left_by
 from resfit import runner
 from resfit.checkpoint import load_state, newest_state, save_state
 from resfit.errors import RunFailed

@@ -15,9 +15,9 @@ from subprocess import PIPE, STDOUT
 
 import pytest
 import yaml
-from killing import begin
-from tiny_recipe import TINY
 
+from helpers.killing import begin
+from helpers.tiny_recipe import TINY
 from resfit.checkpoint import newest_state
 from resfit.studyrecord import read_study
 

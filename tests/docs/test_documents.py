@@ -11,8 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from documents import ROOT, Block, apply, blocks, commands, run, untagged
 
+from helpers.documents import Block, apply, blocks, commands, run, untagged
+from helpers.places import ROOT
 from resfit.cli import _take_overrides, make_parser
 from resfit.recipe import get_recipe, recipe_names
 from resfit.spec import NetSpec

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_results_reports import record
 
-ROOT = Path(__file__).parents[1]
+from helpers.brief_records import record
+from helpers.places import ROOT
 
 
 @pytest.fixture

@@ -27,9 +27,10 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from strategies import mutations
-from tiny_recipe import TINY
 
+from helpers.places import ROOT
+from helpers.strategies import mutations
+from helpers.tiny_recipe import TINY
 from resfit import cli
 from resfit.checkpoint import load_state, save_state
 from resfit.data.cache import cached_array
@@ -44,7 +45,7 @@ from resfit.record import read_record
 from resfit.spec import NetSpec
 from resfit.target import find_target
 
-RECORD = Path(__file__).parents[2] / "results" / "digits" / "0.json"
+RECORD = ROOT / "results" / "digits" / "0.json"
 MILLISECONDS = 5000  # for one input; a hang is what takes longer
 FEW, MANY = 25, 10_000  # inputs for each loader
 

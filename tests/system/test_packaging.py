@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from helpers.places import ROOT
 from resfit.cli import main
 from resfit.version import __version__
 
-ROOT = Path(__file__).parents[1]
 PACKAGE = {
     str(path.relative_to(ROOT / "src"))
     for path in (ROOT / "src" / "resfit").rglob("*")
@@ -48,7 +48,7 @@ def test_wheel_and_sdist_work_in_fresh_environments(tmp_path: Path) -> None:
     with tarfile.open(sdist) as ball:
         tarred = {name.split("/", 1)[1] for name in ball.getnames() if "/" in name}
     assert not {f"src/{name}" for name in PACKAGE} - tarred
-    assert {"README.md", "LICENSE", "pyproject.toml", "tests/test_packaging.py"} <= tarred
+    assert {"README.md", "LICENSE", "pyproject.toml", "tests/system/test_packaging.py"} <= tarred
 
     for package in (wheel, sdist):
         venv = tmp_path / package.name.replace(".", "-")

@@ -15,11 +15,10 @@ from typing import Any
 
 import pytest
 import torch
-from killing import begin, kill_within, train_again_and_again, train_on
-from test_killed import refuse, trained
-from test_resume import EVERYTHING, FOLDER, left_by
-from tiny_recipe import TINY
 
+from helpers.killing import begin, kill_within, refuse, train_again_and_again, train_on, trained
+from helpers.runs import EVERYTHING, FOLDER, left_by
+from helpers.tiny_recipe import TINY
 from resfit.checkpoint import has_state, newest_state
 from resfit.environment import environment
 from resfit.recipe import Recipe

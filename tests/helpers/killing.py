@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from helpers.runs import FOLDER
+
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["torch", "resfit.run", "sklearn.datasets", "scipy.stats"])
 
@@ -71,6 +73,20 @@ def train_on(ready: Connection, plain_recipe: dict[str, Any], out: str) -> None:
     recipe = Recipe.from_dict(plain_recipe)
     ready.send("ready")
     run.train(recipe, out=out, resume=has_state(run.run_folder(out, recipe, 0)))
+
+
+def trained(plain_recipe: dict[str, Any], out: Path) -> Path:
+    """The folder of a run that is left alone to its end."""
+    process, _pipe = begin(train_on, plain_recipe, str(out))
+    process.join()
+    assert process.exitcode == 0
+    assert not list((out / FOLDER).glob(".*"))
+    return out / FOLDER
+
+
+def refuse(line: str) -> None:
+    """What is told of a damaged state; there must be none."""
+    raise AssertionError(line)
 
 
 def train_again_and_again(tell: Connection, plain_recipe: dict[str, Any], out: str, seconds: float) -> None:

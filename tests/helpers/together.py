@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from killing import CONTEXT
+
+from helpers.killing import CONTEXT
 
 _SECONDS = 240  # a test that hangs ends
 

@@ -17,8 +17,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_recipe import TINY
 
+from helpers.places import ROOT
+from helpers.tiny_recipe import TINY
 from resfit import demo
 from resfit.cli import main
 from resfit.data import load_dataset
@@ -29,7 +30,7 @@ from resfit.recipe import DataConfig, Recipe
 from resfit.run import train
 from resfit.trained import Trained
 
-PUBLISHED = Path(__file__).parents[1] / "results" / "models" / "cifar10-best-cpu"
+PUBLISHED = ROOT / "results" / "models" / "cifar10-best-cpu"
 
 
 @pytest.fixture(scope="module")

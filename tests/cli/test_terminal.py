@@ -6,8 +6,8 @@ import re
 from dataclasses import replace
 
 import pytest
-from test_results_reports import record
 
+from helpers.brief_records import record
 from resfit.cli.board import Board
 from resfit.executors.jobs import Job
 from resfit.progress import Progress

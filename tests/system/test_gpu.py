@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from test_train import images_and_labels, weights
 
+from helpers.training import images_and_labels, weights
 from resfit.data.normalize import normalizer
 from resfit.evaluate import predict_logits
 from resfit.net import build

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from helpers.places import ROOT
 
 
 @dataclass(frozen=True)
@@ -153,13 +153,13 @@ PROTECTIONS = {
         "run.py",
         "replace(data, test=data.test.take(torch.arange(0)))",
         "data",
-        "test_honest.py::test_tuning_sees_no_test_image",
+        "system/test_honest.py::test_tuning_sees_no_test_image",
     ),
     "who watches takes no random numbers": Protection(
         "observer.py",
         "with torch.random.fork_rng(self.devices):",
         "if True:",
-        "test_honest.py::test_watching_a_run_does_not_change_it",
+        "system/test_honest.py::test_watching_a_run_does_not_change_it",
     ),
     "memory is asked for before it is taken": Protection(
         "machine.py", "if free is not None and needed > free:", "if False:", "test_machine.py"

@@ -12,8 +12,8 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from tiny_recipe import TINY
 
+from helpers.tiny_recipe import TINY
 from resfit.cli import main
 from resfit.data import Dataset, load_dataset
 from resfit.errors import BadInput

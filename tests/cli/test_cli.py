@@ -14,8 +14,8 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from tiny_recipe import TINY
 
+from helpers.tiny_recipe import TINY
 from resfit.cli import main
 from resfit.data import load_dataset
 from resfit.modelfile import load
