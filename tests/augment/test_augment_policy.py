@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torchvision.transforms import v2
+from torchvision.transforms import InterpolationMode, v2
 
 from resfit.augment import policy
 
@@ -43,8 +43,8 @@ def pictures(count: int, channels: int = 3, height: int = 32, width: int = 32) -
 
 
 def torchvision_result(image: torch.Tensor, name: str, strength: float) -> torch.Tensor:
-    reference = v2.TrivialAugmentWide()
-    return reference._apply_image_or_video_transform(image, NAMES[name], strength, "nearest", reference._fill)
+    reference, nearest = v2.TrivialAugmentWide(), InterpolationMode.NEAREST
+    return reference._apply_image_or_video_transform(image, NAMES[name], strength, nearest, reference._fill)
 
 
 def assert_same(name: str, ours: torch.Tensor, theirs: torch.Tensor) -> None:
