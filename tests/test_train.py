@@ -191,13 +191,14 @@ def test_an_image_that_was_left_out_is_mirrored_when_its_turn_comes(
     """By epochs, an easy image that is left out of every other one would always be seen the same way round."""
     seen: dict[int, list[int]] = {}
 
-    def note(images: Tensor, config: Any, generator: Any, *, index: Tensor, epoch: int | Tensor, **_: Any) -> Tensor:
-        for place, turn in zip(index.tolist(), torch.as_tensor(epoch).expand(len(index)).tolist(), strict=True):
+    def note(images: Tensor, config: Any, generator: Any, *, coins: Tensor, epoch: int | Tensor, **_: Any) -> Tensor:
+        for place, turn in zip(coins.tolist(), torch.as_tensor(epoch).expand(len(coins)).tolist(), strict=True):
             seen.setdefault(place, []).append(turn)
         return images
 
     monkeypatch.setattr(sys.modules[Trainer.__module__], "augment", note)  # resfit.train is a function
     run = trainer(tiny.replace({"train.epochs": 6, "train.skip_easy": 0.4, **batch}))
+    run.coins = torch.arange(len(run.images))  # so that a batch tells its images' places
     assert sum(result.images for result in run.epochs()) < 6 * 256
     assert all(turns == list(range(len(turns))) for turns in seen.values())
 

@@ -259,6 +259,17 @@ class Blur(nn.Module):
         return F.avg_pool2d(F.avg_pool2d(x, 2, 1, 1, count_include_pad=False), 2, self.stride)
 
 
+class GlobalMaxPool2d(nn.AdaptiveMaxPool2d):
+    """Global max pooling that every supported torch can export to ONNX: torch 2.10 cannot export the adaptive one."""
+
+    def __init__(self) -> None:
+        super().__init__(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, C, H, W] -> [N, C, 1, 1]."""
+        return super().forward(x) if self.training else x.amax((2, 3), keepdim=True)
+
+
 class PadShortcut(nn.Module):
     """Strided identity shortcut with zeros for the new channels (He et al. 2015, option A)."""
 

@@ -20,6 +20,7 @@ from resfit.layers import (
     Blur,
     DropPath,
     EfficientChannelAttention,
+    GlobalMaxPool2d,
     Layers,
     Norm,
     PadShortcut,
@@ -283,5 +284,5 @@ def _conv(conv: ConvPlan, spec: NetSpec) -> Conv2d:
 
 def _pool(spec: NetSpec) -> nn.Module:
     if spec.pool.size == "global":
-        return nn.AdaptiveAvgPool2d(1) if spec.pool.kind == "avg" else nn.AdaptiveMaxPool2d(1)
+        return nn.AdaptiveAvgPool2d(1) if spec.pool.kind == "avg" else GlobalMaxPool2d()
     return nn.AvgPool2d(spec.pool.size) if spec.pool.kind == "avg" else nn.MaxPool2d(spec.pool.size)
