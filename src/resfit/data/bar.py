@@ -13,6 +13,9 @@ def bar(what: str, total: int | None) -> Iterator[Callable[[int], None]]:
     from rich.progress import Progress
 
     console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+    if not console.is_terminal:  # older versions of rich end even a disabled bar with a line break
+        yield lambda step: None
+        return
+    with Progress(console=console, transient=True) as progress:
         task = progress.add_task(what, total=total)
         yield lambda step: progress.advance(task, step)
