@@ -37,8 +37,8 @@ records. Accuracies are without test-time augmentation; means ± standard deviat
 takes the best epoch; "peeked" means that it was chosen on the test set itself, so the figure is too high. resfit's
 protocol uses the test set once, with weights chosen without it. In cells with two lines, the first follows the report's
 protocol, the last resfit's. A run's command shows everything that was changed: runs with `--data.val 0` train on all
-50,000 images, the others on 45,000; the milestones of 003 were set by hand (in proportion they would be 4 and 8); a
-resumed run has the command that resumed it.
+50,000 images, the others on 45,000; the milestones of 003 were set by hand (in proportion they would be 4 and 8). A
+run that was interrupted has the command that began it.
 """
 
 

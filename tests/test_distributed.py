@@ -24,6 +24,7 @@ import yaml
 from torch import Tensor, nn
 
 import resfit
+from helpers.runs import FOLDER
 from helpers.tiny_recipe import TINY
 from helpers.together import command, together
 from helpers.training import CPU, equal, images_and_labels, trainer, weights
@@ -42,7 +43,6 @@ from resfit.spec import NormSpec
 from resfit.train import Trainer
 
 CLOSE = {"rtol": 1e-3, "atol": 1e-4}
-FOLDER = Path("tiny") / "0"
 
 # Two epochs of 256 images. Of 51 images at a time the last batch has one, and a process has none of it.
 TRAININGS: dict[str, dict[str, Any]] = {

@@ -110,7 +110,8 @@ class Trainer:
         average = self.recipe.average
         self.average = None if average.name == "none" else WeightAverage(self.net, average)
         self.easy = EasyImages(len(self.images), config.skip_easy, self.device) if config.skip_easy else None
-        self.coins = flip_coins(torch.arange(len(self.images), device=self.device), self.seed)
+        everyone = torch.arange(len(self.images), device=self.device)
+        self.coins = flip_coins(everyone, self.seed) if self.recipe.augment.flip == "alternating" else None
         self._in_step: list[Batch] = []  # the batches of the step, for the second pass of sharpness-aware minimization
         for teacher in self.teachers:
             teacher.eval().requires_grad_(False)
@@ -358,7 +359,7 @@ class Trainer:
             self.images[index],
             config,
             generator,
-            coins=self.coins[index],
+            coins=None if self.coins is None else self.coins[index],
             # An easy image is skipped every other epoch: by epoch number it would always have the same flip.
             epoch=self.epoch if self.easy is None else self.easy.turns[index],
             fill=self.fill,

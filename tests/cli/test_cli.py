@@ -15,6 +15,7 @@ import torch
 import yaml
 from PIL import Image
 
+from helpers.golden import REPORTED
 from helpers.tiny_recipe import TINY
 from resfit.cli import main
 from resfit.data import load_dataset
@@ -40,17 +41,6 @@ def fails(capsys: pytest.CaptureFixture[str], *words: str, status: int = 2) -> s
 def printed(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     assert main(list(words)) == 0
     return capsys.readouterr().out
-
-
-REPORTED = {
-    "seed000": 4_729_610,
-    "seed001a": 2_777_674,
-    "seed001b": 2_797_610,
-    "seed001c": 4_366_250,
-    "seed001d": 4_977_226,
-    "seed003": 4_697_162,
-    "seed004": 4_398_890,
-}
 
 
 @pytest.mark.parametrize(("name", "params"), REPORTED.items())

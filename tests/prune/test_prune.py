@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -64,6 +65,13 @@ def test_pruning_sees_no_test_image(pruned, whole, tmp_path, monkeypatch):
     kept = [load_file(folder / "pruned.safetensors") for folder in (pruned[1], tmp_path / "wide-40k" / "0")]
     assert kept[0].keys() == kept[1].keys()
     assert all(torch.equal(kept[0][name], kept[1][name]) for name in kept[0])
+
+
+def test_a_run_without_its_recipe_is_refused(whole, tmp_path):
+    bare = shutil.copytree(whole, tmp_path / "wide" / "0")
+    (bare / "recipe.yaml").unlink()
+    with pytest.raises(BadInput, match=r"no recipe\.yaml in the run folder"):
+        prune(bare, budget=40_000, out=tmp_path)
 
 
 def test_the_pruned_run_is_a_run_like_any_other(pruned):

@@ -31,15 +31,16 @@ def augment(
     config: AugmentConfig,
     generator: torch.Generator,
     *,
-    coins: Tensor,
+    coins: Tensor | None = None,
     epoch: int | Tensor,
     fill: Tensor | None = None,
 ) -> Tensor:
     """Apply the augmentations that `config` enables, in its documented order up to cutout; labels do not change.
 
     images: uint8 [N, C, H, W], never modified; returned as they are if nothing is enabled. coins: bool [N], which
-    images an alternating flip mirrors in even epochs. epoch: number of epochs completed before this one, either one
-    number or one per image, int64 [N]. fill: uint8 [C], the colour of cutout; black if None.
+    images an alternating flip mirrors in even epochs (see `flip_coins`); nothing else needs them. epoch: number of
+    epochs completed before this one, either one number or one per image, int64 [N]. fill: uint8 [C], the colour of
+    cutout; black if None.
     """
     if config.policy == "trivial":
         images = trivial_augment(images, generator)
@@ -52,6 +53,7 @@ def augment(
     if config.flip == "random":
         images = random_flip(images, generator)
     elif config.flip == "alternating":
+        assert coins is not None
         images = alternating_flip(images, coins, epoch)
     if config.rotate:
         images = random_rotate(images, generator, config.rotate)
