@@ -318,11 +318,11 @@ def test_statistics_of_an_average_are_taken_at_the_last_size(tiny: Recipe) -> No
     assert {tuple(batch.shape[-2:]) for batch in run._batches_apart()} == {(8, 8)}
 
 
+@torch._dynamo.config.patch(recompile_limit=8)  # monkeypatch would lose the limit for the tests after it
 def test_every_size_that_is_met_is_compiled_ahead_and_none_beyond_torchs_limit(
     tiny: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch, "compile", lambda net, **options: net)  # what is asked for counts here
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 8)
     sides = [[n / 5, side] for n, side in enumerate((4, 5, 6, 7, 8))]
     fields = {"train.compile": True, "train.resize": sides, "train.batch_size": 100, "train.skip_easy": 0.25}
     run, met = trainer(tiny.replace({**fields, "train.epochs": 5})), set()
