@@ -280,7 +280,7 @@ def test_other_kernels_are_named_and_refused_and_with_override_taken(
 ) -> None:
     folder = stopped(everything, tmp_path)
     began = " ".join(("fp32", *load_state(folder / "state.pt")["kernels"]))
-    monkeypatch.setattr(runner.Runner, "kernels", ("faster",))
+    monkeypatch.setattr("resfit.kernels.in_use", lambda dtype: ("faster",))
     with pytest.raises(BadInput, match=rf"computed with {began}, but this .* with fp32 faster \(.*--override"):
         train(everything, out=tmp_path, resume=True)
     record = train(everything, out=tmp_path, resume=True, override=True)

@@ -266,7 +266,7 @@ def test_runs_in_threads_are_those_of_one_thread(tiny: Recipe, tmp_path: Path) -
     for seed in (0, 1):
         train(recipe, seed=seed, out=tmp_path / "alone")
         assert_same_weights(tmp_path / "threads" / "tiny" / str(seed), tmp_path / "alone" / "tiny" / str(seed))
-    assert not kernels.in_use()
+    assert not kernels.in_use(torch.float32)
 
 
 def test_evaluate_repeats_the_records_score(tiny: Recipe, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from resfit.errors import BadInput
 from resfit.machine import processor
 
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def pick_device(wanted: str) -> torch.device:
@@ -49,7 +49,7 @@ def usable_precision(wanted: str, device: torch.device) -> str:
 
 def autocast(precision: str, device: torch.device) -> torch.autocast:
     """Return an autocast context in which `device` computes in the given precision."""
-    return torch.autocast(device.type, _DTYPES[precision], enabled=precision != "fp32")
+    return torch.autocast(device.type, DTYPES[precision], enabled=precision != "fp32")
 
 
 def _conv_seconds(dtype: torch.dtype) -> float:

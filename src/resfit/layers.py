@@ -48,7 +48,7 @@ def finish(
         return layer.by_kernel(x, added, None if act is None else _FUSED[type(act)])
     x = x if layer is None else layer(x)
     x = x if added is None else x + added
-    if type(act) in _COSTLY and takes("norm", x) and x.dtype == torch.bfloat16 and x.numel() % GROUP == 0:
+    if type(act) in _COSTLY and takes("norm", x) and x.numel() % GROUP == 0:
         activated: Tensor = Activation.apply(x, _FUSED[type(act)])
         return activated
     return x if act is None else act(x)
@@ -165,8 +165,8 @@ class Norm(nn.BatchNorm2d):
         return out
 
     def takes_kernel(self, x: Tensor) -> bool:
-        """Whether the bf16 CPU kernel can compute this norm of x; in evaluation mode only without gradients."""
-        suits = takes("norm", x) and x.dtype == torch.bfloat16 and self.bias.dtype == torch.float32 and is_single()
+        """Whether the CPU kernel can compute this norm of x; in evaluation mode only without gradients."""
+        suits = takes("norm", x) and self.bias.dtype == torch.float32 and is_single()
         suits = suits and x.shape[1] == self.num_features and x.shape[1] % 16 == 0
         several = x.numel() > self.num_features  # one value per channel has no variance: torch raises an error
         return suits and (several if self.training else not torch.is_grad_enabled())
@@ -207,8 +207,8 @@ class Gate(nn.Module):
         return x * self.gates(x.mean((2, 3)))[:, :, None, None]
 
     def takes_kernel(self, x: Tensor) -> bool:
-        """Whether the bf16 CPU kernel can gate x."""
-        return takes("gate", x) and x.dtype == torch.bfloat16 and x.shape[1] % 16 == 0
+        """Whether the CPU kernel can gate x."""
+        return takes("gate", x) and x.shape[1] % 16 == 0
 
     def by_kernel(self, x: Tensor, added: Tensor | None, activation: str | None) -> Tensor:
         """Return activation(gated x + added), computed by the kernel. [N, C, H, W] -> same."""

@@ -19,7 +19,7 @@ from resfit.checkpoint import STATE, newest_state, save_state
 from resfit.cost import cost
 from resfit.data import Dataset, Images
 from resfit.data.normalize import normalizer
-from resfit.device import autocast, usable_precision
+from resfit.device import DTYPES, autocast, usable_precision
 from resfit.environment import environment
 from resfit.errors import BadInput, Diverged, RunFailed
 from resfit.evaluate import accuracy, fit_temperature, predict_logits, score
@@ -68,6 +68,9 @@ class Runner:
         torch.manual_seed(self.seed)
         self.normalize = normalizer(self.data.mean, self.data.std, self.device)
         self.precision = distributed.broadcast(lambda: usable_precision(self.recipe.train.precision, self.device))
+        plain = self.device.type == "cpu" and not self.recipe.train.compile
+        self.suited = kernels.suited(DTYPES[self.precision]) if plain else ()
+        self.kernels = kernels.in_use(DTYPES[self.precision]) if plain else ()  # compiles them off the clock, if new
         if self.device.type == "cuda":
             needed = self.data.train.images.nbytes
             require_room("the training images on the GPU", needed, torch.cuda.mem_get_info(self.device)[0])
@@ -131,18 +134,8 @@ class Runner:
         parts = [self.device.type, self.precision, thread_count(torch.get_num_threads())]
         parts += [] if distributed.is_single() else [f"{distributed.world_size()} processes"]
         parts += [f"kernels: {' '.join(self.kernels)}"] if self.kernels else []
-        parts += ["no C++ compiler was found for faster kernels"] if self._may_use_kernels and not self.kernels else []
+        parts += ["no C++ compiler was found for faster kernels"] if self.suited and not self.kernels else []
         return ", ".join(parts)
-
-    @property
-    def _may_use_kernels(self) -> bool:
-        on_cpu = self.device.type == "cpu" and self.precision == "bf16" and not self.recipe.train.compile
-        return on_cpu and bool(kernels.suited())
-
-    @property
-    def kernels(self) -> tuple[str, ...]:
-        """The resfit kernels in use in place of torch's."""
-        return kernels.in_use() if self._may_use_kernels else ()
 
     def execute(self) -> RunRecord:
         """Train the remaining epochs, score the test set, and write the complete run folder."""

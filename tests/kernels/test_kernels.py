@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from helpers.kernel_checks import difference, needs
+from helpers.kernel_checks import ROUNDING, difference, dtypes, needs
 from resfit import kernels
 from resfit.data import Dataset
 from resfit.errors import BadInput
@@ -23,7 +23,7 @@ from resfit.fast import fast_process
 from resfit.kernels.amx_convolution import AmxConvolution
 from resfit.kernels.conv import Conv2d
 from resfit.kernels.gate import Means
-from resfit.kernels.library import load_library
+from resfit.kernels.library import LIBRARIES, load_library, variant
 from resfit.kernels.pool import MaxPool2d, MaxPool2x2
 from resfit.kernels.winograd import WinogradConvolution
 from resfit.layers import EfficientChannelAttention, Layers, Norm, SqueezeExcite, finish
@@ -33,6 +33,11 @@ from resfit.recipe import Recipe, get_recipe
 from resfit.record import EpochPoint
 from resfit.run import train
 from resfit.spec import ECASpec, NormSpec, SESpec
+
+
+def computing(dtype: torch.dtype) -> torch.autocast:
+    """Let the CPU compute in a dtype."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16)
 
 
 @pytest.fixture
@@ -48,7 +53,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
         return apply
 
     def convolve(images: Tensor, filters: Tensor, stride: int = 1) -> Tensor:
-        return nn.functional.conv2d(images, filters.bfloat16(), stride=stride, padding=filters.shape[-1] // 2)
+        return nn.functional.conv2d(images, filters.to(images.dtype), stride=stride, padding=filters.shape[-1] // 2)
 
     monkeypatch.setattr(WinogradConvolution, "apply", stand_in("winograd", convolve))
     monkeypatch.setattr(AmxConvolution, "apply", stand_in("amx_convolution", convolve))
@@ -56,11 +61,12 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     yield found
 
 
+ALL = {"winograd", "winograd_fp32", "amx_convolution"}
 CONVOLUTIONS = [
-    (Conv2d(32, 64, 3, padding=1), (8, 32, 8, 8), {"winograd", "amx_convolution"}),
-    (Conv2d(32, 64, 3, padding=1, bias=False), (8, 32, 8, 8), {"winograd", "amx_convolution"}),
-    (Conv2d(48, 64, 3, padding=1), (8, 48, 8, 8), {"winograd", "amx_convolution"}),
-    (Conv2d(32, 64, 3, padding=1), (7, 32, 8, 8), {"amx_convolution"}),  # too few tiles for the other
+    (Conv2d(32, 64, 3, padding=1), (8, 32, 8, 8), ALL),
+    (Conv2d(32, 64, 3, padding=1, bias=False), (8, 32, 8, 8), ALL),
+    (Conv2d(48, 64, 3, padding=1), (8, 48, 8, 8), ALL),
+    (Conv2d(32, 64, 3, padding=1), (7, 32, 8, 8), {"amx_convolution"}),  # too few tiles for the others
     (Conv2d(32, 64, 3, padding=1, stride=2), (8, 32, 8, 8), {"amx_convolution"}),
     (Conv2d(32, 64, 3, padding=0), (8, 32, 8, 8), set()),
     (Conv2d(32, 64, 3, padding=2, dilation=2), (8, 32, 8, 8), set()),
@@ -69,158 +75,164 @@ CONVOLUTIONS = [
     (Conv2d(32, 64, 5, padding=2), (8, 32, 8, 8), {"amx_convolution"}),
     (Conv2d(32, 64, 2), (8, 32, 8, 8), set()),
     (Conv2d(32, 64, 3, padding=1, groups=2), (8, 32, 8, 8), set()),
-    (Conv2d(40, 64, 3, padding=1), (8, 40, 8, 8), {"amx_convolution"}),
-    (Conv2d(24, 64, 3, padding=1), (8, 24, 8, 8), {"amx_convolution"}),
-    (Conv2d(16, 64, 3, padding=1), (8, 16, 8, 8), set()),
+    (Conv2d(40, 64, 3, padding=1), (8, 40, 8, 8), {"amx_convolution", "winograd_fp32"}),
+    (Conv2d(24, 64, 3, padding=1), (8, 24, 8, 8), {"amx_convolution", "winograd_fp32"}),
+    (Conv2d(16, 64, 3, padding=1), (8, 16, 8, 8), {"winograd_fp32"}),
+    (Conv2d(8, 64, 3, padding=1), (8, 8, 8, 8), set()),
+    (Conv2d(20, 64, 3, padding=1), (8, 20, 8, 8), {"amx_convolution"}),
 ]
 
 
-@pytest.mark.parametrize("kernel", ["winograd", "amx_convolution"])
+@pytest.mark.parametrize("library", sorted(ALL))
 @pytest.mark.parametrize(("conv", "shape", "by"), CONVOLUTIONS)
 def test_convolutions_take_a_kernel_where_it_pays(
-    kernel: str, conv: Conv2d, shape: tuple[int, ...], by: set[str], calls: list[str], monkeypatch: pytest.MonkeyPatch
+    library: str, conv: Conv2d, shape: tuple[int, ...], by: set[str], calls: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kernels, "in_use", lambda: (kernel,))
-    images = torch.randn(shape)
-    with torch.autocast("cpu", torch.bfloat16):
+    monkeypatch.setattr(kernels, "in_use", lambda dtype: (library,))
+    monkeypatch.setattr("resfit.kernels.conv.lanes", lambda dtype: 16 if dtype == torch.bfloat16 else 8)
+    images, in_bf16 = torch.randn(shape), LIBRARIES[library].dtype == torch.bfloat16
+    with torch.autocast("cpu", torch.bfloat16, enabled=in_bf16):
         out, plain = conv(images), super(Conv2d, conv).forward(images)
-    assert calls == [kernel] * (kernel in by)
+    assert calls == [library.removesuffix("_fp32")] * (library in by)
     assert difference(out, plain) < 0.008
     calls.clear()
-    conv(images)  # fp32
+    with torch.autocast("cpu", torch.bfloat16, enabled=not in_bf16):
+        conv(images)
     assert not calls
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize(("size", "channels", "taken"), [(2, 16, True), (2, 24, False), (3, 16, False)])
 def test_pools_take_their_kernel_where_it_fits(
-    size: int, channels: int, taken: bool, calls: list[str], monkeypatch: pytest.MonkeyPatch
+    size: int, channels: int, taken: bool, dtype: torch.dtype, calls: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kernels, "in_use", lambda: ("pool",))
-    images = torch.randn(2, channels, 8, 8).bfloat16()
-    with torch.autocast("cpu", torch.bfloat16):
+    monkeypatch.setattr(kernels, "in_use", lambda dtype: (variant("pool", dtype),))
+    images = torch.randn(2, channels, 8, 8).to(dtype)
+    with computing(dtype):
         assert torch.equal(MaxPool2d(size)(images), nn.MaxPool2d(size)(images))
-    assert calls == ["pool"] * taken
-    MaxPool2d(size)(images.float())
+        assert calls == ["pool"] * taken
+        MaxPool2d(size)(images.double())
+    with computing(torch.float32 if dtype == torch.bfloat16 else torch.bfloat16):
+        MaxPool2d(size)(images)
     assert len(calls) == taken
 
 
-@needs("norm")
+@pytest.mark.parametrize("dtype", dtypes("norm"))
 @pytest.mark.parametrize("activation", [nn.ReLU(inplace=True), nn.GELU(), nn.SiLU(), nn.Identity(), None])
 @pytest.mark.parametrize("adds", [False, True])
 @pytest.mark.parametrize("mode", ["train", "eval"])
 def test_a_norm_computes_and_remembers_the_same_with_its_kernel(
-    activation: nn.Module | None, adds: bool, mode: str, monkeypatch: pytest.MonkeyPatch
+    activation: nn.Module | None, adds: bool, mode: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.manual_seed(0)
-    x, added = (torch.randn(4, 32, 6, 6).bfloat16().contiguous(memory_format=torch.channels_last) for _ in range(2))
+    x, added = (torch.randn(4, 32, 6, 6).to(dtype).contiguous(memory_format=torch.channels_last) for _ in range(2))
     results = []
-    for in_use in ((), ("norm",)):
-        monkeypatch.setattr(kernels, "in_use", lambda names=in_use: names)
+    for in_use in ((), (variant("norm", dtype),)):
+        monkeypatch.setattr(kernels, "in_use", lambda dtype, names=in_use: names)
         norm = Norm(32, NormSpec(momentum=0.3))
         norm.running_mean = torch.linspace(-1, 1, 32)
         layers = Layers(norm).train(mode == "train")
-        with torch.autocast("cpu", torch.bfloat16), torch.set_grad_enabled(mode == "train"):
+        with computing(dtype), torch.set_grad_enabled(mode == "train"):
             assert norm.takes_kernel(x) == bool(in_use)
             out = layers(x.clone(), added=added if adds else None, act=activation)
         results.append((out, norm.running_mean, norm.running_var, norm.num_batches_tracked))
     (plain, *plain_state), (fused, *fused_state) = results
-    assert difference(fused, plain) < 0.006
+    assert difference(fused, plain) < 2 * ROUNDING[dtype]
     for one, other in zip(fused_state, plain_state, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
 
 
-@needs("norm")
+@pytest.mark.parametrize("dtype", dtypes("norm"))
 @pytest.mark.parametrize(
     ("activation", "channels", "taken"),
     [(nn.GELU(), 24, True), (nn.SiLU(), 16, True), (nn.ReLU(), 16, False), (nn.GELU(), 3, False)],
 )
 def test_an_activation_alone_takes_a_kernel_where_it_pays(
-    activation: nn.Module, channels: int, taken: bool, monkeypatch: pytest.MonkeyPatch
+    activation: nn.Module, channels: int, taken: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kernels, "in_use", lambda: ("norm",))
+    monkeypatch.setattr(kernels, "in_use", lambda dtype: (variant("norm", dtype),))
     x = torch.randn(1, channels, 8, 6).requires_grad_()
-    with torch.autocast("cpu", torch.bfloat16):
-        for given in (x.bfloat16(), x):
+    with computing(dtype):
+        for given in (x.to(dtype), x.double()):
             out = finish(given, act=activation)
-            assert difference(out, activation(given)) < 0.004
-            assert ("Activation" in type(out.grad_fn).__name__) == (taken and given is not x)
+            assert difference(out, activation(given)) < 2 * ROUNDING[dtype]
+            assert ("Activation" in type(out.grad_fn).__name__) == (taken and given.dtype == dtype)
 
 
-@needs("gate")
+@pytest.mark.parametrize("dtype", dtypes("gate"))
 @pytest.mark.parametrize("kind", ["se", "eca"])
 @pytest.mark.parametrize("activation", [nn.ReLU(inplace=True), nn.GELU(), None])
 @pytest.mark.parametrize("adds", [False, True])
 def test_a_gate_computes_the_same_with_its_kernel(
-    kind: str, activation: nn.Module | None, adds: bool, monkeypatch: pytest.MonkeyPatch
+    kind: str, activation: nn.Module | None, adds: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.manual_seed(0)
     gate = SqueezeExcite(32, SESpec(reduction=4)) if kind == "se" else EfficientChannelAttention(32, ECASpec())
-    x, added = (torch.randn(4, 32, 6, 6).bfloat16().contiguous(memory_format=torch.channels_last) for _ in range(2))
+    x, added = (torch.randn(4, 32, 6, 6).to(dtype).contiguous(memory_format=torch.channels_last) for _ in range(2))
     results = []
-    for in_use in ((), ("gate",)):
-        monkeypatch.setattr(kernels, "in_use", lambda names=in_use: names)
+    for in_use in ((), (variant("gate", dtype),)):
+        monkeypatch.setattr(kernels, "in_use", lambda dtype, names=in_use: names)
         of_x, of_added = x.clone().requires_grad_(), added.clone().requires_grad_()
-        with torch.autocast("cpu", torch.bfloat16):
+        with computing(dtype):
             assert gate.takes_kernel(of_x) == bool(in_use)
             out = Layers(gate)(of_x, added=of_added if adds else None, act=activation)
         given = [of_x, *gate.parameters(), *([of_added] if adds else [])]
         results.append((out, *torch.autograd.grad(out.float().square().sum(), given)))
     for plain, fused in zip(*results, strict=True):
-        assert difference(fused, plain) < 0.02
-    assert not gate.takes_kernel(x.float())
+        assert difference(fused, plain) < 7 * ROUNDING[dtype]
+    assert not gate.takes_kernel(x.double())
 
 
-@needs("gate")
-def test_a_gate_reads_gradients_however_they_lie() -> None:
-    x = torch.randn(4, 32, 6, 6).bfloat16().contiguous(memory_format=torch.channels_last).requires_grad_()
+@pytest.mark.parametrize("dtype", dtypes("gate"))
+def test_a_gate_reads_gradients_however_they_lie(dtype: torch.dtype) -> None:
+    x = torch.randn(4, 32, 6, 6).to(dtype).contiguous(memory_format=torch.channels_last).requires_grad_()
     wanted = torch.randn(32, 4).T
     for _ in range(20):  # memory that was freed is soon somebody else's
         (found,) = torch.autograd.grad(Means.apply(x)[0], x, wanted)
         torch.testing.assert_close(found.float(), (wanted / 36)[:, :, None, None].expand(x.shape), rtol=0.01, atol=0.01)
 
 
-BATCH_OF_NONE = torch.empty(0, 64, 8, 8).bfloat16()
+BOTH = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 
 
+@BOTH
 @pytest.mark.parametrize(
     "compute",
     [
-        lambda: Conv2d(64, 64, 3, padding=1)(BATCH_OF_NONE),
-        lambda: finish(BATCH_OF_NONE, Norm(64, NormSpec()).eval(), act=nn.ReLU()),
-        lambda: finish(BATCH_OF_NONE, act=nn.GELU()),
-        lambda: MaxPool2d(2)(BATCH_OF_NONE),
+        lambda none: Conv2d(64, 64, 3, padding=1)(none),
+        lambda none: finish(none, Norm(64, NormSpec()).eval(), act=nn.ReLU()),
+        lambda none: finish(none, act=nn.GELU()),
+        lambda none: MaxPool2d(2)(none),
     ],
     ids=["convolution", "norm", "activation", "pool"],
 )
-def test_a_batch_of_no_images_is_torch_s(compute: Callable[[], Tensor]) -> None:
+def test_a_batch_of_no_images_is_torch_s(compute: Callable[[Tensor], Tensor], dtype: torch.dtype) -> None:
     """A process of several may have no image of a last small batch."""
-    with kernels.fast_kernels(), torch.autocast("cpu", torch.bfloat16), torch.no_grad():
-        assert len(compute()) == 0
+    with kernels.fast_kernels(), computing(dtype), torch.no_grad():
+        assert len(compute(torch.empty(0, 64, 8, 8, dtype=dtype))) == 0
 
 
-MAPS = torch.ones(2, 64, 8, 8).bfloat16()
-
-
+@BOTH
 @pytest.mark.parametrize(
     "compute",
     [
-        lambda: Conv2d(32, 64, 3, padding=1)(MAPS),
-        lambda: Conv2d(128, 64, 3, padding=1)(MAPS),
-        lambda: finish(MAPS, Norm(32, NormSpec())),
-        lambda: finish(MAPS, Norm(64, NormSpec()), torch.ones(2, 64, 4, 4).bfloat16()),
-        lambda: finish(MAPS[:1, :, :1, :1], Norm(64, NormSpec())),
+        lambda maps: Conv2d(32, 64, 3, padding=1)(maps),
+        lambda maps: Conv2d(128, 64, 3, padding=1)(maps),
+        lambda maps: finish(maps, Norm(32, NormSpec())),
+        lambda maps: finish(maps, Norm(64, NormSpec()), maps[:, :, :4, :4]),
+        lambda maps: finish(maps[:1, :, :1, :1], Norm(64, NormSpec())),
     ],
     ids=["fewer inputs", "more inputs", "fewer channels", "another size", "a variance of one value"],
 )
-def test_what_torch_refuses_is_refused(compute: Callable[[], Tensor]) -> None:
-    with kernels.fast_kernels(), torch.autocast("cpu", torch.bfloat16), pytest.raises((RuntimeError, ValueError)):
-        compute()
+def test_what_torch_refuses_is_refused(compute: Callable[[Tensor], Tensor], dtype: torch.dtype) -> None:
+    with kernels.fast_kernels(), computing(dtype), pytest.raises((RuntimeError, ValueError)):
+        compute(torch.ones(8, 64, 8, 8, dtype=dtype))
 
 
-@needs("norm")
-def test_another_default_dtype_changes_nothing() -> None:
-    x = torch.linspace(-3, 3, 4096).bfloat16().reshape(1, 64, 8, 8)
-    with kernels.fast_kernels(), torch.autocast("cpu", torch.bfloat16):
+@pytest.mark.parametrize("dtype", dtypes("norm"))
+def test_another_default_dtype_changes_nothing(dtype: torch.dtype) -> None:
+    x = torch.linspace(-3, 3, 4096).to(dtype).reshape(1, 64, 8, 8)
+    with kernels.fast_kernels(), computing(dtype):
         wanted = finish(x, act=nn.GELU())
         torch.set_default_dtype(torch.float64)
         try:
@@ -250,39 +262,64 @@ def test_a_block_within_another_ends_alone() -> None:
         thread = threading.Thread(target=other)
         thread.start()
         within.wait()
-    assert not kernels.in_use() and denormal()
+    assert not kernels.in_use(torch.float32) and denormal()
     go_on.set()
     thread.join()
-    assert not kernels.in_use()
+    assert not kernels.in_use(torch.float32)
 
 
 def test_a_norm_leaves_its_kernel_where_gradients_need_its_own_statistics(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "in_use", lambda: ("norm",))
-    norm, x = Norm(32, NormSpec()).eval(), torch.randn(4, 32, 6, 6).bfloat16()
-    with torch.autocast("cpu", torch.bfloat16):
-        assert not norm.takes_kernel(x)  # no kernel for the way back through running statistics
-        assert norm.train().takes_kernel(x)
-        assert not norm.takes_kernel(x.float())
-        assert not Norm(24, NormSpec()).takes_kernel(torch.randn(4, 24, 6, 6).bfloat16())
+    monkeypatch.setattr(kernels, "in_use", lambda dtype: ("norm", "norm_fp32"))
+    for dtype in (torch.bfloat16, torch.float32):
+        norm, x = Norm(32, NormSpec()).eval(), torch.randn(4, 32, 6, 6).to(dtype)
+        with computing(dtype):
+            assert not norm.takes_kernel(x)  # no kernel for the way back through running statistics
+            assert norm.train().takes_kernel(x)
+            assert not norm.takes_kernel(x.double())
+            assert not Norm(24, NormSpec()).takes_kernel(torch.randn(4, 24, 6, 6).to(dtype))
 
 
-def expected() -> tuple[str, ...]:
-    return tuple(sorted(name for name in kernels.suited() if load_library(name) is not None))
+def expected(dtype: torch.dtype) -> tuple[str, ...]:
+    return tuple(name for name in kernels.suited(dtype) if load_library(name) is not None)
 
 
+@BOTH
 def test_kernels_are_used_inside_the_block_alone_and_not_where_they_are_turned_off(
-    monkeypatch: pytest.MonkeyPatch,
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert not kernels.in_use()
+    assert not kernels.in_use(dtype)
     with fast_process():
-        assert kernels.in_use() == expected()
+        assert kernels.in_use(dtype) == expected(dtype)
         with kernels.fast_kernels():
             pass
-        assert kernels.in_use() == expected()
-    assert not kernels.in_use()
+        assert kernels.in_use(dtype) == expected(dtype)
+    assert not kernels.in_use(dtype)
     monkeypatch.setenv("RESFIT_KERNELS", "0")
     with fast_process():
-        assert not kernels.in_use()
+        assert not kernels.in_use(dtype)
+
+
+@pytest.mark.parametrize(
+    ("features", "bf16", "fp32"),
+    [
+        ((), "", ""),
+        (("avx2",), "", "gate_fp32 norm_fp32 pool_fp32 winograd_fp32"),
+        (("avx2", "avx512f"), "", "gate_fp32 norm_fp32 pool_fp32 winograd_fp32"),
+        (("avx2", "avx512f", "avx512_bf16"), "gate norm pool winograd", "gate_fp32 norm_fp32 pool_fp32 winograd_fp32"),
+        (
+            ("avx2", "avx512f", "avx512_bf16", "amx_bf16"),
+            "amx_convolution gate norm pool",
+            "gate_fp32 norm_fp32 pool_fp32 winograd_fp32",
+        ),
+    ],
+)
+def test_each_processor_has_its_kernels(
+    features: tuple[str, ...], bf16: str, fp32: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernels, "processor", lambda: ("a CPU", features))
+    assert kernels.suited(torch.bfloat16) == tuple(bf16.split())
+    assert kernels.suited(torch.float32) == tuple(fp32.split())
+    assert kernels.suited(torch.float16) == ()
 
 
 def test_without_a_compiler_torch_does_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -291,11 +328,11 @@ def test_without_a_compiler_torch_does_the_work(tmp_path: Path, monkeypatch: pyt
         for name, value in (("CXX", str(tmp_path / "none")), ("CXX", "false")):
             monkeypatch.setenv(name, value)
             load_library.cache_clear()
-            assert load_library("pool") is None
+            assert load_library("pool_fp32") is None
         monkeypatch.delenv("CXX")
         monkeypatch.setenv("PATH", str(tmp_path))
         load_library.cache_clear()
-        assert load_library("pool") is None
+        assert load_library("pool_fp32") is None
     finally:
         load_library.cache_clear()
 
@@ -313,7 +350,7 @@ def test_a_run_says_which_kernels_it_uses_and_goes_on_with_no_others(
             if point.epoch == 1 and len(told) == 1:
                 raise RuntimeError("cut")
 
-    monkeypatch.setattr(kernels, "suited", lambda: ("winograd",))
+    monkeypatch.setattr(kernels, "suited", lambda dtype: ("winograd",))
     monkeypatch.setattr(kernels, "load_library", lambda name: None)
     recipe = tiny.replace({"train.precision": "bf16", "train.checkpoint_minutes": 1e-9})
     with pytest.raises(RuntimeError, match="cut"):
@@ -326,9 +363,9 @@ def test_a_run_says_which_kernels_it_uses_and_goes_on_with_no_others(
     assert record.env["kernels"] == ["winograd"] and "kernels: winograd" in told[1]
 
 
-@needs("pool")
+@needs("pool_fp32")
 def test_a_library_is_kept_in_the_cache_and_a_damaged_one_is_not_taken(tmp_path: Path) -> None:
-    show = "from resfit.kernels.library import load_library; print(load_library('pool') is not None)"
+    show = "from resfit.kernels.library import load_library; print(load_library('pool_fp32') is not None)"
 
     def run(**more: str) -> str:
         env = {"XDG_CACHE_HOME": str(tmp_path), "PATH": "/usr/bin:/bin", **more}
@@ -341,14 +378,14 @@ def test_a_library_is_kept_in_the_cache_and_a_damaged_one_is_not_taken(tmp_path:
     assert run() == "True\n"
 
 
-@needs("pool")
+@needs("pool_fp32")
 def test_threads_that_ask_at_once_get_one_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("CXX", "env c++")  # a compiler in two words
     load_library.cache_clear()
     try:
         with ThreadPoolExecutor(4) as pool:
-            assert all(pool.map(load_library, ["pool"] * 4))
+            assert all(pool.map(load_library, ["pool_fp32"] * 4))
     finally:
         load_library.cache_clear()
     assert len(list((tmp_path / "resfit").iterdir())) == 1
@@ -361,29 +398,31 @@ def test_without_a_home_torch_does_the_work(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("resfit.kernels.library.cache_dir", nobody)
     load_library.cache_clear()
     try:
-        assert load_library("pool") is None
+        assert load_library("pool_fp32") is None
     finally:
         load_library.cache_clear()
 
 
-@needs("norm")
+@pytest.mark.parametrize("dtype", dtypes("norm"))
 @pytest.mark.parametrize("recipe_name", ["cifar10-94", "seed003", "seed004"])
-def test_a_network_gives_nearly_what_it_gives_without(recipe_name: str) -> None:
+def test_a_network_gives_nearly_what_it_gives_without(recipe_name: str, dtype: torch.dtype) -> None:
     """Logits, the loss's gradients and the running statistics, of whole networks."""
     images = torch.randn(16, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     images = images.contiguous(memory_format=torch.channels_last)
     recipe, results = get_recipe(recipe_name), []
-    for bf16, fast in ((False, False), (True, False), (True, True)):
+    for precision, fast in ((torch.float64, False), (dtype, False), (dtype, True)):
         torch.manual_seed(0)
         net = build(recipe.spec, recipe.init).train()
-        with kernels.fast_kernels() if fast else nullcontext():
-            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-                loss = nn.functional.cross_entropy(net(images), torch.arange(16) % 10)
-            loss.backward()
+        exact = precision == torch.float64
+        with kernels.fast_kernels() if fast else nullcontext(), computing(dtype if not exact else torch.float32):
+            net = net.double() if exact else net
+            loss = nn.functional.cross_entropy(net(images.double() if exact else images), torch.arange(16) % 10)
+        loss.backward()
         gradients = torch.cat([value.grad.flatten() for value in net.parameters() if value.grad is not None])
-        buffers = torch.cat([value.flatten().float() for value in net.buffers()])
+        buffers = torch.cat([value.flatten().double() for value in net.buffers()])
         results.append((gradients, buffers))
-    exact, plain, fused = results
-    for one, other, whole in zip(fused, plain, exact, strict=True):
-        assert difference(one, whole) < 1.3 * difference(other, whole) + 0.01  # no less exact than torch's bf16
-    assert expected() == () or not torch.equal(fused[0], plain[0])
+    exact_ones, plain, fused = results
+    slack = {torch.bfloat16: 0.01, torch.float32: 1e-4}[dtype]
+    for one, other, whole in zip(fused, plain, exact_ones, strict=True):
+        assert difference(one, whole) < 1.3 * difference(other, whole) + slack  # no less exact than torch
+    assert expected(dtype) == () or not torch.equal(fused[0], plain[0])

@@ -1,4 +1,4 @@
-"""CPU kernels, faster than torch's, for bf16 training with AVX-512: C++ files and their autograd functions.
+"""CPU kernels, faster than torch's, for training in bf16 or fp32: C++ files and their autograd functions.
 
 The system's C++ compiler compiles them once into shared libraries. Without a compiler, or on other processors, torch's
 own operators are used. RESFIT_KERNELS=0 disables the kernels.
@@ -14,52 +14,57 @@ from contextvars import ContextVar
 import torch
 from torch import Tensor
 
-from resfit.kernels.library import load_library
+from resfit.kernels.library import LIBRARIES, load_library, variant
 from resfit.machine import processor
 
-# For each kernel: the CPU feature it needs, and a feature with which torch is faster, so that the kernel is not used.
-NEEDS = {
-    "winograd": ("avx512_bf16", "amx_bf16"),
-    "amx_convolution": ("amx_bf16", None),
-    "norm": ("avx512_bf16", None),
-    "gate": ("avx512_bf16", None),
-    "pool": ("avx512_bf16", None),
-}
-
-_in_use: ContextVar[tuple[str, ...]] = ContextVar("kernels in use", default=())  # per thread
+_enabled: ContextVar[bool] = ContextVar("kernels are enabled", default=False)  # per thread
 
 
 @contextmanager
 def fast_kernels() -> Iterator[None]:
     """Within the block, resfit's networks use the kernels that suit the processor and can be compiled."""
-    before = _in_use.set(tuple(sorted(name for name in suited() if load_library(name) is not None)))
+    before = _enabled.set(True)
     try:
         yield
     finally:
-        _in_use.reset(before)
+        _enabled.reset(before)
 
 
-def in_use() -> tuple[str, ...]:
-    """Return the names of the kernels in use."""
-    return _in_use.get()
+def in_use(dtype: torch.dtype) -> tuple[str, ...]:
+    """Return the names of the libraries in use where networks compute in `dtype`."""
+    return tuple(name for name in suited(dtype) if load_library(name) is not None) if _enabled.get() else ()
 
 
-def suited() -> tuple[str, ...]:
-    """Return the kernels that are faster than torch on this processor; empty if RESFIT_KERNELS=0."""
+def suited(dtype: torch.dtype) -> tuple[str, ...]:
+    """Return the libraries for `dtype` that are faster than torch on this processor; none if RESFIT_KERNELS=0."""
     if os.environ.get("RESFIT_KERNELS") == "0":
         return ()
     features = processor()[1]
-    return tuple(name for name, (needed, better) in NEEDS.items() if needed in features and better not in features)
+    return tuple(
+        name
+        for name, library in sorted(LIBRARIES.items())
+        if library.dtype == dtype and library.needs in features and library.unless not in features
+    )
+
+
+def computing_dtype() -> torch.dtype:
+    """Return the dtype in which a CPU computes convolutions of fp32 images here: autocast's, or fp32."""
+    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32
+
+
+def as_computed(images: Tensor) -> Tensor:
+    """Return fp32 images on a CPU in the computing dtype, as autocast converts them; others unchanged."""
+    converts = not torch.compiler.is_compiling() and images.device.type == "cpu" and images.dtype == torch.float32
+    return images.to(computing_dtype()) if converts else images
 
 
 def takes(kernel: str, images: Tensor) -> bool:
-    """Return whether the kernel is in use and `images` is a non-empty CPU tensor [N, C, H, W] under bf16 autocast."""
+    """Return whether the kernel is in use for `images`, a non-empty CPU tensor [N, C, H, W] of the computing dtype."""
     return (
         not torch.compiler.is_compiling()
-        and kernel in in_use()
         and images.device.type == "cpu"
         and images.dim() == 4
         and images.numel() > 0
-        and torch.is_autocast_enabled("cpu")
-        and torch.get_autocast_dtype("cpu") == torch.bfloat16
+        and images.dtype == computing_dtype()
+        and variant(kernel, images.dtype) in in_use(images.dtype)
     )

@@ -1,12 +1,12 @@
-// Activations and their derivatives, for G vectors of sixteen fp32 numbers at a time. Each step is computed for all G
+// Activations and their derivatives, for G vectors of fp32 numbers at a time. Each step is computed for all G
 // vectors before the next step, which depends on it, to hide latency.
 #pragma once
 
 #include <type_traits>
 
-#include "bf16.h"
+#include "numbers.h"
 
-// work(channel, a constant G) for all channels, G times sixteen of them at a time: `MOST`, and one at the end.
+// work(channel, a constant G) for all channels, G times LANES of them at a time: `MOST`, and one at the end.
 template <long MOST, typename Work> inline void in_groups(long channels, Work work) {
     long c = 0;
     for (; c + MOST * LANES <= channels; c += MOST * LANES) work(c, std::integral_constant<long, MOST>());
@@ -17,11 +17,9 @@ enum Activation : long { NONE, RELU, GELU, SILU };
 
 // e to the power of x, for x of at most 80: 2 to a whole number times 2 to a fraction, the latter by a polynomial (error 2e-7).
 inline Lanes exponential(Lanes x) {
-    const __m512 power = _mm512_max_ps((__m512)(x * 1.44269504f), _mm512_set1_ps(-126));
-    const __m512 whole = _mm512_roundscale_ps(power, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    const Lanes f = (Lanes)(power - whole);
+    const Lanes power = larger(x * 1.44269504f, Lanes{} - 126.0f), nearest = whole(power), f = power - nearest;
     const Lanes fraction = 1.0f + f * (0.693147180f + f * (0.240226507f + f * (0.0555041087f + f * (0.00961812911f + f * 0.00133335581f))));
-    return (Lanes)_mm512_scalef_ps((__m512)fraction, whole);
+    return times_power(fraction, nearest);
 }
 
 // Both are 1/2 + z times a function of z^2, here a minimax polynomial up to z = LIMIT. Its argument is brought from there to
@@ -46,8 +44,7 @@ template <int N, long G> inline void half_and_odd(const Lanes (&near)[G], const 
 }
 
 inline Lanes clamped(Lanes z) {  // what is not a number stays that
-    const __m512 limit = _mm512_set1_ps(LIMIT);
-    return (Lanes)_mm512_max_ps(-limit, _mm512_min_ps(limit, (__m512)z));
+    return larger(Lanes{} - LIMIT, smaller(Lanes{} + LIMIT, z));
 }
 
 inline Lanes sigmoid(Lanes z) { return 1.0f / (1.0f + exponential(-z)); }
@@ -67,7 +64,7 @@ template <Activation A, long G> inline void activate(Lanes (&z)[G]) {
 
 // From the gradient of the activation to that of z (+ added), which it was taken of. `other`: where there was an addition, a
 // ReLU's output, else what was added.
-template <Activation A, bool ADD, long G> inline void before_activation(Lanes (&gradient)[G], Lanes (&z)[G], const bf16 *other) {
+template <Activation A, bool ADD, long G> inline void before_activation(Lanes (&gradient)[G], Lanes (&z)[G], const Number *other) {
     if constexpr (ADD && (A == GELU || A == SILU))
         for (long i = 0; i < G; ++i) z[i] += load(other + i * LANES);
     Lanes slope[G];

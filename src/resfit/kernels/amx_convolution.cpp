@@ -10,7 +10,7 @@
 #include <algorithm>
 #include <vector>
 
-#include "bf16.h"
+#include "numbers.h"
 
 namespace {
 

@@ -36,7 +36,7 @@ class AmxConvolution(torch.autograd.Function):
             return F.conv2d(images, rounded, stride=stride)
         height, width = (-(-side // stride) for side in images.shape[2:])
         maps = _channels_last(len(images), len(filters), height, width)
-        call("amx_convolution", "convolve", images, rounded, maps, *_sizes(images, filters), stride, 0)
+        call("amx_convolution", torch.bfloat16, "convolve", images, rounded, maps, *_sizes(images, filters), stride, 0)
         return maps
 
     @staticmethod
@@ -50,13 +50,22 @@ class AmxConvolution(torch.autograd.Function):
         # torch is faster where no layout conversion is needed, except with strides, where it multiplies inserted zeros.
         if ctx.needs_input_grad[0] and (filters.shape[-1] > 1 or ctx.stride > 1):
             of_images = _channels_last(*images.shape)
-            call("amx_convolution", "convolve", gradient, rounded, of_images, *sizes, 1)
+            call("amx_convolution", torch.bfloat16, "convolve", gradient, rounded, of_images, *sizes, 1)
         elif ctx.needs_input_grad[0]:
             geometry = (None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1)
             of_images = _convolution_backward(gradient, images, rounded, *geometry, [True, False, False])[0]
         if ctx.needs_input_grad[1]:
             of_filters = torch.empty_like(filters)
-            call("amx_convolution", "filter_gradient", images, gradient, of_filters, *of_filters.stride(), *sizes)
+            call(
+                "amx_convolution",
+                torch.bfloat16,
+                "filter_gradient",
+                images,
+                gradient,
+                of_filters,
+                *of_filters.stride(),
+                *sizes,
+            )
         return of_images, of_filters, None
 
 

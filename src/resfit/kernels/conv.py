@@ -7,21 +7,23 @@ import math
 import torch
 from torch import Tensor, nn
 
-from resfit.kernels import takes
+from resfit.kernels import as_computed, takes
 from resfit.kernels.amx_convolution import AmxConvolution
-from resfit.kernels.winograd import FEWEST_TILES, WinogradConvolution, tiles
+from resfit.kernels.library import lanes
+from resfit.kernels.winograd import METHODS, WinogradConvolution
 
 
 class Conv2d(nn.Conv2d):
-    """nn.Conv2d that uses the kernel suited to its shape within `fast_kernels()`, under bf16 autocast on a CPU."""
+    """nn.Conv2d that uses the kernel suited to its shape and precision within `fast_kernels()`, on a CPU."""
 
     def forward(self, images: Tensor) -> Tensor:
         """[N, C, H, W] -> [N, C', H', W']."""
         out: Tensor
+        images = as_computed(images)
         if self._takes_amx(images):
-            out = AmxConvolution.apply(images.bfloat16(), self.weight, self.stride[0])
+            out = AmxConvolution.apply(images, self.weight, self.stride[0])
         elif self._takes_winograd(images):
-            out = WinogradConvolution.apply(images.bfloat16(), self.weight)
+            out = WinogradConvolution.apply(images, self.weight)
         else:
             return super().forward(images)
         return out if self.bias is None else out + self.bias.to(out.dtype)[:, None, None]
@@ -36,8 +38,11 @@ class Conv2d(nn.Conv2d):
     def _takes_winograd(self, images: Tensor) -> bool:
         if not self._takes("winograd", images):
             return False
-        suits = self.kernel_size == (3, 3) and self.stride == self.padding == (1, 1) and self._is_plain(16, 1.0)
-        return suits and min(self.in_channels, self.out_channels) >= 32 and tiles(images) >= FEWEST_TILES
+        suits = self.kernel_size == (3, 3) and self.stride == self.padding == (1, 1)
+        suits = suits and self._is_plain(lanes(images.dtype), 1.0)
+        method = METHODS[images.dtype]
+        wide = min(self.in_channels, self.out_channels) >= method.fewest_channels
+        return suits and wide and method.tiles(images) >= method.fewest_tiles
 
     def _takes(self, kernel: str, images: Tensor) -> bool:
         """Return whether `kernel` may be used; called first, so that torch.compile need not trace the other checks."""

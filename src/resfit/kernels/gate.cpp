@@ -1,6 +1,6 @@
-// Channel gates (squeeze-and-excitation) fused with the following addition and activation, for channels-last bf16 feature
+// Channel gates (squeeze-and-excitation) fused with the following addition and activation, for channels-last Number feature
 // maps. A map is read once for its means and once for gating, and as often in backward. Arithmetic is fp32. Channel counts
-// are multiples of 16. Results do not depend on `threads`.
+// are multiples of LANES. Results do not depend on `threads`.
 
 #include <algorithm>
 
@@ -11,7 +11,7 @@ namespace {
 constexpr long BLOCK = 4;  // pixels summed at a time: few, so that memory is read nearly in order
 
 // work(where channels of a pixel are in a map, where they are in what has one number an image and channel, a constant: how
-// many times sixteen of them).
+// many times LANES of them).
 template <typename Work> void each(long images, long pixels, long channels, long threads, Work work) {
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (long image = 0; image < images; ++image)
@@ -20,7 +20,7 @@ template <typename Work> void each(long images, long pixels, long channels, long
 }
 
 // Sums over each image's pixels, float [images][channels]. add(image, first place, one past the last, channel, sum) adds a
-// block's, of sixteen channels, to `sum`; places are those of the channel in a map, `channels` apart.
+// block's, of LANES channels, to `sum`; places are those of the channel in a map, `channels` apart.
 template <typename Add> void add_up(float *sums, long images, long pixels, long channels, long threads, Add add) {
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (long image = 0; image < images; ++image) {
@@ -39,7 +39,7 @@ template <typename Add> void add_up(float *sums, long images, long pixels, long 
 }
 
 template <Activation A, bool ADD>
-void gated(const bf16 *x, const float *gates, const bf16 *added, bf16 *out, long images, long pixels, long channels, long threads) {
+void gated(const Number *x, const float *gates, const Number *added, Number *out, long images, long pixels, long channels, long threads) {
     each(images, pixels, channels, threads, [&](long first, long of_image, auto g) {
         Lanes z[g];
         for (long i = 0; i < g; ++i) {
@@ -54,8 +54,8 @@ void gated(const bf16 *x, const float *gates, const bf16 *added, bf16 *out, long
 
 // `second`, which may be missing, is added to the gradient first.
 template <Activation A, bool ADD, bool SECOND>
-void gradients(const bf16 *gradient, const bf16 *second, const bf16 *x, const float *gates, const bf16 *other, bf16 *of_sum,
-               bf16 *of_x, float *of_gates, long images, long pixels, long channels, long threads) {
+void gradients(const Number *gradient, const Number *second, const Number *x, const float *gates, const Number *other, Number *of_sum,
+               Number *of_x, float *of_gates, long images, long pixels, long channels, long threads) {
     add_up(of_gates, images, pixels, channels, threads, [&](long image, long first, long end, long c, Lanes &sum) {
         const Lanes gate = load(gates + image * channels + c);
         for (long at = first; at < end; at += channels) {
@@ -79,7 +79,7 @@ void gradients(const bf16 *gradient, const bf16 *second, const bf16 *x, const fl
 extern "C" {
 
 // The mean of each image's pixels, float [images][channels], of x [images][pixels][channels].
-void means(const bf16 *x, float *mean, long images, long pixels, long channels, long threads) {
+void means(const Number *x, float *mean, long images, long pixels, long channels, long threads) {
     add_up(mean, images, pixels, channels, threads, [&](long, long first, long end, long, Lanes &sum) {
         for (long at = first; at < end; at += channels) fetch(x + at + BLOCK * channels), sum += load(x + at);
     });
@@ -87,7 +87,7 @@ void means(const bf16 *x, float *mean, long images, long pixels, long channels, 
 }
 
 // The gradient of x, of those of its means and of x where it was used otherwise.
-void means_backward(const bf16 *gradient, const float *of_means, bf16 *of_x, long images, long pixels, long channels, long threads) {
+void means_backward(const Number *gradient, const float *of_means, Number *of_x, long images, long pixels, long channels, long threads) {
     each(images, pixels, channels, threads, [&](long first, long of_image, auto g) {
         for (long at = first, i = of_image; at < first + g * LANES; at += LANES, i += LANES)
             store(of_x + at, load(gradient + at) + load(of_means + i) * (1.0f / pixels));
@@ -95,7 +95,7 @@ void means_backward(const bf16 *gradient, const float *of_means, bf16 *of_x, lon
 }
 
 // out = activation(x * gates + added), where `added` may be missing.
-void forward(const bf16 *x, const float *gates, const bf16 *added, bf16 *out, long activation, long images, long pixels,
+void forward(const Number *x, const float *gates, const Number *added, Number *out, long activation, long images, long pixels,
              long channels, long threads) {
     with_activation(activation, [&](auto a) {
         (added ? gated<a, true> : gated<a, false>)(x, gates, added, out, images, pixels, channels, threads);
@@ -105,8 +105,8 @@ void forward(const bf16 *x, const float *gates, const bf16 *added, bf16 *out, lo
 // The gradients of what the activation was taken of, into `of_sum` unless that is missing, of x, and of the gates. `other` is
 // missing without an addition, else the output of a ReLU, or what was added; `second` is added to the gradient, and may be
 // missing.
-void backward(const bf16 *gradient, const bf16 *second, const bf16 *x, const float *gates, const bf16 *other, bf16 *of_sum,
-              bf16 *of_x, float *of_gates, long activation, long images, long pixels, long channels, long threads) {
+void backward(const Number *gradient, const Number *second, const Number *x, const float *gates, const Number *other, Number *of_sum,
+              Number *of_x, float *of_gates, long activation, long images, long pixels, long channels, long threads) {
     with_activation(activation, [&](auto a) {
         const auto find = second ? (other ? gradients<a, true, true> : gradients<a, false, true>)
                                  : (other ? gradients<a, true, false> : gradients<a, false, false>);

@@ -17,15 +17,15 @@ from resfit.kernels.library import ACTIVATIONS, call, read_back, two_readers
 class Means(torch.autograd.Function):
     """Return each image's channel means over its pixels, float [N, C], and the feature map itself, for its other uses.
 
-    x: bf16 [N, C, H, W], channels_last; C must be a multiple of 16. The gradients of both outputs are added in one
-    pass.
+    x: bf16 or float [N, C, H, W], channels_last; C must be a multiple of 16. The gradients of both outputs are added in
+    one pass.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return the means, and x."""
         means = torch.empty(x.shape[:2], dtype=torch.float32)
-        call("gate", "means", x, means, *_sizes(x))
+        call("gate", x.dtype, "means", x, means, *_sizes(x))
         return means, x.view_as(x)
 
     @staticmethod
@@ -34,15 +34,16 @@ class Means(torch.autograd.Function):
         """Return the gradient of x."""
         gradient = gradient.contiguous(memory_format=torch.channels_last)
         of_x = torch.empty_like(gradient)
-        call("gate", "means_backward", gradient, of_means.contiguous(), of_x, *_sizes(gradient))
+        call("gate", gradient.dtype, "means_backward", gradient, of_means.contiguous(), of_x, *_sizes(gradient))
         return of_x
 
 
 class GateActivation(torch.autograd.Function):
     """Compute activation(x * gates + added).
 
-    x and added (or None): bf16 [N, C, H, W], channels_last; gates: float [N, C]; activation: a name or None. Returns
-    the result, bf16 in the shape of x, twice, for two consumers, as NormActivation does. C must be a multiple of 16.
+    x and added (or None): [N, C, H, W], both bf16 or both float, channels_last; gates: float [N, C]; activation: a name
+    or None. Returns the result, of the shape and dtype of x, twice, for two consumers, as NormActivation does. C must
+    be a multiple of 16.
     """
 
     @staticmethod
@@ -54,7 +55,7 @@ class GateActivation(torch.autograd.Function):
         if added is not None:
             added = added.contiguous(memory_format=torch.channels_last)
         out = torch.empty_like(x)
-        call("gate", "forward", x, gates, added, out, ACTIVATIONS[activation], *_sizes(x))
+        call("gate", x.dtype, "forward", x, gates, added, out, ACTIVATIONS[activation], *_sizes(x))
         other = read_back(out, added, activation)
         ctx.save_for_backward(x, gates, other)
         ctx.activation, ctx.adds = activation, added is not None
@@ -73,7 +74,7 @@ class GateActivation(torch.autograd.Function):
         of_sum = torch.empty_like(x) if ctx.adds and changes else None
         of_x, of_gates = torch.empty_like(x), torch.empty_like(gates)
         operands = (gradient, second, x, gates, other, of_sum, of_x, of_gates)
-        call("gate", "backward", *operands, ACTIVATIONS[ctx.activation], *_sizes(x))
+        call("gate", x.dtype, "backward", *operands, ACTIVATIONS[ctx.activation], *_sizes(x))
         return of_x, of_gates, (of_sum if changes else gradient) if ctx.adds else None, None
 
 

@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import tempfile
 import threading
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -21,8 +22,33 @@ from resfit.files import cache_dir, write_atomic
 from resfit.machine import processor
 
 _HERE = Path(__file__).parent
-_OPTIONS = ("-std=c++17", "-O3", "-march=x86-64-v4", "-mavx512bf16", "-fopenmp", "-shared", "-fPIC")
-_MORE_OPTIONS = {"amx_bf16": ("-mamx-tile", "-mamx-bf16")}  # if the processor has the feature
+_OPTIONS = ("-std=c++17", "-O3", "-fopenmp", "-shared", "-fPIC")
+
+
+@dataclass(frozen=True)
+class Library:
+    """A C++ file compiled for feature maps of one dtype.
+
+    It needs a CPU feature, and is not used with another (`unless`) with which torch or another kernel is faster.
+    """
+
+    source: str
+    dtype: torch.dtype
+    needs: str
+    unless: str | None = None
+
+
+LIBRARIES = {
+    "winograd": Library("winograd.cpp", torch.bfloat16, "avx512_bf16", unless="amx_bf16"),
+    "amx_convolution": Library("amx_convolution.cpp", torch.bfloat16, "amx_bf16"),
+    "norm": Library("norm.cpp", torch.bfloat16, "avx512_bf16"),
+    "gate": Library("gate.cpp", torch.bfloat16, "avx512_bf16"),
+    "pool": Library("pool.cpp", torch.bfloat16, "avx512_bf16"),
+    "winograd_fp32": Library("winograd_fp32.cpp", torch.float32, "avx2"),
+    "norm_fp32": Library("norm.cpp", torch.float32, "avx2"),
+    "gate_fp32": Library("gate.cpp", torch.float32, "avx2"),
+    "pool_fp32": Library("pool.cpp", torch.float32, "avx2"),
+}
 
 _LOADING = threading.Lock()
 
@@ -31,22 +57,38 @@ ACTIVATIONS = {None: 0, "relu": 1, "gelu": 2, "silu": 3}  # same numbers as in a
 
 @functools.cache
 def load_library(name: str) -> ctypes.CDLL | None:
-    """Return the C++ file `name` as a shared library, from the cache or compiled now; None if that is impossible.
+    """Return the library of that name in `LIBRARIES`, from the cache or compiled now; None if that is impossible.
 
     If it exports `prepare`, which requests what it needs from the system, that must return 0.
     """
     with _LOADING:
-        return _loaded(_HERE / f"{name}.cpp")
+        return _loaded(name)
 
 
-def _loaded(source: Path) -> ctypes.CDLL | None:
+def variant(kernel: str, dtype: torch.dtype) -> str:
+    """Return the name of a kernel's library for feature maps of a dtype."""
+    return kernel if dtype == torch.bfloat16 else f"{kernel}_fp32"
+
+
+def lanes(dtype: torch.dtype) -> int:
+    """Return how many channels at a time the kernels for a dtype compute on this processor."""
+    return 16 if dtype == torch.bfloat16 or "avx512f" in processor()[1] else 8
+
+
+def _options(library: Library) -> tuple[str, ...]:
     features = processor()[1]
-    options = (*_OPTIONS, *(option for feature in features for option in _MORE_OPTIONS.get(feature, ())))
+    if library.dtype == torch.bfloat16:
+        tiles = ("-mamx-tile", "-mamx-bf16") if "amx_bf16" in features else ()
+        return (*_OPTIONS, "-march=x86-64-v4", "-mavx512bf16", *tiles)
+    return (*_OPTIONS, "-DFP32", "-march=x86-64-v4" if "avx512f" in features else "-march=x86-64-v3")
+
+
+def _loaded(name: str) -> ctypes.CDLL | None:
+    source, options = _HERE / LIBRARIES[name].source, _options(LIBRARIES[name])
     sources = [path.read_bytes() for path in (source, *sorted(_HERE.glob("*.h")))]
     identity = (sources, options, processor(), platform.libc_ver())
-    name = f"{source.stem}-{hashlib.sha256(repr(identity).encode()).hexdigest()[:16]}.so"
     try:
-        cached = cache_dir() / name
+        cached = cache_dir() / f"{name}-{hashlib.sha256(repr(identity).encode()).hexdigest()[:16]}.so"
         if not _is_sound(cached):
             _compile(source, options, cached)
         loaded = ctypes.CDLL(str(cached))
@@ -55,9 +97,9 @@ def _loaded(source: Path) -> ctypes.CDLL | None:
         return None
 
 
-def call(name: str, function: str, *arguments: Tensor | int | None) -> None:
-    """Call a library function with pointers to tensor data, integers, and finally the number of threads."""
-    getattr(load_library(name), function)(*map(_word, (*arguments, torch.get_num_threads())))
+def call(kernel: str, dtype: torch.dtype, function: str, *arguments: Tensor | int | None) -> None:
+    """Call a kernel's function for maps of a dtype: pointers to tensor data, integers, then the number of threads."""
+    getattr(load_library(variant(kernel, dtype)), function)(*map(_word, (*arguments, torch.get_num_threads())))
 
 
 def _word(value: Tensor | int | None) -> ctypes.c_void_p | ctypes.c_long:

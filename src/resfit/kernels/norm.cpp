@@ -1,6 +1,6 @@
-// Batch normalization fused with the following addition and activation, for channels-last bf16 feature maps. A map is
+// Batch normalization fused with the following addition and activation, for channels-last feature maps. A map is
 // read once for its statistics and once to be normalized, and as often in backward. Arithmetic is fp32. Channel counts
-// are multiples of 16. Results do not depend on `threads`.
+// are multiples of LANES. Results do not depend on `threads`.
 
 #include <algorithm>
 #include <iterator>
@@ -12,19 +12,12 @@ namespace {
 constexpr long BLOCK = 4;     // pixels summed at a time: few, so that memory is read nearly in order
 constexpr long PART = 1024;   // pixels that are summed in fp32; parts are added in double
 
-inline float number(bf16 half) {
-    const uint32_t word = uint32_t(half) << 16;
-    float value;
-    std::memcpy(&value, &word, sizeof value);
-    return value;
-}
-
 // A channel's numbers of each kind that are the same for all pixels.
 struct Constants {
     Lanes pivot, scale, shift;
 };
 
-// Adds the pixels from `first` to `end`, of G times sixteen channels, to two sums a channel, float [2][channels].
+// Adds the pixels from `first` to `end`, of G times LANES channels, to two sums a channel, float [2][channels].
 template <long G, typename Constant, typename Add>
 void add_pixels(long first, long end, long channel, long channels, float *sums, Constant constant, Add add) {
     Constants of[G];
@@ -40,8 +33,8 @@ void add_pixels(long first, long end, long channel, long channels, float *sums, 
     }
 }
 
-// Two sums over all pixels, double [2][channels]. add(at, of, one, other) adds some times sixteen channels' numbers, of which
-// the first is the at-th of all, to both; `of` has constant(channel) of each sixteen.
+// Two sums over all pixels, double [2][channels]. add(at, of, one, other) adds some times LANES channels' numbers, of which
+// the first is the at-th of all, to both; `of` has constant(channel) of each LANES.
 template <typename Constant, typename Add>
 void add_up(long pixels, long channels, double *sums, long threads, Constant constant, Add add) {
     const long parts = (pixels + PART - 1) / PART;
@@ -62,7 +55,7 @@ void add_up(long pixels, long channels, double *sums, long threads, Constant con
 }
 
 template <Activation A, bool ADD>
-void normalize(const bf16 *x, const bf16 *added, const float *scale, const float *shift, bf16 *out, long pixels, long channels, long threads) {
+void normalize(const Number *x, const Number *added, const float *scale, const float *shift, Number *out, long pixels, long channels, long threads) {
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (long pixel = 0; pixel < pixels; ++pixel)
         in_groups<4>(channels, [=](long channel, auto g) {
@@ -81,8 +74,8 @@ void normalize(const bf16 *x, const bf16 *added, const float *scale, const float
 // The gradient of z = x * scale + shift (+ added), of which the activation was taken; its sum and that of its products
 // with x, less the channel's first. `second` is added to the gradient first. It and `out` may be missing.
 template <Activation A, bool ADD, bool SECOND>
-void gradient_of_sum(const bf16 *gradient, const bf16 *second, const bf16 *x, const bf16 *other, const float *scale,
-                     const float *shift, bf16 *out, double *sums, long pixels, long channels, long threads) {
+void gradient_of_sum(const Number *gradient, const Number *second, const Number *x, const Number *other, const float *scale,
+                     const float *shift, Number *out, double *sums, long pixels, long channels, long threads) {
     const auto constant = [=](long c) { return Constants{load(x + c), load(scale + c), load(shift + c)}; };
     add_up(pixels, channels, sums, threads, constant, [=](long first, const auto &of, auto &plain, auto &with_x) {
         constexpr long G = std::extent_v<std::remove_reference_t<decltype(plain)>>;
@@ -110,7 +103,7 @@ void gradient_of_sum(const bf16 *gradient, const bf16 *second, const bf16 *x, co
 extern "C" {
 
 // Mean and variance, float [channels] each, of x [pixels][channels].
-void moments(const bf16 *x, float *mean, float *variance, long pixels, long channels, long threads) {
+void moments(const Number *x, float *mean, float *variance, long pixels, long channels, long threads) {
     const auto sums = buffer<double>(2 * channels);
     const auto constant = [=](long c) { return Constants{load(x + c)}; };
     add_up(pixels, channels, sums.get(), threads, constant, [=](long first, const auto &of, auto &plain, auto &square) {
@@ -131,7 +124,7 @@ void moments(const bf16 *x, float *mean, float *variance, long pixels, long chan
 }
 
 // out = activation(x * scale + shift + added), where `added` may be missing.
-void forward(const bf16 *x, const bf16 *added, const float *scale, const float *shift, bf16 *out, long activation, long pixels,
+void forward(const Number *x, const Number *added, const float *scale, const float *shift, Number *out, long activation, long pixels,
              long channels, long threads) {
     with_activation(activation, [&](auto a) {
         (added ? normalize<a, true> : normalize<a, false>)(x, added, scale, shift, out, pixels, channels, threads);
@@ -142,8 +135,8 @@ void forward(const bf16 *x, const bf16 *added, const float *scale, const float *
 // added to the gradient, and may be missing. First the gradient of what the activation was taken of, into `out` unless that is
 // missing, and with the mean and the inverse deviation its sums, float [channels]: of itself (`plain`) and of its products with
 // the normalized x.
-void backward_sums(const bf16 *gradient, const bf16 *second, const bf16 *x, const bf16 *other, const float *scale,
-                   const float *shift, const float *mean, const float *inverse, bf16 *out, float *plain, float *with_normalized,
+void backward_sums(const Number *gradient, const Number *second, const Number *x, const Number *other, const float *scale,
+                   const float *shift, const float *mean, const float *inverse, Number *out, float *plain, float *with_normalized,
                    long activation, long pixels, long channels, long threads) {
     const auto sums = buffer<double>(2 * channels);
     with_activation(activation, [&](auto a) {
@@ -160,8 +153,8 @@ void backward_sums(const bf16 *gradient, const bf16 *second, const bf16 *x, cons
 
 // Then the gradient of x: of_x = gradient * scale + x * b + c, a number each a channel. of_x may be `gradient` itself. With a
 // `shift`, the gradient is that of a ReLU of x * scale + shift.
-void backward(const bf16 *gradient, const bf16 *x, const float *scale, const float *shift, const float *b, const float *c,
-              bf16 *of_x, long pixels, long channels, long threads) {
+void backward(const Number *gradient, const Number *x, const float *scale, const float *shift, const float *b, const float *c,
+              Number *of_x, long pixels, long channels, long threads) {
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (long pixel = 0; pixel < pixels; ++pixel)
         for (long channel = 0; channel < channels; channel += LANES) {

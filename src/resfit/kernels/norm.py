@@ -16,9 +16,9 @@ GROUP = 64  # block size of a standalone activation
 class NormActivation(torch.autograd.Function):
     """Compute activation(batch_norm(x) + added), with batch statistics of x.
 
-    x and added (or None): bf16 [N, C, H, W]; weight and bias: float [C]; activation: a name or None. Returns the
-    result, same shape, bf16, channels_last, twice, and the mean and the biased variance, float [C]. C must be a
-    multiple of 16.
+    x and added (or None): [N, C, H, W], both bf16 or both float; weight and bias: float [C]; activation: a name or
+    None. Returns the result, same shape and dtype, channels_last, twice, and the mean and the biased variance, float
+    [C]. C must be a multiple of 16.
 
     Both results share memory. If two layers consume one each, their gradients arrive separately and are added in the
     backward kernel's pass over them instead of in a pass of their own.
@@ -33,7 +33,7 @@ class NormActivation(torch.autograd.Function):
         if added is not None:  # backward reads it as well
             added = added.contiguous(memory_format=torch.channels_last)
         mean, variance = torch.empty_like(bias), torch.empty_like(bias)
-        call("norm", "moments", x, mean, variance, *_sizes(x))
+        call("norm", x.dtype, "moments", x, mean, variance, *_sizes(x))
         inverse = (variance + eps).rsqrt()
         scale = weight * inverse
         shift = bias - mean * scale
@@ -59,19 +59,19 @@ class NormActivation(torch.autograd.Function):
         of_sum = torch.empty_like(x) if changes else None
         plain, with_normalized = torch.empty_like(mean), torch.empty_like(mean)
         operands = (gradient, second, x, other, scale, shift, mean, inverse, of_sum, plain, with_normalized)
-        call("norm", "backward_sums", *operands, ACTIVATIONS[ctx.activation], *_sizes(x))
+        call("norm", x.dtype, "backward_sums", *operands, ACTIVATIONS[ctx.activation], *_sizes(x))
         pixels = x.numel() // x.shape[1]
         b = -scale * inverse * with_normalized / pixels
         c = -scale * plain / pixels - b * mean
         of_sum = gradient if of_sum is None else of_sum
         of_x = torch.empty_like(x) if ctx.adds or of_sum is gradient else of_sum
-        call("norm", "backward", of_sum, x, scale, shift if again else None, b, c, of_x, *_sizes(x))
+        call("norm", x.dtype, "backward", of_sum, x, scale, shift if again else None, b, c, of_x, *_sizes(x))
         of_weight = with_normalized if ctx.needs_input_grad[1] else None
         return of_x, of_weight, plain, of_sum if ctx.adds else None, None, None
 
 
 class Activation(torch.autograd.Function):
-    """An activation alone, by name: bf16 [N, C, H, W] -> same, channels_last; needs a multiple of 64 elements."""
+    """An activation by name, alone: bf16 or float [N, C, H, W] -> same, channels_last; a multiple of 64 elements."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, activation: str) -> Tensor:
@@ -79,7 +79,7 @@ class Activation(torch.autograd.Function):
         x = x.contiguous(memory_format=torch.channels_last)
         ones, zeros = (torch.full((GROUP,), value, dtype=torch.float32) for value in (1, 0))
         out = torch.empty_like(x)
-        call("norm", "forward", x, None, ones, zeros, out, ACTIVATIONS[activation], x.numel() // GROUP, GROUP)
+        call("norm", x.dtype, "forward", x, None, ones, zeros, out, ACTIVATIONS[activation], x.numel() // GROUP, GROUP)
         ctx.save_for_backward(x)
         ctx.activation = activation
         return out
@@ -93,16 +93,16 @@ class Activation(torch.autograd.Function):
         ones, zeros, *sums = (torch.full((GROUP,), value, dtype=torch.float32) for value in (1, 0, 0, 0))
         of_x = torch.empty_like(x)
         operands = (gradient, None, x, None, ones, zeros, zeros, ones, of_x, *sums)
-        call("norm", "backward_sums", *operands, ACTIVATIONS[ctx.activation], x.numel() // GROUP, GROUP)
+        call("norm", x.dtype, "backward_sums", *operands, ACTIVATIONS[ctx.activation], x.numel() // GROUP, GROUP)
         return of_x, None
 
 
 def normalized(x: Tensor, scale: Tensor, shift: Tensor, added: Tensor | None, activation: str | None) -> Tensor:
-    """Return activation(x * scale + shift + added): bf16 [N, C, H, W], channels_last; scale and shift float [C]."""
+    """Return activation(x * scale + shift + added): [N, C, H, W], channels_last; scale and shift float [C]."""
     if added is not None:
         added = added.contiguous(memory_format=torch.channels_last)
     out = torch.empty_like(x)
-    call("norm", "forward", x, added, scale, shift, out, ACTIVATIONS[activation], *_sizes(x))
+    call("norm", x.dtype, "forward", x, added, scale, shift, out, ACTIVATIONS[activation], *_sizes(x))
     return out
 
 

@@ -13,7 +13,7 @@ from resfit.kernels.library import call
 
 
 class MaxPool2x2(torch.autograd.Function):
-    """2 x 2 max-pooling with stride 2: bf16 [N, C, H, W] -> [N, C, H // 2, W // 2], channels_last.
+    """2 x 2 max-pooling with stride 2: bf16 or float [N, C, H, W] -> [N, C, H // 2, W // 2], channels_last.
 
     C must be a multiple of 16. The first of equal pixels gets the gradient, as in torch.
     """
@@ -23,9 +23,9 @@ class MaxPool2x2(torch.autograd.Function):
         """Return the maximum of every 2 x 2 pixels."""
         images = images.contiguous(memory_format=torch.channels_last)
         n, channels, height, width = ctx.shape = images.shape
-        out = _empty((n, channels, height // 2, width // 2))
+        out = _empty((n, channels, height // 2, width // 2), images.dtype)
         which = torch.empty_like(out, dtype=torch.uint8)
-        call("pool", "pool", images, out, which, n, height, width, channels)
+        call("pool", images.dtype, "pool", images, out, which, n, height, width, channels)
         ctx.save_for_backward(which)
         return out
 
@@ -36,17 +36,17 @@ class MaxPool2x2(torch.autograd.Function):
         (which,) = ctx.saved_tensors
         n, channels, height, width = ctx.shape
         gradient = gradient.contiguous(memory_format=torch.channels_last)
-        of_images = _empty(ctx.shape)
-        call("pool", "pool_backward", gradient, which, of_images, n, height, width, channels)
+        of_images = _empty(ctx.shape, gradient.dtype)
+        call("pool", gradient.dtype, "pool_backward", gradient, which, of_images, n, height, width, channels)
         return of_images
 
 
-def _empty(shape: tuple[int, ...]) -> Tensor:
-    return torch.empty(shape, dtype=torch.bfloat16, memory_format=torch.channels_last)
+def _empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    return torch.empty(shape, dtype=dtype, memory_format=torch.channels_last)
 
 
 class MaxPool2d(nn.MaxPool2d):
-    """nn.MaxPool2d that uses the 2 x 2 kernel within `fast_kernels()`, under bf16 autocast on a CPU."""
+    """nn.MaxPool2d that uses the 2 x 2 kernel within `fast_kernels()`, on a CPU."""
 
     def forward(self, images: Tensor) -> Tensor:
         """[N, C, H, W] -> [N, C, H', W']."""
@@ -57,5 +57,4 @@ class MaxPool2d(nn.MaxPool2d):
         return pooled
 
     def _suits(self, images: Tensor) -> bool:
-        fits = self.kernel_size == self.stride == 2 and images.shape[1] % 16 == 0 and min(images.shape[2:]) >= 2
-        return fits and images.dtype == torch.bfloat16
+        return self.kernel_size == self.stride == 2 and images.shape[1] % 16 == 0 and min(images.shape[2:]) >= 2

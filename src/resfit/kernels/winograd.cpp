@@ -7,7 +7,7 @@
 
 #include <algorithm>
 
-#include "bf16.h"
+#include "numbers.h"
 
 namespace {
 

@@ -1,11 +1,13 @@
-"""3x3 convolutions by Winograd's method, for AVX-512 with bf16.
+"""3x3 convolutions by Winograd's method (Lavin and Gray 2016), in bf16 with AVX-512 or in fp32.
 
-Winograd's F(2x2, 3x3) takes 4 multiplications per output and channel pair instead of 9, but more memory traffic. It is
-not used with AMX, which multiplies so fast that memory would be the bottleneck.
+In bf16 it is F(2x2, 3x3), with 4 multiplications per output and channel pair instead of 9, but more memory traffic.
+With AMX, which multiplies so fast that memory would be the bottleneck, it is not used. In fp32, whose rounding errors
+are small enough, it is F(4x4, 3x3), with 2.25 multiplications.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,21 +16,34 @@ from torch.autograd.function import once_differentiable
 
 from resfit.kernels.library import call
 
-POINTS = 16  # per tile of 4 x 4 pixels
-FEWEST_TILES = 128  # with fewer, transforming the filters costs more than is saved
+
+@dataclass(frozen=True)
+class Method:
+    """Rows of output pixels and number of points of a tile; how small a convolution is not worth the transforms."""
+
+    rows: int
+    points: int
+    fewest_channels: int
+    fewest_tiles: int
+
+    def tiles(self, images: Tensor) -> int:
+        """Return the number of tiles of images [N, C, H, W]."""
+        n, _, height, width = images.shape
+        return n * -(-height // self.rows) * -(-width // self.rows)
 
 
-def tiles(images: Tensor) -> int:
-    """Return the number of tiles of images [N, C, H, W]."""
-    n, _, height, width = images.shape
-    return n * -(-height // 2) * -(-width // 2)
+METHODS = {
+    torch.bfloat16: Method(rows=2, points=16, fewest_channels=32, fewest_tiles=128),
+    torch.float32: Method(rows=4, points=36, fewest_channels=16, fewest_tiles=32),
+}
 
 
 class WinogradConvolution(torch.autograd.Function):
-    """3x3 convolution, stride 1, padding 1 (Lavin and Gray 2016).
+    """3x3 convolution, stride 1, padding 1.
 
-    images bf16 [N, C, H, W] and filters float [K, C, 3, 3] -> bf16 [N, K, H, W], channels_last. C and K must be
-    multiples of 16; transformed operands are rounded to bf16, and sums are fp32.
+    images [N, C, H, W], bf16 or float, and filters float [K, C, 3, 3] -> [N, K, H, W] of the images' dtype,
+    channels_last. C and K must be multiples of `lanes(dtype)`. In bf16, transformed operands are rounded to it, and
+    sums are fp32.
     """
 
     @staticmethod
@@ -53,7 +68,9 @@ class WinogradConvolution(torch.autograd.Function):
             n, channels, height, width = images.shape
             of_filters = torch.empty_like(filters)
             sizes = (n, height, width, channels, len(filters))
-            call("winograd", "filter_gradient", images, gradient, of_filters, *of_filters.stride(), *sizes)
+            call(
+                "winograd", images.dtype, "filter_gradient", images, gradient, of_filters, *of_filters.stride(), *sizes
+            )
         return of_images, of_filters
 
 
@@ -63,8 +80,9 @@ def _convolve(images: Tensor, filters: Tensor, strides: tuple[int, ...], outputs
     Negative strides read the filters rotated.
     """
     n, inputs, height, width = images.shape
-    points = torch.empty(POINTS * inputs * outputs, dtype=torch.bfloat16)
-    call("winograd", "transform_filters", filters, *strides, points, inputs, outputs)
-    out = torch.empty((n, outputs, height, width), dtype=torch.bfloat16, memory_format=torch.channels_last)
-    call("winograd", "convolve", images, points, out, n, height, width, inputs, outputs)
+    dtype = images.dtype
+    points = torch.empty(METHODS[dtype].points * inputs * outputs, dtype=dtype)
+    call("winograd", dtype, "transform_filters", filters, *strides, points, inputs, outputs)
+    out = torch.empty((n, outputs, height, width), dtype=dtype, memory_format=torch.channels_last)
+    call("winograd", dtype, "convolve", images, points, out, n, height, width, inputs, outputs)
     return out

@@ -1,0 +1,267 @@
+// Winograd's F(4x4, 3x3) convolution (Lavin and Gray 2016) for channels-last fp32 images, stride 1, zero-padded by one: 4x4
+// output pixels are computed from a tile of 6x6 input pixels with 36 multiplications per channel pair instead of 144.
+//
+// The 36 points of a tile are 36 matrix products over channels. A block of tiles is transformed, multiplied and collected at
+// a time, so that it stays in the cache. Channel counts are multiples of LANES. Results do not depend on `threads`.
+
+#include <algorithm>
+
+#include "numbers.h"
+
+namespace {
+
+constexpr long SIDE = 6, OUT = 4, POINTS = SIDE * SIDE;  // a tile's rows, those of its output, and its points
+constexpr long APART = 16;                               // floats between points, so that they share no set of a cache
+constexpr long DEPTH = 128;                              // multiplied at a time: their panel stays in the first cache
+constexpr long FORWARD_FLOATS = 400'000, GRADIENT_FLOATS = 2000'000;  // of a block's points and products
+#ifdef __AVX512F__
+constexpr long ROWS = 8, VECTORS = 2;  // of a product that the registers hold
+#else
+constexpr long ROWS = 4, VECTORS = 3;
+#endif
+constexpr long WIDTH = VECTORS * LANES;  // channels of a panel on the right of a product
+
+struct Map {
+    long n, h, w, channels;
+    long rows() const { return (h + OUT - 1) / OUT; }
+    long columns() const { return (w + OUT - 1) / OUT; }
+    long tiles() const { return n * rows() * columns(); }
+};
+
+// The pixels of a square of COUNT rows, which begins `before` pixels before its tile; those outside of the image are `none`.
+template <long COUNT, typename T>
+void find_pixels(T *images, const Map &map, long tile, long before, T *none, T *pixels[COUNT * COUNT]) {
+    const long column = tile % map.columns(), row = tile / map.columns() % map.rows();
+    T *image = images + tile / (map.columns() * map.rows()) * map.h * map.w * map.channels;
+    for (long i = 0; i < COUNT; ++i)
+        for (long j = 0; j < COUNT; ++j) {
+            const long y = OUT * row + i - before, x = OUT * column + j - before;
+            const bool inside = y >= 0 && y < map.h && x >= 0 && x < map.w;
+            pixels[i * COUNT + j] = inside ? image + (y * map.w + x) * map.channels : none;
+        }
+}
+
+// B' d of six numbers.
+inline void input_points(const Lanes d[SIDE], Lanes v[SIDE]) {
+    const Lanes even = d[4] - 4 * d[2], odd = d[3] - 4 * d[1];
+    const Lanes far = d[4] - d[2], twice = 2 * (d[3] - d[1]);
+    v[0] = 4 * d[0] - 5 * d[2] + d[4];
+    v[1] = even + odd;
+    v[2] = even - odd;
+    v[3] = far + twice;
+    v[4] = far - twice;
+    v[5] = 4 * d[1] - 5 * d[3] + d[5];
+}
+
+// A g of four output gradients.
+inline void gradient_points(const Lanes g[OUT], Lanes v[SIDE]) {
+    const Lanes even = g[0] + g[2], odd = g[1] + g[3];
+    const Lanes far = g[0] + 4 * g[2], twice = 2 * g[1] + 8 * g[3];
+    v[0] = g[0];
+    v[1] = even + odd;
+    v[2] = even - odd;
+    v[3] = far + twice;
+    v[4] = far - twice;
+    v[5] = g[3];
+}
+
+// A' m of six products.
+inline void outputs_of(const Lanes m[SIDE], Lanes out[OUT]) {
+    const Lanes near = m[1] + m[2], across = m[1] - m[2], far = m[3] + m[4], beyond = m[3] - m[4];
+    out[0] = m[0] + near + far;
+    out[1] = across + 2 * beyond;
+    out[2] = near + 4 * far;
+    out[3] = across + 8 * beyond + m[5];
+}
+
+// The points of a tile of COUNT rows, `plane` floats apart; those of LANES channels lie together, the next ones `step` floats on.
+template <long COUNT, typename Points>
+void transform(const float *images, const Map &map, long tile, const float *zeros, Points points, float *to, long step, long plane) {
+    const float *pixels[COUNT * COUNT];
+    find_pixels<COUNT>(images, map, tile, (COUNT - OUT) / 2, zeros, pixels);
+    for (long channel = 0; channel < map.channels; channel += LANES, to += step) {
+        Lanes half[COUNT][SIDE];
+        for (long j = 0; j < COUNT; ++j) {
+            Lanes d[COUNT];
+            for (long i = 0; i < COUNT; ++i) d[i] = load(pixels[i * COUNT + j] + channel);
+            points(d, half[j]);
+        }
+        for (long i = 0; i < SIDE; ++i) {
+            Lanes d[COUNT], v[SIDE];
+            for (long j = 0; j < COUNT; ++j) d[j] = half[j][i];
+            points(d, v);
+            for (long j = 0; j < SIDE; ++j) store(to + (i * SIDE + j) * plane, v[j]);
+        }
+    }
+}
+
+// The outputs of a tile, of which products are `plane` floats apart.
+void write_outputs(const float *products, long plane, float *const pixels[OUT * OUT]) {
+    Lanes half[SIDE][OUT];
+    for (long j = 0; j < SIDE; ++j) {
+        Lanes m[SIDE];
+        for (long i = 0; i < SIDE; ++i) m[i] = load(products + (i * SIDE + j) * plane);
+        outputs_of(m, half[j]);
+    }
+    for (long i = 0; i < OUT; ++i) {
+        Lanes m[SIDE], line[OUT];
+        for (long j = 0; j < SIDE; ++j) m[j] = half[j][i];
+        outputs_of(m, line);
+        for (long j = 0; j < OUT; ++j) store(pixels[i * OUT + j], line[j]);
+    }
+}
+
+// c[i][:] = the sum over `depth` numbers k of a[i][k] * b[k][:], added to c[i][:] or not, for ROWS rows i and V vectors. Rows
+// of `a` are a_row floats apart, its numbers a_step; b's vectors b_next, its rows b_step; c's rows c_row.
+template <bool ADD, long V>
+void multiply(const float *a, long a_row, long a_step, const float *b, long b_next, long b_step, long depth, float *c, long c_row) {
+    Lanes sums[ROWS][V];
+    for (long i = 0; i < ROWS; ++i)
+        for (long j = 0; j < V; ++j) sums[i][j] = ADD ? load(c + i * c_row + j * LANES) : Lanes{};
+    for (long k = 0; k < depth; ++k, a += a_step, b += b_step) {
+        Lanes panel[V];
+        for (long j = 0; j < V; ++j) panel[j] = load(b + j * b_next);
+        for (long i = 0; i < ROWS; ++i)
+            for (long j = 0; j < V; ++j) sums[i][j] += panel[j] * a[i * a_row];
+    }
+    for (long i = 0; i < ROWS; ++i)
+        for (long j = 0; j < V; ++j) store(c + i * c_row + j * LANES, sums[i][j]);
+}
+
+// The function for a panel of `width` channels.
+template <bool ADD> auto multiplier(long width) {
+    static_assert(VECTORS <= 3);
+    return width == LANES ? multiply<ADD, 1> : width == 2 * LANES ? multiply<ADD, 2> : multiply<ADD, VECTORS>;
+}
+
+}  // namespace
+
+extern "C" {
+
+// Filters, with the given strides [outputs][inputs][3][3], to their points G g G' in panels of at most WIDTH outputs:
+// [POINTS][panel][inputs][outputs of the panel].
+void transform_filters(const float *filters, long output_stride, long input_stride, long row_stride, long column_stride,
+                       float *points, long inputs, long outputs, long threads) {
+    const long panels = (outputs + WIDTH - 1) / WIDTH;
+    const auto rows = [](const float *g, long stride, float *to) {
+        const float sides = g[0] + g[2 * stride], middle = g[stride];
+        const float far = g[0] / 24 + g[2 * stride] / 6, near = middle / 12;
+        to[0] = g[0] / 4;
+        to[1] = -(sides + middle) / 6;
+        to[2] = -(sides - middle) / 6;
+        to[3] = far + near;
+        to[4] = far - near;
+        to[5] = g[2 * stride];
+    };
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (long part = 0; part < panels * inputs; ++part) {
+        const long first = part / inputs * WIDTH, input = part % inputs, width = std::min(WIDTH, outputs - first);
+        float line[POINTS][WIDTH];
+        for (long k = 0; k < width; ++k) {
+            const float *filter = filters + (first + k) * output_stride + input * input_stride;
+            float half[3][SIDE], all[SIDE];
+            for (long j = 0; j < 3; ++j) rows(filter + j * column_stride, row_stride, half[j]);
+            for (long i = 0; i < SIDE; ++i) {
+                rows(&half[0][i], SIDE, all);
+                for (long j = 0; j < SIDE; ++j) line[i * SIDE + j][k] = all[j];
+            }
+        }
+        for (long p = 0; p < POINTS; ++p)
+            std::memcpy(points + (p * outputs + first) * inputs + input * width, line[p], width * sizeof(float));
+    }
+}
+
+// Images [n][h][w][inputs] with the points of filters -> [n][h][w][outputs].
+void convolve(const float *images, const float *filters, float *out, long n, long h, long w, long inputs, long outputs,
+              long threads) {
+    const Map map{n, h, w, inputs}, out_map{n, h, w, outputs};
+    const long tiles = map.tiles(), each = (tiles + threads - 1) / threads;
+    // Blocks of nearly the same size.
+    const long most = std::clamp(FORWARD_FLOATS / (POINTS * (inputs + outputs)), 2 * ROWS, 48 * ROWS);
+    const long blocks = (each + most - 1) / most, block = ((each + blocks - 1) / blocks + ROWS - 1) / ROWS * ROWS;
+    const long plane = block * inputs + APART, out_plane = block * outputs + APART;
+#pragma omp parallel num_threads(threads)
+    {
+        const auto zeros = buffer<float>(inputs), unused = buffer<float>(outputs);
+        const auto a = buffer<float>(POINTS * plane), products = buffer<float>(POINTS * out_plane);
+        std::fill_n(zeros.get(), inputs, 0.0f);
+        std::fill_n(a.get(), POINTS * plane, 0.0f);
+#pragma omp for schedule(static)
+        for (long first = 0; first < tiles; first += block) {
+            const long count = std::min(block, tiles - first);
+            for (long tile = 0; tile < count; ++tile)
+                transform<SIDE>(images, map, first + tile, zeros.get(), input_points, &a[tile * inputs], LANES, plane);
+            for (long p = 0; p < POINTS; ++p)
+                for (long output = 0; output < outputs; output += WIDTH) {
+                    const long width = std::min(WIDTH, outputs - output);
+                    const float *panel = filters + (p * outputs + output) * inputs;
+                    for (long k = 0; k < inputs; k += DEPTH)
+                        for (long row = 0; row < count; row += ROWS)
+                            (k ? multiplier<true> : multiplier<false>)(width)(
+                                &a[p * plane + row * inputs + k], inputs, 1, panel + k * width, LANES, width,
+                                std::min(DEPTH, inputs - k), &products[p * out_plane + row * outputs + output], outputs);
+                }
+            for (long tile = 0; tile < count; ++tile) {
+                float *pixels[OUT * OUT];
+                find_pixels<OUT>(out, out_map, first + tile, 0, unused.get(), pixels);
+                for (long channel = 0; channel < outputs; channel += LANES) {
+                    write_outputs(&products[tile * outputs + channel], out_plane, pixels);
+                    for (float *&pixel : pixels) pixel += LANES;
+                }
+            }
+        }
+    }
+}
+
+// The gradient of the filters, with the given strides, from images [n][h][w][inputs] and the output's gradient.
+void filter_gradient(const float *images, const float *gradient, float *filters, long output_stride, long input_stride,
+                     long row_stride, long column_stride, long n, long h, long w, long inputs, long outputs, long threads) {
+    const Map map{n, h, w, inputs}, out_map{n, h, w, outputs};
+    const long tiles = map.tiles(), panels = (outputs + WIDTH - 1) / WIDTH;
+    const long block = std::clamp(GRADIENT_FLOATS / (POINTS * (inputs + outputs)), 64L, 512L);
+    const long plane = block * inputs + APART, out_plane = block * outputs + APART;
+    const auto a = buffer<float>(POINTS * plane), b = buffer<float>(POINTS * out_plane);
+    const auto sums = buffer<float>(POINTS * inputs * outputs), zeros = buffer<float>(std::max(inputs, outputs));
+    std::fill_n(sums.get(), POINTS * inputs * outputs, 0.0f);
+    std::fill_n(zeros.get(), std::max(inputs, outputs), 0.0f);
+#pragma omp parallel num_threads(threads)
+    {
+        for (long first = 0; first < tiles; first += block) {
+            const long count = std::min(block, tiles - first);
+#pragma omp for schedule(static)
+            for (long tile = 0; tile < count; ++tile) {
+                transform<SIDE>(images, map, first + tile, zeros.get(), input_points, &a[tile * LANES], block * LANES, plane);
+                transform<OUT>(gradient, out_map, first + tile, zeros.get(), gradient_points, &b[tile * LANES], block * LANES, out_plane);
+            }
+#pragma omp for schedule(static)
+            for (long part = 0; part < POINTS * panels; ++part) {
+                const long p = part / panels, output = part % panels * WIDTH, width = std::min(WIDTH, outputs - output);
+                for (long from = 0; from < count; from += DEPTH)
+                    for (long input = 0; input < inputs; input += ROWS)
+                        multiplier<true>(width)(
+                            &a[p * plane + input / LANES * LANES * block + from * LANES + input % LANES], 1, LANES,
+                            &b[p * out_plane + output * block + from * LANES], block * LANES, LANES,
+                            std::min(DEPTH, count - from), &sums[(p * inputs + input) * outputs + output], outputs);
+            }
+        }
+        // G' m G
+        const auto rows = [](const float m[SIDE], float *to, long stride) {
+            const float near = m[1] + m[2], far = m[3] + m[4];
+            to[0] = m[0] / 4 - near / 6 + far / 24;
+            to[stride] = (m[2] - m[1]) / 6 + (m[3] - m[4]) / 12;
+            to[2 * stride] = (far - near) / 6 + m[5];
+        };
+#pragma omp for schedule(static)
+        for (long input = 0; input < inputs; ++input)
+            for (long output = 0; output < outputs; ++output) {
+                float m[SIDE], half[3][SIDE];
+                for (long j = 0; j < SIDE; ++j) {
+                    for (long i = 0; i < SIDE; ++i) m[i] = sums[((i * SIDE + j) * inputs + input) * outputs + output];
+                    rows(m, &half[0][j], SIDE);
+                }
+                for (long i = 0; i < 3; ++i)
+                    rows(half[i], filters + output * output_stride + input * input_stride + i * row_stride, column_stride);
+            }
+    }
+}
+}
