@@ -74,6 +74,14 @@ inline void outputs_of(const Lanes m[SIDE], Lanes out[OUT]) {
     out[3] = across + 8 * beyond + m[5];
 }
 
+// G' m of six sums.
+inline void filter_of(const Lanes m[SIDE], Lanes out[3]) {
+    const Lanes near = m[1] + m[2], across = m[2] - m[1], far = m[3] + m[4], beyond = m[3] - m[4];
+    out[0] = m[0] / 4 - near / 6 + far / 24;
+    out[1] = across / 6 + beyond / 12;
+    out[2] = (far - near) / 6 + m[5];
+}
+
 // The points of a tile of COUNT rows, `plane` floats apart; those of LANES channels lie together, the next ones `step` floats on.
 template <long COUNT, typename Points>
 void transform(const float *images, const Map &map, long tile, const float *zeros, Points points, float *to, long step, long plane) {
@@ -217,12 +225,11 @@ void convolve(const float *images, const float *filters, float *out, long n, lon
 void filter_gradient(const float *images, const float *gradient, float *filters, long output_stride, long input_stride,
                      long row_stride, long column_stride, long n, long h, long w, long inputs, long outputs, long threads) {
     const Map map{n, h, w, inputs}, out_map{n, h, w, outputs};
-    const long tiles = map.tiles(), panels = (outputs + WIDTH - 1) / WIDTH;
+    const long tiles = map.tiles(), panels = (inputs + WIDTH - 1) / WIDTH;
     const long block = std::clamp(GRADIENT_FLOATS / (POINTS * (inputs + outputs)), 64L, 512L);
-    const long plane = block * inputs + APART, out_plane = block * outputs + APART;
-    const auto a = buffer<float>(POINTS * plane), b = buffer<float>(POINTS * out_plane);
-    const auto sums = buffer<float>(POINTS * inputs * outputs), zeros = buffer<float>(std::max(inputs, outputs));
-    std::fill_n(sums.get(), POINTS * inputs * outputs, 0.0f);
+    const long plane = block * inputs + APART, out_plane = block * outputs + APART, sum_plane = outputs * inputs + APART;
+    const auto a = buffer<float>(POINTS * out_plane), b = buffer<float>(POINTS * plane);
+    const auto sums = buffer<float>(POINTS * sum_plane), zeros = buffer<float>(std::max(inputs, outputs));
     std::fill_n(zeros.get(), std::max(inputs, outputs), 0.0f);
 #pragma omp parallel num_threads(threads)
     {
@@ -230,37 +237,45 @@ void filter_gradient(const float *images, const float *gradient, float *filters,
             const long count = std::min(block, tiles - first);
 #pragma omp for schedule(static)
             for (long tile = 0; tile < count; ++tile) {
-                transform<SIDE>(images, map, first + tile, zeros.get(), input_points, &a[tile * LANES], block * LANES, plane);
-                transform<OUT>(gradient, out_map, first + tile, zeros.get(), gradient_points, &b[tile * LANES], block * LANES, out_plane);
+                float *left = &a[tile * LANES], *right = &b[tile * LANES];
+                transform<OUT>(gradient, out_map, first + tile, zeros.get(), gradient_points, left, block * LANES, out_plane);
+                transform<SIDE>(images, map, first + tile, zeros.get(), input_points, right, block * LANES, plane);
             }
 #pragma omp for schedule(static)
             for (long part = 0; part < POINTS * panels; ++part) {
-                const long p = part / panels, output = part % panels * WIDTH, width = std::min(WIDTH, outputs - output);
+                const long p = part / panels, input = part % panels * WIDTH, width = std::min(WIDTH, inputs - input);
                 for (long from = 0; from < count; from += DEPTH)
-                    for (long input = 0; input < inputs; input += ROWS)
-                        multiplier<true>(width)(
-                            &a[p * plane + input / LANES * LANES * block + from * LANES + input % LANES], 1, LANES,
-                            &b[p * out_plane + output * block + from * LANES], block * LANES, LANES,
-                            std::min(DEPTH, count - from), &sums[(p * inputs + input) * outputs + output], outputs);
+                    for (long output = 0; output < outputs; output += ROWS) {
+                        const long start = output / LANES * LANES;
+                        (first + from ? multiplier<true> : multiplier<false>)(width)(
+                            &a[p * out_plane + start * block + from * LANES + output - start], 1, LANES,
+                            &b[p * plane + input * block + from * LANES], block * LANES, LANES, std::min(DEPTH, count - from),
+                            &sums[p * sum_plane + output * inputs + input], inputs);
+                    }
             }
         }
-        // G' m G
-        const auto rows = [](const float m[SIDE], float *to, long stride) {
-            const float near = m[1] + m[2], far = m[3] + m[4];
-            to[0] = m[0] / 4 - near / 6 + far / 24;
-            to[stride] = (m[2] - m[1]) / 6 + (m[3] - m[4]) / 12;
-            to[2 * stride] = (far - near) / 6 + m[5];
-        };
 #pragma omp for schedule(static)
-        for (long input = 0; input < inputs; ++input)
-            for (long output = 0; output < outputs; ++output) {
-                float m[SIDE], half[3][SIDE];
+        for (long output = 0; output < outputs; ++output)
+            for (long input = 0; input < inputs; input += LANES) {
+                Lanes half[3][SIDE];
                 for (long j = 0; j < SIDE; ++j) {
-                    for (long i = 0; i < SIDE; ++i) m[i] = sums[((i * SIDE + j) * inputs + input) * outputs + output];
-                    rows(m, &half[0][j], SIDE);
+                    Lanes m[SIDE], out[3];
+                    for (long i = 0; i < SIDE; ++i) m[i] = load(&sums[(i * SIDE + j) * sum_plane + output * inputs + input]);
+                    filter_of(m, out);
+                    for (long i = 0; i < 3; ++i) half[i][j] = out[i];
                 }
-                for (long i = 0; i < 3; ++i)
-                    rows(half[i], filters + output * output_stride + input * input_stride + i * row_stride, column_stride);
+                float *filter = filters + output * output_stride + input * input_stride;
+                for (long i = 0; i < 3; ++i) {
+                    Lanes out[3];
+                    filter_of(half[i], out);
+                    for (long j = 0; j < 3; ++j) {
+                        float *to = filter + i * row_stride + j * column_stride;
+                        if (input_stride == 1)
+                            store(to, out[j]);
+                        else
+                            for (long lane = 0; lane < LANES; ++lane) to[lane * input_stride] = out[j][lane];
+                    }
+                }
             }
     }
 }
