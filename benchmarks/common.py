@@ -65,10 +65,10 @@ def _peak_memory() -> Numbers:
 
 
 def machine(env: Mapping[str, Any]) -> str:
-    """Return a short name of the GPU, or the CPU's fastest feature, for file names: "h200", "amx", "avx512-bf16"."""
+    """Return a short name of the GPU, or the CPU's fastest feature, for file names: "h200", "amx", "avx2"."""
     if env["gpu"]:
         return str(env["gpu"]).removeprefix("NVIDIA ").lower().replace(" ", "-")
-    for feature, name in (("amx_bf16", "amx"), ("avx512_bf16", "avx512-bf16"), ("avx512f", "avx512")):
+    for feature, name in (("amx_bf16", "amx"), ("avx512_bf16", "avx512-bf16"), ("avx512f", "avx512"), ("avx2", "avx2")):
         if feature in env["cpu_features"]:
             return name
     return "cpu"

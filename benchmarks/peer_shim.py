@@ -1,8 +1,9 @@
 """Run a peer's training script, unmodified, on a CPU: python benchmarks/peer_shim.py SCRIPT
 
 Such scripts require CUDA and half precision. Here CUDA calls are replaced by CPU equivalents: devices, timers,
-synchronization. Half precision becomes bf16, as CPUs have no fast fp16, and compilation is skipped. Everything else is
-the script's own. If a script's first run is only a warm-up, it gets few images: on a CPU there is little to warm up.
+synchronization. Half precision becomes bf16, as CPUs have no fast fp16, and fp32 (their own bf16 as well) on a CPU that
+has no instructions for bf16 either. Compilation is skipped. Everything else is the script's own. If a script's first
+run is only a warm-up, it gets few images: on a CPU there is little to warm up.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from typing import Any
 
 import torch
 from torch import nn
+
+from resfit.device import DTYPES, usable_precision
 
 WARM_UP_IMAGES = 2000
 
@@ -67,17 +70,19 @@ def stand_in(warm_up_runs: int = 0) -> None:
     torch.cuda.Event = WallClockEvent  # type: ignore[misc,assignment]
     for name in ("synchronize", "empty_cache", "_sleep"):
         setattr(torch.cuda, name, lambda *arguments, **options: None)
+    half = DTYPES[usable_precision("auto", torch.device("cpu"))]
     torch.device = CPUDevice  # type: ignore[misc,assignment]
-    torch.half = torch.bfloat16
+    torch.half = half
     for kind in (torch.Tensor, nn.Module):
         kind.cuda = lambda self, *arguments, **options: self  # type: ignore[method-assign]
-        kind.half = kind.bfloat16  # type: ignore[method-assign]
+        kind.half = kind.bfloat16 if half == torch.bfloat16 else kind.float  # type: ignore[method-assign]
+        kind.bfloat16 = kind.half  # type: ignore[method-assign]
         kind.to = _on_cpu(kind.to)  # type: ignore[method-assign]
     for name in _MAKERS:
         setattr(torch, name, _on_cpu(getattr(torch, name)))
     torch.compile = _not_compiled  # type: ignore[assignment]
     nn.Module.compile = lambda self, *arguments, **options: None  # type: ignore[method-assign]
-    torch.load = _load(torch.load, 2 * warm_up_runs)
+    torch.load = _load(torch.load, half, 2 * warm_up_runs)
 
 
 def _on_cpu(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -105,14 +110,14 @@ def _not_compiled(model: Any = None, **options: Any) -> Any:
     return model
 
 
-def _load(real: Callable[..., Any], short: int) -> Callable[..., Any]:
+def _load(real: Callable[..., Any], half: torch.dtype, short: int) -> Callable[..., Any]:
     left = short
 
     def load(file: Any, *arguments: Any, **options: Any) -> Any:
         nonlocal left
         torch.half = torch.float16  # torch.load relies on it
         data = real(file, map_location="cpu", weights_only=True)
-        torch.half = torch.bfloat16
+        torch.half = half
         left -= 1
         if left < 0:
             return data

@@ -91,7 +91,8 @@ def test_rounds_can_be_written_before_they_are_whole(tmp_path):
         ("NVIDIA H100 80GB HBM3", ["amx_bf16"], "h100-80gb-hbm3"),
         (None, ["avx2", "avx512f", "avx512_bf16", "amx_bf16"], "amx"),
         (None, ["avx2", "avx512f", "avx512_bf16"], "avx512-bf16"),
-        (None, ["avx2"], "cpu"),
+        (None, ["avx2"], "avx2"),
+        (None, [], "cpu"),
     ],
 )
 def test_a_file_is_named_after_the_processor_that_counts(gpu, features, name):

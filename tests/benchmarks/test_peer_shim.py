@@ -1,4 +1,4 @@
-"""A script that asks for a GPU runs on the CPU, in bf16, and its table is read."""
+"""A script that asks for a GPU runs on the CPU, in bf16 where it has that, and its table is read."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from peer_shim import WARM_UP_IMAGES, warm_up_runs
 from to_accuracy import finished_runs, peer
 
+from resfit.device import usable_precision
 from resfit.errors import RunFailed
 
 # Makes the calls that such scripts make, and fails where one of them is not stood in for.
@@ -43,7 +44,7 @@ def main(run, model):
     noise = torch.zeros(2, dtype=torch.half, device="cuda").to("cuda").cuda()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, fused=True)
     out = double(triple(model(images[order[:8]])))
-    assert out.dtype is torch.bfloat16 is noise.dtype is torch.half and out.device.type == "cpu"
+    assert out.dtype is torch.HALF is noise.dtype is torch.half is out.bfloat16().dtype and out.device.type == "cpu"
     out.float().sum().backward()
     optimizer.step()
     assert model._orig_mod[0] is model[0]
@@ -72,7 +73,8 @@ def folder(tmp_path):
         images = torch.zeros(count, 8, 8, 3, dtype=torch.uint8)
         content = {"images": images, "labels": torch.zeros(count, dtype=torch.int64), "classes": ["a"]}
         torch.save(content, tmp_path / "cifar10" / f"{name}.pt")
-    (tmp_path / "script.py").write_text(SCRIPT)
+    half = "bfloat16" if usable_precision("auto", torch.device("cpu")) == "bf16" else "float32"
+    (tmp_path / "script.py").write_text(SCRIPT.replace("HALF", half))
     return tmp_path
 
 

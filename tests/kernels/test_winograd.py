@@ -33,6 +33,9 @@ SHAPES = [
     (2, 5, 5, 80, 144),  # more than one panel, the last one narrow, in both directions
     (40, 6, 6, 128, 64),  # more tiles than a block of the filters' gradient holds, and a block cut short
     (1, 34, 2, 32, 512),
+    (37, 5, 5, 32, 32),  # maps that share tiles, a few of them missing at the end
+    (50, 2, 10, 16, 32),
+    (29, 3, 14, 32, 16),
 ]
 
 
@@ -74,8 +77,9 @@ def test_any_memory_layout_gives_the_same(dtype: torch.dtype, layout: torch.memo
         assert torch.equal(first, second)
 
 
-def test_threads_do_not_change_a_bit(dtype: torch.dtype) -> None:
-    images, filters, gradient = inputs(dtype, 30, 8, 8, 64, 128)
+@pytest.mark.parametrize("side", [8, 5])
+def test_threads_do_not_change_a_bit(dtype: torch.dtype, side: int) -> None:
+    images, filters, gradient = inputs(dtype, 30, side, side, 64, 128)
     images.requires_grad_()
     filters.requires_grad_()
     before, results = torch.get_num_threads(), []

@@ -12,6 +12,7 @@ namespace {
 
 constexpr long SIDE = 6, OUT = 4, POINTS = SIDE * SIDE;  // a tile's rows, those of its output, and its points
 constexpr long APART = 16;                               // floats between points, so that they share no set of a cache
+constexpr long MOST = 4;                                 // maps side by side in each direction
 constexpr long DEPTH = 128;                              // multiplied at a time: their panel stays in the first cache
 constexpr long FORWARD_FLOATS = 400'000, GRADIENT_FLOATS = 2000'000;  // of a block's points and products
 #ifdef __AVX512F__
@@ -21,25 +22,39 @@ constexpr long ROWS = 4, VECTORS = 3;
 #endif
 constexpr long WIDTH = VECTORS * LANES;  // channels of a panel on the right of a product
 
-struct Map {
-    long n, h, w, channels;
-    long rows() const { return (h + OUT - 1) / OUT; }
-    long columns() const { return (w + OUT - 1) / OUT; }
-    long tiles() const { return n * rows() * columns(); }
-};
+long ceiling(long count, long size) { return (count + size - 1) / size; }
 
-// The pixels of a square of COUNT rows, which begins `before` pixels before its tile; those outside of the image are `none`.
-template <long COUNT, typename T>
-void find_pixels(T *images, const Map &map, long tile, long before, T *none, T *pixels[COUNT * COUNT]) {
-    const long column = tile % map.columns(), row = tile / map.columns() % map.rows();
-    T *image = images + tile / (map.columns() * map.rows()) * map.h * map.w * map.channels;
-    for (long i = 0; i < COUNT; ++i)
-        for (long j = 0; j < COUNT; ++j) {
-            const long y = OUT * row + i - before, x = OUT * column + j - before;
-            const bool inside = y >= 0 && y < map.h && x >= 0 && x < map.w;
-            pixels[i * COUNT + j] = inside ? image + (y * map.w + x) * map.channels : none;
+// Feature maps whose sides are no multiples of a tile's leave its last rows unused. So that fewer are, maps are laid side by side,
+// `down` times `across` of them with a pixel of padding in between, and cut into tiles together.
+struct Map {
+    long n, h, w, channels, down = 1, across = 1;
+
+    Map(long n, long h, long w, long channels) : n(n), h(h), w(w), channels(channels) {
+        Map best = *this;
+        for (down = 1; down <= MOST; ++down)
+            for (across = 1; across <= MOST; ++across)
+                if (tiles() < best.tiles()) best.down = down, best.across = across;
+        down = best.down, across = best.across;
+    }
+    long rows() const { return ceiling(down * (h + 1) - 1, OUT); }
+    long columns() const { return ceiling(across * (w + 1) - 1, OUT); }
+    long tiles() const { return ceiling(n, down * across) * rows() * columns(); }
+
+    // The pixels of a square of COUNT rows, which begins `before` pixels before its tile; those outside of a map are `none`.
+    template <long COUNT, typename T> void find_pixels(T *images, long tile, long before, T *none, T *pixels[COUNT * COUNT]) const {
+        const long column = tile % columns(), row = tile / columns() % rows(), first = tile / (columns() * rows()) * down * across;
+        for (long i = 0; i < COUNT; ++i) {
+            const long y = OUT * row + i - before;
+            for (long j = 0; j < COUNT; ++j) {
+                const long x = OUT * column + j - before, image = first + y / (h + 1) * across + x / (w + 1);
+                const bool inside = y >= 0 && x >= 0 && y / (h + 1) < down && x / (w + 1) < across && image < n;
+                const bool padding = y % (h + 1) == h || x % (w + 1) == w;
+                const long pixel = (image * h + y % (h + 1)) * w + x % (w + 1);
+                pixels[i * COUNT + j] = inside && !padding ? images + pixel * channels : none;
+            }
         }
-}
+    }
+};
 
 // B' d of six numbers.
 inline void input_points(const Lanes d[SIDE], Lanes v[SIDE]) {
@@ -86,7 +101,7 @@ inline void filter_of(const Lanes m[SIDE], Lanes out[3]) {
 template <long COUNT, typename Points>
 void transform(const float *images, const Map &map, long tile, const float *zeros, Points points, float *to, long step, long plane) {
     const float *pixels[COUNT * COUNT];
-    find_pixels<COUNT>(images, map, tile, (COUNT - OUT) / 2, zeros, pixels);
+    map.find_pixels<COUNT>(images, tile, (COUNT - OUT) / 2, zeros, pixels);
     for (long channel = 0; channel < map.channels; channel += LANES, to += step) {
         Lanes half[COUNT][SIDE];
         for (long j = 0; j < COUNT; ++j) {
@@ -150,7 +165,7 @@ extern "C" {
 // [POINTS][panel][inputs][outputs of the panel].
 void transform_filters(const float *filters, long output_stride, long input_stride, long row_stride, long column_stride,
                        float *points, long inputs, long outputs, long threads) {
-    const long panels = (outputs + WIDTH - 1) / WIDTH;
+    const long panels = ceiling(outputs, WIDTH);
     const auto rows = [](const float *g, long stride, float *to) {
         const float sides = g[0] + g[2 * stride], middle = g[stride];
         const float far = g[0] / 24 + g[2 * stride] / 6, near = middle / 12;
@@ -182,11 +197,11 @@ void transform_filters(const float *filters, long output_stride, long input_stri
 // Images [n][h][w][inputs] with the points of filters -> [n][h][w][outputs].
 void convolve(const float *images, const float *filters, float *out, long n, long h, long w, long inputs, long outputs,
               long threads) {
-    const Map map{n, h, w, inputs}, out_map{n, h, w, outputs};
-    const long tiles = map.tiles(), each = (tiles + threads - 1) / threads;
+    const Map map(n, h, w, inputs), out_map(n, h, w, outputs);
+    const long tiles = map.tiles(), each = ceiling(tiles, threads);
     // Blocks of nearly the same size.
     const long most = std::clamp(FORWARD_FLOATS / (POINTS * (inputs + outputs)), 2 * ROWS, 48 * ROWS);
-    const long blocks = (each + most - 1) / most, block = ((each + blocks - 1) / blocks + ROWS - 1) / ROWS * ROWS;
+    const long block = ceiling(ceiling(each, ceiling(each, most)), ROWS) * ROWS;
     const long plane = block * inputs + APART, out_plane = block * outputs + APART;
 #pragma omp parallel num_threads(threads)
     {
@@ -211,7 +226,7 @@ void convolve(const float *images, const float *filters, float *out, long n, lon
                 }
             for (long tile = 0; tile < count; ++tile) {
                 float *pixels[OUT * OUT];
-                find_pixels<OUT>(out, out_map, first + tile, 0, unused.get(), pixels);
+                out_map.find_pixels<OUT>(out, first + tile, 0, unused.get(), pixels);
                 for (long channel = 0; channel < outputs; channel += LANES) {
                     write_outputs(&products[tile * outputs + channel], out_plane, pixels);
                     for (float *&pixel : pixels) pixel += LANES;
@@ -224,8 +239,8 @@ void convolve(const float *images, const float *filters, float *out, long n, lon
 // The gradient of the filters, with the given strides, from images [n][h][w][inputs] and the output's gradient.
 void filter_gradient(const float *images, const float *gradient, float *filters, long output_stride, long input_stride,
                      long row_stride, long column_stride, long n, long h, long w, long inputs, long outputs, long threads) {
-    const Map map{n, h, w, inputs}, out_map{n, h, w, outputs};
-    const long tiles = map.tiles(), panels = (inputs + WIDTH - 1) / WIDTH;
+    const Map map(n, h, w, inputs), out_map(n, h, w, outputs);
+    const long tiles = map.tiles(), panels = ceiling(inputs, WIDTH);
     const long block = std::clamp(GRADIENT_FLOATS / (POINTS * (inputs + outputs)), 64L, 512L);
     const long plane = block * inputs + APART, out_plane = block * outputs + APART, sum_plane = outputs * inputs + APART;
     const auto a = buffer<float>(POINTS * out_plane), b = buffer<float>(POINTS * plane);
