@@ -11,7 +11,7 @@ from multiprocessing.connection import Connection
 
 import pytest
 
-from resfit.interrupt import Interrupted, Interruptible, Interrupts
+from resfit.interrupt import Interrupted, Interruptible, Interrupts, interrupt_behind
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM]
 
@@ -75,6 +75,30 @@ def test_a_thread_works_without_signals() -> None:
     thread.start()
     thread.join()
     assert asked == [None]
+
+
+class _Pressing:
+    """Ctrl-C while a class is made, as in a module that is being imported."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_a_signal_while_a_class_is_made_is_one_too() -> None:
+    """Before Python 3.12, that raises a RuntimeError."""
+    with pytest.raises(Interrupted, match="go on") as caught, Interruptible("go on"):
+
+        class _Made:
+            pressing = _Pressing()
+
+    assert caught.value.exit_code == 130
+
+
+def test_other_errors_are_no_interrupts() -> None:
+    interrupt, other = KeyboardInterrupt(), RuntimeError("other")
+    other.__context__ = interrupt  # while it was handled
+    assert interrupt_behind(interrupt) is interrupt
+    assert interrupt_behind(other) is interrupt_behind(ValueError()) is interrupt_behind(None) is None
 
 
 def _never_looks(ready: Connection) -> None:

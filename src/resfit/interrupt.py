@@ -16,6 +16,15 @@ class Interrupted(KeyboardInterrupt):
         self.exit_code = 128 + number
 
 
+def interrupt_behind(error: BaseException | None) -> KeyboardInterrupt | None:
+    """Return the KeyboardInterrupt that an exception is or directly comes from, or None.
+
+    Before Python 3.12, one raised while a class is made, as in a module that is being imported, becomes a RuntimeError.
+    """
+    found = error.__cause__ if isinstance(error, RuntimeError) else error
+    return found if isinstance(found, KeyboardInterrupt) else None
+
+
 class Interrupts:
     """Within the block, the first SIGINT or SIGTERM only sets `asked`; the second ends the process immediately.
 
@@ -61,8 +70,8 @@ class Interruptible(Interrupts):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         super().__exit__(kind, error, trace)
-        if isinstance(error, KeyboardInterrupt):
-            code = error.exit_code if isinstance(error, Interrupted) else 128 + signal.SIGINT
+        if interrupt := interrupt_behind(error):
+            code = interrupt.exit_code if isinstance(interrupt, Interrupted) else 128 + signal.SIGINT
             raise Interrupted(code - 128, self.advice) from None
 
     def _ask(self, number: int, frame: FrameType | None) -> None:

@@ -12,6 +12,7 @@ from multiprocessing import resource_tracker
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+from resfit.interrupt import interrupt_behind
 from resfit.machine import cores
 
 
@@ -77,8 +78,10 @@ def _child(work: Callable[..., None], arguments: tuple[Any, ...], share: int) ->
         if hasattr(signal, "pthread_sigmask"):  # a SIGINT received while torch was imported takes effect here
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         work(*arguments)
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None
+    except (KeyboardInterrupt, RuntimeError) as error:
+        if interrupt_behind(error):
+            raise SystemExit(130) from None
+        raise
 
 
 def _end_with_parent() -> None:

@@ -227,7 +227,7 @@ def test_resume_needs_nothing_but_the_folder(
 
     def epoch_ended(self: object, point: object) -> None:
         if interrupt["on"] and point.epoch == 2:  # type: ignore[attr-defined]
-            raise KeyboardInterrupt
+            raise RuntimeError("Error calling __set_name__") from KeyboardInterrupt()  # while a class is made
 
     monkeypatch.setattr(progress.Progress, "epoch_ended", epoch_ended)
     words = ["train", str(recipe_file), "--out", str(tmp_path / "runs")]
@@ -413,10 +413,13 @@ def test_a_folder_with_one_class_and_a_corrupt_image_are_named(
     assert "b.png" in line
 
 
+@pytest.mark.parametrize("wrapped", [False, True], ids=["plain", "while a class is made"])
 def test_what_leaves_no_checkpoint_is_not_to_be_resumed(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    wrapped: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stopped(target: str) -> None:
+        if wrapped:  # as Python does before 3.12
+            raise RuntimeError("Error calling __set_name__") from KeyboardInterrupt()
         raise KeyboardInterrupt
 
     monkeypatch.setattr("resfit.target.find_target", stopped)

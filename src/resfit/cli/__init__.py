@@ -34,7 +34,7 @@ from resfit.cli import (
 )
 from resfit.errors import BadInput, ResfitError, unusable
 from resfit.fields import nearest, parse_yaml
-from resfit.interrupt import Interrupted
+from resfit.interrupt import Interrupted, interrupt_behind
 from resfit.processes import under_torchrun
 
 # Each module's `add` adds the command's parser; the parser's default `run` does the work and returns the exit status.
@@ -71,22 +71,20 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         _complain(f"error: {error}")
         return error.exit_code
-    except KeyboardInterrupt as error:
-        if isinstance(error, Interrupted):
-            _complain(str(error))
-            return error.exit_code
-        if debug:
-            raise
-        resume = "continue from the last checkpoint with resfit train --resume RUN"
-        advice = f": {resume}" if "train" in arguments[:1] else ""
-        _complain(f"interrupted{advice}")
-        return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except Exception as error:
+    except Interrupted as error:
+        _complain(str(error))
+        return error.exit_code
+    except (KeyboardInterrupt, Exception) as error:
         if debug:
             raise
+        if interrupt_behind(error):
+            resume = "continue from the last checkpoint with resfit train --resume RUN"
+            advice = f": {resume}" if "train" in arguments[:1] else ""
+            _complain(f"interrupted{advice}")
+            return 130
         if isinstance(error, OSError) and error.filename is not None:
             refused = unusable(error)
             _complain(f"error: {refused}")

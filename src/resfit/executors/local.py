@@ -17,6 +17,7 @@ from resfit import processes
 from resfit.checkpoint import has_state
 from resfit.device import pick_device, spread
 from resfit.errors import RunFailed, sendable
+from resfit.interrupt import interrupt_behind
 from resfit.observer import Observer
 from resfit.recipe import Recipe
 from resfit.record import EpochPoint, RunRecord, read_record
@@ -85,6 +86,8 @@ class InProcess:
         try:
             future.set_result(self.options.train(recipe, seed, device=self.device, observer=observer))
         except Exception as error:
+            if interrupt := interrupt_behind(error):
+                raise interrupt from None
             future.set_exception(sendable(error))
         return future
 
@@ -175,6 +178,8 @@ def _train(options: RunOptions, recipe: Recipe, seed: int, device: str, tells: C
     try:
         options.train(recipe, seed, device=device, observer=_Teller(tells))
     except Exception as error:
+        if interrupt := interrupt_behind(error):
+            raise interrupt from None
         tells.send(("failed", sendable(error)))
 
 
