@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
 
@@ -33,6 +34,14 @@ def fast_kernels() -> Iterator[None]:
 def in_use(dtype: torch.dtype) -> tuple[str, ...]:
     """Return the names of the libraries in use where networks compute in `dtype`."""
     return tuple(name for name in suited(dtype) if load_library(name) is not None) if _enabled.get() else ()
+
+
+def compiled(dtype: torch.dtype) -> tuple[str, ...]:
+    """Return `in_use(dtype)`, after compiling the libraries that are new at the same time."""
+    if _enabled.get():
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(load_library, suited(dtype)))
+    return in_use(dtype)
 
 
 def suited(dtype: torch.dtype) -> tuple[str, ...]:

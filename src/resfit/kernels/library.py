@@ -50,7 +50,7 @@ LIBRARIES = {
     "pool_fp32": Library("pool.cpp", torch.float32, "avx2"),
 }
 
-_LOADING = threading.Lock()
+_LOADING = {name: threading.Lock() for name in LIBRARIES}  # one each: several compile at once
 
 ACTIVATIONS = {None: 0, "relu": 1, "gelu": 2, "silu": 3}  # same numbers as in activation.h
 
@@ -61,7 +61,7 @@ def load_library(name: str) -> ctypes.CDLL | None:
 
     If it exports `prepare`, which requests what it needs from the system, that must return 0.
     """
-    with _LOADING:
+    with _LOADING[name]:
         return _loaded(name)
 
 
