@@ -120,7 +120,8 @@ def step_section(records: Sequence[Record]) -> Section:
     lead = (
         "The usual loop uses a DataLoader with one worker per core (2 to 8), fp32 and NCHW. The ceiling is a matrix "
         "product in the same precision, measured in the same round; a step can exceed it where convolutions need fewer "
-        "multiplications than the direct method's, which are counted. Peak memory: the process on the host, then the GPU."
+        "multiplications than the direct method's, which are counted. Peak memory: the process on the host, then the "
+        "GPU."
     )
     return Section(title="Training step", lead=lead, tables=(table(head, rows, 3),), charts=tuple(charts))
 
