@@ -80,7 +80,7 @@ def _options(library: Library) -> tuple[str, ...]:
     if library.dtype == torch.bfloat16:
         tiles = ("-mamx-tile", "-mamx-bf16") if "amx_bf16" in features else ()
         return (*_OPTIONS, "-march=x86-64-v4", "-mavx512bf16", *tiles)
-    return (*_OPTIONS, "-DFP32", "-march=x86-64-v4" if "avx512f" in features else "-march=x86-64-v3")
+    return (*_OPTIONS, "-DFP32", "-mavx2", "-mfma", *(["-mavx512f"] if "avx512f" in features else []))
 
 
 def _loaded(name: str) -> ctypes.CDLL | None:
