@@ -70,7 +70,7 @@ class Runner:
         self.precision = distributed.broadcast(lambda: usable_precision(self.recipe.train.precision, self.device))
         plain = self.device.type == "cpu" and not self.recipe.train.compile
         self.suited = kernels.suited(DTYPES[self.precision]) if plain else ()
-        self.kernels = kernels.compiled(DTYPES[self.precision]) if plain else ()  # off the clock
+        self.kernels = kernels.in_use(DTYPES[self.precision]) if plain else ()  # compiled off the clock
         if self.device.type == "cuda":
             needed = self.data.train.images.nbytes
             require_room("the training images on the GPU", needed, torch.cuda.mem_get_info(self.device)[0])

@@ -18,30 +18,32 @@ from torch import Tensor
 from resfit.kernels.library import LIBRARIES, load_library, variant
 from resfit.machine import processor
 
-_enabled: ContextVar[bool] = ContextVar("kernels are enabled", default=False)  # per thread
+# The libraries in use for each dtype that was asked for within the block; None outside of one. Per thread.
+_in_use: ContextVar[dict[torch.dtype, tuple[str, ...]] | None] = ContextVar("kernels in use", default=None)
 
 
 @contextmanager
 def fast_kernels() -> Iterator[None]:
     """Within the block, resfit's networks use the kernels that suit the processor and can be compiled."""
-    before = _enabled.set(True)
+    before = _in_use.set({})
     try:
         yield
     finally:
-        _enabled.reset(before)
+        _in_use.reset(before)
 
 
 def in_use(dtype: torch.dtype) -> tuple[str, ...]:
-    """Return the names of the libraries in use where networks compute in `dtype`."""
-    return tuple(name for name in suited(dtype) if load_library(name) is not None) if _enabled.get() else ()
-
-
-def compiled(dtype: torch.dtype) -> tuple[str, ...]:
-    """Return `in_use(dtype)`, after compiling the libraries that are new at the same time."""
-    if _enabled.get():
-        with ThreadPoolExecutor() as pool:
-            list(pool.map(load_library, suited(dtype)))
-    return in_use(dtype)
+    """Return the libraries in use where networks compute in `dtype`; the first call compiles those that are new."""
+    known = _in_use.get()
+    if known is None:
+        return ()
+    if dtype not in known:
+        names = suited(dtype)
+        with ThreadPoolExecutor() as pool:  # a compiler each
+            known[dtype] = tuple(
+                name for name, found in zip(names, pool.map(load_library, names), strict=True) if found
+            )
+    return known[dtype]
 
 
 def suited(dtype: torch.dtype) -> tuple[str, ...]:
