@@ -19,11 +19,13 @@ from helpers.tiny_recipe import TINY
 from resfit import export as export_module
 from resfit.cli import main
 from resfit.data import load_dataset
+from resfit.data.normalize import normalizer
 from resfit.errors import BadInput, RunFailed
 from resfit.export import FORMATS, export
 from resfit.export.check import BATCH_SIZES, agreement
 from resfit.export.deploy import Deployed, fold_norms
 from resfit.export.formats import ExportJob, network_answer
+from resfit.export.int8 import pack, with_packed_weights
 from resfit.layers import Norm
 from resfit.modelfile import load
 from resfit.modelheader import ModelInfo
@@ -106,11 +108,60 @@ def test_a_file_is_its_network_at_every_batch_size(tmp_path: Path, name: str, op
     assert_agrees(network(NetSpec.from_dict({**SMALL, **OPTIONS[option]})), tmp_path, name, kind)
 
 
+WIDE: dict[str, Any] = {**SMALL, "stages": [{"blocks": 1, "channels": 64}, {"blocks": 1, "channels": 128}]}
+
+
 def test_int8_is_close_to_its_network_and_small(tmp_path: Path) -> None:
-    wide = [{"blocks": 1, "channels": 64}, {"blocks": 1, "channels": 128}]
-    net = network(NetSpec.from_dict({**SMALL, "stages": wide}))
+    net = network(NetSpec.from_dict(WIDE))
     file = assert_agrees(net, tmp_path, "int8", tolerance=0.25)
-    assert file.stat().st_size < 0.35 * 4 * sum(p.numel() for p in net.parameters())
+    assert file.stat().st_size < 0.3 * 4 * sum(p.numel() for p in net.parameters())
+
+
+def test_int8_does_not_overflow_on_a_cpu_that_adds_products_in_16_bits(tmp_path: Path) -> None:
+    """Weights of one sign overflow first."""
+    net = network(NetSpec.from_dict({**WIDE, "norm": {"gain": False}}))
+    for module in net.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            module.weight.data.abs_()
+    net.train()(normalizer(net.info.mean, net.info.std, torch.device("cpu"))(pictures(net.spec)))
+    assert_agrees(net.eval(), tmp_path, "int8", tolerance=0.25)
+
+
+def test_a_session_unpacks_int8_weights_once_and_computes_with_them(tmp_path: Path) -> None:
+    import onnx
+    import onnxruntime
+
+    file = assert_agrees(network(NetSpec.from_dict(WIDE)), tmp_path, "int8", tolerance=0.25)
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    options.log_severity_level = 3
+    onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+    packed = [node.op_type for node in onnx.load(file).graph.node]
+    optimized = [node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node]
+    assert packed.count("unpack") >= 3
+    assert optimized.count("QLinearConv") == packed.count("Conv") > 5
+    assert not {"unpack", "MatMulInteger", "BitShift", "Conv"} & set(optimized)
+
+
+def test_packed_weights_are_the_weights() -> None:
+    import onnx
+    import onnxruntime
+    from onnx import TensorProto, helper, numpy_helper
+
+    weights = np.random.default_rng(0).integers(-64, 65, (64, 32, 3, 3), dtype=np.int8)
+    graph = helper.make_graph(
+        [helper.make_node("Identity", ["w"], ["out"])],
+        "one",
+        [],
+        [helper.make_tensor_value_info("out", TensorProto.INT8, weights.shape)],
+        [numpy_helper.from_array(weights, "w")],
+    )
+    model = with_packed_weights(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10))
+    onnx.checker.check_model(model)
+    assert model.ByteSize() < weights.nbytes
+    (found,) = onnxruntime.InferenceSession(model.SerializeToString()).run(None, {})
+    np.testing.assert_array_equal(found, weights.clip(-64, 63))
+    assert pack(weights).shape == (7, weights.size // 8)
 
 
 @pytest.mark.slow

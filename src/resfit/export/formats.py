@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import json
-import logging
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from resfit.data.normalize import normalizer
 from resfit.export.deploy import Deployed, InputKind
+from resfit.export.int8 import quantized
 from resfit.modelfile import load, save_model
 from resfit.net import Network
 from resfit.version import __version__
@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
 Answer = Callable[[Tensor], Tensor]  # uint8 images [N, C, H, W] to logits float32 [N, K]
 
-_CALIBRATION_IMAGES, _CALIBRATION_BATCH = 512, 64
+# 128 images of 32 pixels; all their activations are kept at the same time.
+_CALIBRATION_PIXELS, _FEWEST_CALIBRATION, _CALIBRATION_BATCH = 2**17, 16, 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,36 +147,15 @@ def _open_onnx(file: Path, kind: InputKind) -> Answer:
 
 
 def _write_int8(job: ExportJob, file: Path) -> None:
-    """Quantize with ONNX Runtime's static quantization: 8-bit activations, 8-bit weights per channel."""
     import onnx
-    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
-    class Reader(CalibrationDataReader):  # type: ignore[misc]
-        def __init__(self, batches: Iterator[dict[str, np.ndarray]]) -> None:
-            self.batches = batches
-
-        def get_next(self) -> dict[str, np.ndarray] | None:
-            return next(self.batches, None)
-
-    logging.disable(logging.WARNING)  # it recommends a preprocessing step that the graph does not need
-    try:
-        quantize_static(
-            _onnx_model(job),
-            file,
-            Reader(_calibration(job)),
-            quant_format=QuantFormat.QDQ,
-            per_channel=True,
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-        )
-    finally:
-        logging.disable(logging.NOTSET)
-    onnx.save(_with_facts(onnx.load(file), job), file)
+    onnx.save(_with_facts(quantized(_onnx_model(job), _calibration(job)), job), file)
 
 
 def _calibration(job: ExportJob) -> Iterator[dict[str, np.ndarray]]:
     """Yield batches of training images; the choice is the same for every export with the same training set."""
-    order = torch.randperm(len(job.train), generator=torch.Generator().manual_seed(0))[:_CALIBRATION_IMAGES]
+    count = max(_FEWEST_CALIBRATION, _CALIBRATION_PIXELS // job.net.spec.input.size**2)
+    order = torch.randperm(len(job.train), generator=torch.Generator().manual_seed(0))[:count]
     for index in order.split(_CALIBRATION_BATCH):
         yield {"images": _as_input(job.train[index], job.kind).numpy()}
 
