@@ -127,6 +127,13 @@ def test_int8_does_not_overflow_on_a_cpu_that_adds_products_in_16_bits(tmp_path:
     assert_agrees(net.eval(), tmp_path, "int8", tolerance=0.25)
 
 
+def test_int8_is_calibrated_with_whatever_number_of_images(tmp_path: Path) -> None:
+    net = network(NetSpec.from_dict(SMALL))
+    for count in (5, 37):
+        job = ExportJob(net=net, folded=net, kind="uint8", train=pictures(net.spec)[:count])
+        FORMATS["int8"].write(job, tmp_path / f"{count}.onnx")
+
+
 def test_a_session_unpacks_int8_weights_once_and_computes_with_them(tmp_path: Path) -> None:
     import onnx
     import onnxruntime

@@ -153,10 +153,14 @@ def _write_int8(job: ExportJob, file: Path) -> None:
 
 
 def _calibration(job: ExportJob) -> Iterator[dict[str, np.ndarray]]:
-    """Yield batches of training images; the choice is the same for every export with the same training set."""
+    """Yield batches of training images, all of one size, as ONNX Runtime's histograms need.
+
+    The choice is the same for every export with the same training set.
+    """
     count = max(_FEWEST_CALIBRATION, _CALIBRATION_PIXELS // job.net.spec.input.size**2)
     order = torch.randperm(len(job.train), generator=torch.Generator().manual_seed(0))[:count]
-    for index in order.split(_CALIBRATION_BATCH):
+    size = min(_CALIBRATION_BATCH, len(order))
+    for index in order[: len(order) // size * size].split(size):
         yield {"images": _as_input(job.train[index], job.kind).numpy()}
 
 
