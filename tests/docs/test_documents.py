@@ -88,8 +88,9 @@ def test_the_tutorial_up_to_its_first_training(tmp_path: Path) -> None:
 @pytest.mark.timeout(1800)
 def test_the_tutorial_from_start_to_end(tmp_path: Path) -> None:
     printed = [run(block, tmp_path) for block in blocks(TUTORIAL)]
-    assert "digit-9" in printed[-1]
+    assert "digit-9" in printed[-2]
     assert (tmp_path / "runs" / "folder" / "0" / "report.html").exists()
+    assert (tmp_path / "runs" / "folder-fit-100k" / "0" / "model.int8.onnx").exists()
     assert "Robustness" in (tmp_path / "report.html").read_text()
 
 
