@@ -197,6 +197,12 @@ def test_what_is_seldom_meant_is_remarked_on(values, remark):
     assert found == [] if remark is None else found[0].startswith(remark) and len(found) == 1
 
 
+def test_few_steps_on_a_folder_are_remarked_on():
+    recipe = get_recipe("folder", {"train.epochs": 20})  # batches of 125
+    assert recipe.remarks(600) == ["600 images make 100 steps in 20 epochs: more --epochs may help much"]
+    assert recipe.remarks(4500) == recipe.remarks() == get_recipe("digits").remarks(600) == []
+
+
 def test_no_shipped_recipe_is_remarked_on():
     assert [get_recipe(name).remarks() for name in recipe_names()] == [[]] * len(recipe_names())
 

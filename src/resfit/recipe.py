@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -31,6 +32,7 @@ def _check(field: str, value: object, good: object, allowed: str) -> None:
         raise BadField(f"{field} is {value!r}", field, f"give {allowed}")
 
 
+_FEW_STEPS = 500  # on 600 photographs 150 reached 57 %, 500 64 %, 1,000 67 % (results/LOG.md)
 SHORTEST_PERIOD = 0.01  # minimum `schedule.period`, in epochs
 
 # Number of classes of the named data sets, and the numbers of channels that they are available in.
@@ -503,8 +505,11 @@ class Recipe(Config):
             return "evaluate.selection"
         return "train.patience" if self.train.patience and self.evaluate.selection == "last" else None
 
-    def remarks(self) -> list[str]:
-        """Return a line about each setting that is valid but rarely intended, such as a schedule that is cut off."""
+    def remarks(self, images: int | None = None) -> list[str]:
+        """Return a line about each setting that is valid but rarely intended, such as a schedule that is cut off.
+
+        `images` is the number of training images, if it is known.
+        """
         epochs, found = self.train.epochs, []
         late = [f"{m:g}" for m in self.schedule.milestones if self.schedule.name == "multistep" and m >= epochs]
         if late:
@@ -525,6 +530,10 @@ class Recipe(Config):
             found.append(
                 f"the loss of a mixed image says little about how easy it is ({mixed[0]}): set train.skip_easy to 0"
             )
+        if images is not None and self.data.name == "folder":
+            steps = epochs * math.ceil(images / (self.train.batch_size * self.train.accumulate))
+            if steps < _FEW_STEPS:
+                found.append(f"{images:,} images make {steps} steps in {epochs} epochs: more --epochs may help much")
         return found
 
     @classmethod

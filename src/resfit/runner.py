@@ -127,7 +127,7 @@ class Runner:
 
     def _tell_the_start(self) -> None:
         self.observer.started(self.recipe, self.data, self.folder, self._note())
-        for remark in self.recipe.remarks():
+        for remark in self.recipe.remarks(len(self.data.train)):
             self.observer.message(remark)
 
     def _note(self) -> str:
