@@ -34,4 +34,4 @@ def fast_process() -> Iterator[None]:
 
 def _flushes_denormals() -> bool:
     """Whether torch currently flushes denormals to zero in this thread."""
-    return not (torch.tensor([1e-39]) * 1).item()
+    return not (torch.tensor([1e-39], dtype=torch.float32, device="cpu") * 1).item()

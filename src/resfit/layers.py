@@ -166,7 +166,7 @@ class Norm(nn.BatchNorm2d):
 
     def takes_kernel(self, x: Tensor) -> bool:
         """Whether the CPU kernel can compute this norm of x; in evaluation mode only without gradients."""
-        suits = takes("norm", x) and self.bias.dtype == torch.float32 and is_single()
+        suits = takes("norm", x, self.weight, self.bias) and is_single()
         suits = suits and x.shape[1] == self.num_features and x.shape[1] % 16 == 0
         several = x.numel() > self.num_features  # one value per channel has no variance: torch raises an error
         return suits and (several if self.training else not torch.is_grad_enabled())

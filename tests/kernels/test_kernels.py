@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from helpers.kernel_checks import ROUNDING, difference, dtypes, needs
 from resfit import kernels
@@ -227,6 +228,57 @@ def test_a_batch_of_no_images_is_torch_s(compute: Callable[[Tensor], Tensor], dt
 def test_what_torch_refuses_is_refused(compute: Callable[[Tensor], Tensor], dtype: torch.dtype) -> None:
     with kernels.fast_kernels(), computing(dtype), pytest.raises((RuntimeError, ValueError)):
         compute(torch.ones(8, 64, 8, 8, dtype=dtype))
+
+
+@BOTH
+@pytest.mark.parametrize(
+    "layer",
+    [
+        Conv2d(64, 64, 3, padding=1, padding_mode="reflect", bias=False),
+        MaxPool2d(2, ceil_mode=True),
+        MaxPool2d(2, padding=1),
+        MaxPool2d(2, dilation=2),
+    ],
+    ids=["reflecting convolution", "pool that rounds up", "pool with padding", "pool with gaps"],
+)
+def test_what_kernels_do_not_know_torch_computes(layer: nn.Module, dtype: torch.dtype) -> None:
+    maps = torch.randn(8, 64, 9, 9, generator=torch.Generator().manual_seed(0)).to(dtype)
+    with computing(dtype), torch.no_grad():
+        wanted = layer(maps)
+        with kernels.fast_kernels():
+            assert torch.equal(layer(maps), wanted)
+
+
+def test_kernels_read_no_memory_that_is_not_there() -> None:
+    """They would end the process."""
+    maps, layer = torch.randn(8, 64, 8, 8), Conv2d(64, 64, 3, padding=1, bias=False)
+    with kernels.fast_kernels():
+        assert Conv2d(64, 64, 3, padding=1, bias=False, device="meta")(maps).shape == maps.shape
+        traced = torch.jit.trace(layer, maps)
+        torch.testing.assert_close(traced(maps), layer(maps), rtol=1e-4, atol=1e-4)
+        with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+            assert layer(mode.from_tensor(maps)).shape == maps.shape
+        mixed = Norm(64, NormSpec())
+        mixed.weight.data = mixed.weight.double()
+        with pytest.raises(RuntimeError):
+            finish(maps, mixed)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("flushes", [False, True])
+def test_a_block_leaves_denormals_as_they_were(dtype: torch.dtype, flushes: bool) -> None:
+    def flushed() -> bool:
+        return (torch.tensor([1e-39], dtype=torch.float32) * 1).item() == 0
+
+    torch.set_flush_denormal(flushes)
+    torch.set_default_dtype(dtype)
+    try:
+        with fast_process():
+            assert flushed()
+        assert flushed() == flushes
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_flush_denormal(False)
 
 
 @pytest.mark.parametrize("dtype", dtypes("norm"))

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
 Answer = Callable[[Tensor], Tensor]  # uint8 images [N, C, H, W] to logits float32 [N, K]
 
-# 128 images of 32 pixels; all their activations are kept at the same time.
-_CALIBRATION_PIXELS, _FEWEST_CALIBRATION, _CALIBRATION_BATCH = 2**17, 16, 16
+# 128 images of 32x32 pixels in batches of 16; 16 larger ones, one at a time.
+_CALIBRATION_PIXELS, _FEWEST_IMAGES, _BATCH_PIXELS = 2**17, 16, 2**14
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,18 +149,15 @@ def _open_onnx(file: Path, kind: InputKind) -> Answer:
 def _write_int8(job: ExportJob, file: Path) -> None:
     import onnx
 
-    onnx.save(_with_facts(quantized(_onnx_model(job), _calibration(job)), job), file)
+    onnx.save(_with_facts(quantized(_onnx_model(job), list(_calibration(job))), job), file)
 
 
 def _calibration(job: ExportJob) -> Iterator[dict[str, np.ndarray]]:
-    """Yield batches of training images, all of one size, as ONNX Runtime's histograms need.
-
-    The choice is the same for every export with the same training set.
-    """
-    count = max(_FEWEST_CALIBRATION, _CALIBRATION_PIXELS // job.net.spec.input.size**2)
+    """Yield batches of training images; the choice is the same for every export with the same training set."""
+    pixels = job.net.spec.input.size**2
+    count = max(_FEWEST_IMAGES, _CALIBRATION_PIXELS // pixels)
     order = torch.randperm(len(job.train), generator=torch.Generator().manual_seed(0))[:count]
-    size = min(_CALIBRATION_BATCH, len(order))
-    for index in order[: len(order) // size * size].split(size):
+    for index in order.split(max(1, _BATCH_PIXELS // pixels)):
         yield {"images": _as_input(job.train[index], job.kind).numpy()}
 
 

@@ -6,7 +6,7 @@ import contextlib
 import io
 import logging
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,12 +20,12 @@ _FEWEST_PACKED = 2048  # smaller weights save fewer bytes than their unpacking t
 
 # Weights w + 64 have 7 bits. `packed`, uint8 [7, n], holds 7 n of them in its lower bits and n in its highest bits.
 _UNPACK = """
-<domain: "resfit", opset_import: ["" : {opset}]>
-unpack (packed, shape) => (weights) {{
-    lower_bits = Constant <value = uint8 {{127}}> ()
-    seven = Constant <value = uint8 {{7}}> ()
-    powers = Constant <value = uint8[1, 7] {{1, 2, 4, 8, 16, 32, 64}}> ()
-    offset = Constant <value = int32 {{64}}> ()
+<domain: "resfit", opset_import: ["" : OPSET]>
+unpack (packed, shape) => (weights) {
+    lower_bits = Constant <value = uint8 {127}> ()
+    seven = Constant <value = uint8 {7}> ()
+    powers = Constant <value = uint8[1, 7] {1, 2, 4, 8, 16, 32, 64}> ()
+    offset = Constant <value = int32 {64}> ()
     lower = BitwiseAnd (packed, lower_bits)
     first = Cast <to = 6> (lower)
     bits = BitShift <direction = "RIGHT"> (packed, seven)
@@ -34,12 +34,14 @@ unpack (packed, shape) => (weights) {{
     flat = Sub (shifted, offset)
     bytes = Cast <to = 3> (flat)
     weights = Reshape (bytes, shape)
-}}
+}
 """
 
 
-def quantized(model: onnx.ModelProto, batches: Iterator[dict[str, np.ndarray]]) -> onnx.ModelProto:
+def quantized(model: onnx.ModelProto, batches: Sequence[dict[str, np.ndarray]]) -> onnx.ModelProto:
     """Return `model` quantized for ONNX Runtime; `batches` are inputs to find the activations' ranges with.
+
+    The model is in ONNX's operators of version 18 or later. The activations of one batch are in memory at a time.
 
     x86-64 CPUs without VNNI add two products of 8 bits in 16 bits, which overflow if the weights have all 8
     (onnxruntime.ai, "Quantize ONNX models"): with 7 bits a file answers the same everywhere.
@@ -54,8 +56,14 @@ def quantized(model: onnx.ModelProto, batches: Iterator[dict[str, np.ndarray]]) 
     )
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]
+        def __len__(self) -> int:
+            return len(batches)
+
+        def set_range(self, start_index: int, end_index: int) -> None:
+            self.part = iter(batches[start_index:end_index])
+
         def get_next(self) -> dict[str, np.ndarray] | None:
-            return next(batches, None)
+            return next(self.part, None)
 
     with tempfile.TemporaryDirectory() as folder, _quiet():
         file = Path(folder) / "quantized.onnx"
@@ -69,7 +77,7 @@ def quantized(model: onnx.ModelProto, batches: Iterator[dict[str, np.ndarray]]) 
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             calibrate_method=CalibrationMethod.Percentile,
-            extra_options={"CalibPercentile": _PERCENTILE},
+            extra_options={"CalibPercentile": _PERCENTILE, "CalibStridedMinMax": 1},  # a batch at a time
         )
         return with_packed_weights(onnx.load(file))
 
@@ -77,12 +85,13 @@ def quantized(model: onnx.ModelProto, batches: Iterator[dict[str, np.ndarray]]) 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Hide what the quantization prints, and its advice on a preprocessing step that the graph does not need."""
-    logging.disable(logging.WARNING)
+    before = logging.root.manager.disable
+    logging.disable(max(before, logging.WARNING))
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             yield
     finally:
-        logging.disable(logging.NOTSET)
+        logging.disable(before)
 
 
 def with_packed_weights(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -104,13 +113,14 @@ def with_packed_weights(model: onnx.ModelProto) -> onnx.ModelProto:
         graph.ClearField("node")
         graph.node.extend(nodes)
         opset = next(entry.version for entry in model.opset_import if entry.domain == "")
-        model.functions.append(parser.parse_function(_UNPACK.format(opset=opset)))
+        model.functions.append(parser.parse_function(_UNPACK.replace("OPSET", str(opset))))
         model.opset_import.append(helper.make_opsetid("resfit", 1))
     return model
 
 
 def pack(weights: np.ndarray) -> np.ndarray:
-    """Return 8 n weights, int8 from -64 to 63, as uint8 [7, n]; a weight of 64, the largest of a filter, becomes 63."""
+    """Return 8 n weights, int8 from -64 to 64, as uint8 [7, n]; 64, the largest weight of a filter, becomes 63."""
+    assert np.abs(weights.astype(np.int16)).max() <= 64, "the weights have more than 7 bits"
     values = (weights.reshape(8, -1).clip(-64, 63).astype(np.int16) + 64).astype(np.uint8)
     bits: np.ndarray = values[7] >> np.arange(7, dtype=np.uint8)[:, None] & 1
     return values[:7] | bits << 7

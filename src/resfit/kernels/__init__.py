@@ -69,13 +69,18 @@ def as_computed(images: Tensor) -> Tensor:
     return images.to(computing_dtype()) if converts else images
 
 
-def takes(kernel: str, images: Tensor) -> bool:
-    """Return whether the kernel is in use for `images`, a non-empty CPU tensor [N, C, H, W] of the computing dtype."""
+def takes(kernel: str, images: Tensor, *parameters: Tensor) -> bool:
+    """Return whether the kernel is in use for `images`, a non-empty CPU tensor [N, C, H, W] of the computing dtype.
+
+    The layer's parameters have to be fp32 on the CPU: kernels read their memory as such.
+    """
     return (
-        not torch.compiler.is_compiling()
+        not (torch.compiler.is_compiling() or torch.jit.is_tracing())  # type: ignore[attr-defined, no-untyped-call]
+        and type(images) is Tensor
         and images.device.type == "cpu"
         and images.dim() == 4
         and images.numel() > 0
         and images.dtype == computing_dtype()
         and variant(kernel, images.dtype) in in_use(images.dtype)
+        and all(one.device.type == "cpu" and one.dtype == torch.float32 for one in parameters)
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor, nn
 
 from resfit.kernels import as_computed, takes
@@ -46,10 +45,10 @@ class Conv2d(nn.Conv2d):
 
     def _takes(self, kernel: str, images: Tensor) -> bool:
         """Return whether `kernel` may be used; called first, so that torch.compile need not trace the other checks."""
-        return takes(kernel, images) and images.shape[1] == self.in_channels
+        return takes(kernel, images, self.weight) and images.shape[1] == self.in_channels
 
     def _is_plain(self, block: int, share: float) -> bool:
-        """Return whether channels fill at least `share` of their blocks, and there are no groups or dilation."""
+        """Return whether channels fill `share` of their blocks, without groups, dilation or padding but zeros."""
         counts = (self.in_channels, self.out_channels)
         filled = math.prod(count / (-(-count // block) * block) for count in counts)
-        return filled >= share and self.groups == 1 and self.dilation == (1, 1) and self.weight.dtype == torch.float32
+        return filled >= share and self.groups == 1 and self.dilation == (1, 1) and self.padding_mode == "zeros"

@@ -93,7 +93,7 @@ def _loaded(name: str) -> ctypes.CDLL | None:
             _compile(source, options, cached)
         loaded = ctypes.CDLL(str(cached))
         return loaded if not hasattr(loaded, "prepare") or loaded.prepare() == 0 else None
-    except (OSError, RuntimeError, subprocess.SubprocessError):  # RuntimeError: no home folder
+    except (OSError, RuntimeError, ValueError, subprocess.SubprocessError):  # no home folder; unbalanced quotes in CXX
         return None
 
 
@@ -132,7 +132,7 @@ def _compile(source: Path, options: tuple[str, ...], to: Path) -> None:
         raise FileNotFoundError("no C++ compiler")
     with tempfile.TemporaryDirectory() as folder:
         made = Path(folder) / "made.so"
-        subprocess.run([*compiler, *options, "-o", made, source], capture_output=True, timeout=120, check=True)
+        subprocess.run([*compiler, *options, "-o", made, source], capture_output=True, timeout=600, check=True)
         content = made.read_bytes()
     write_atomic(to, content + _checksum(content))
 
