@@ -134,7 +134,7 @@ class Runner:
         parts = [self.device.type, self.precision, thread_count(torch.get_num_threads())]
         parts += [] if distributed.is_single() else [f"{distributed.world_size()} processes"]
         parts += [f"kernels: {' '.join(self.kernels)}"] if self.kernels else []
-        parts += ["no C++ compiler was found for faster kernels"] if self.suited and not self.kernels else []
+        parts += ["faster kernels could not be compiled or cached"] if self.suited and not self.kernels else []
         return ", ".join(parts)
 
     def execute(self) -> RunRecord:

@@ -102,6 +102,16 @@ def test_convolutions_take_a_kernel_where_it_pays(
     assert not calls
 
 
+@pytest.mark.parametrize(("most", "taken"), [(64 * 64, True), (64 * 64 - 1, False)])
+def test_filters_whose_transforms_would_fill_the_memory_are_torchs(
+    most: int, taken: bool, calls: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernels, "in_use", lambda dtype: ("winograd_fp32",))
+    monkeypatch.setattr("resfit.kernels.conv._MOST_FILTERS", most)
+    Conv2d(64, 64, 3, padding=1)(torch.randn(8, 64, 8, 8))
+    assert calls == ["winograd"] * taken
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize(("size", "channels", "taken"), [(2, 16, True), (2, 24, False), (3, 16, False)])
 def test_pools_take_their_kernel_where_it_fits(
@@ -408,7 +418,7 @@ def test_a_run_says_which_kernels_it_uses_and_goes_on_with_no_others(
     recipe = tiny.replace({"train.precision": "bf16", "train.checkpoint_minutes": 1e-9})
     with pytest.raises(RuntimeError, match="cut"):
         train(recipe, out=tmp_path, device="cpu", observer=Listener())
-    assert "no C++ compiler was found for faster kernels" in told[0]
+    assert "faster kernels could not be compiled or cached" in told[0]
     monkeypatch.setattr(kernels, "load_library", lambda name: object())  # no layer is wide enough to call it
     with pytest.raises(BadInput, match="computed with bf16, but this machine would continue with bf16 winograd"):
         train(recipe, out=tmp_path, device="cpu", resume=True)

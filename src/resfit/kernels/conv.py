@@ -11,6 +11,8 @@ from resfit.kernels.amx_convolution import AmxConvolution
 from resfit.kernels.library import lanes
 from resfit.kernels.winograd import METHODS, WinogradConvolution
 
+_MOST_FILTERS = 2**20  # Winograd's transforms of 3x3 filters and of their gradients take up to 36 floats for each
+
 
 class Conv2d(nn.Conv2d):
     """nn.Conv2d that uses the kernel suited to its shape and precision within `fast_kernels()`, on a CPU."""
@@ -41,6 +43,7 @@ class Conv2d(nn.Conv2d):
         suits = suits and self._is_plain(lanes(images.dtype), 1.0)
         method = METHODS[images.dtype]
         wide = min(self.in_channels, self.out_channels) >= method.fewest_channels
+        wide = wide and self.in_channels * self.out_channels <= _MOST_FILTERS
         return suits and wide and method.tiles(images) >= method.fewest_tiles
 
     def _takes(self, kernel: str, images: Tensor) -> bool:
