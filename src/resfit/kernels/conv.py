@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from resfit.kernels import as_computed, takes
@@ -25,6 +26,8 @@ class Conv2d(nn.Conv2d):
             out = AmxConvolution.apply(images, self.weight, self.stride[0])
         elif self._takes_winograd(images):
             out = WinogradConvolution.apply(images, self.weight)
+        elif self._picks_pixels(images):
+            return F.conv2d(images[:, :, :: self.stride[0], :: self.stride[1]], self.weight, self.bias)
         else:
             return super().forward(images)
         return out if self.bias is None else out + self.bias.to(out.dtype)[:, None, None]
@@ -45,6 +48,15 @@ class Conv2d(nn.Conv2d):
         wide = min(self.in_channels, self.out_channels) >= method.fewest_channels
         wide = wide and self.in_channels * self.out_channels <= _MOST_FILTERS
         return suits and wide and method.tiles(images) >= method.fewest_tiles
+
+    def _picks_pixels(self, images: Tensor) -> bool:
+        """Return whether to convolve only the pixels that the stride leaves: with 1x1 filters of few channels.
+
+        The CPU library of torch writes past its memory in their gradient, which is wrong then, or never comes
+        (uxlfoundation/oneDNN, issue 6035: fewer than 8 input channels with AVX2, 16 with AVX-512).
+        """
+        alike = self.kernel_size == (1, 1) and self.padding == (0, 0) and self.groups == 1 and max(self.stride) > 1
+        return alike and self.in_channels < 16 and images.device.type == "cpu"
 
     def _takes(self, kernel: str, images: Tensor) -> bool:
         """Return whether `kernel` may be used; called first, so that torch.compile need not trace the other checks."""
