@@ -176,6 +176,11 @@ def test_the_temperature_that_made_the_labels_is_found(true):
     assert fit_temperature(logits, labels) == pytest.approx(true, rel=0.05)
 
 
+def test_answers_worse_than_chance_have_no_temperature() -> None:
+    logits = 10 * F.one_hot(torch.arange(7), 37).float()
+    assert fit_temperature(logits, torch.arange(7) + 20) is None
+
+
 def test_scores_with_a_temperature_are_those_of_cooled_logits() -> None:
     logits = torch.randn(200, 5, generator=torch.Generator().manual_seed(0)) * 3
     labels = (torch.arange(200) % 5).long()

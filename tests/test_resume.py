@@ -269,6 +269,12 @@ def test_a_changed_recipe_is_shown_and_refused_and_with_override_taken(everythin
     assert record.curve[0].lr < 0.02  # cosine from the new peak, from the step of the change on
 
 
+def test_a_run_cannot_become_shorter_than_it_is(everything: Recipe, tmp_path: Path) -> None:
+    stopped(everything, tmp_path, (2, 0.67))
+    with pytest.raises(BadInput, match=r"^the run is in epoch 2 of 1 \(train\.epochs\): give 2 or more"):
+        train(everything.replace({"train.epochs": 1}), out=tmp_path, resume=True, override=True)
+
+
 def test_what_is_only_said_of_a_recipe_may_change(everything: Recipe, tmp_path: Path) -> None:
     stopped(everything, tmp_path)
     said = everything.replace({"description": "the same", "deviations": ["set by the command: optim.lr 0.1"]})

@@ -111,8 +111,10 @@ def score(
     )
 
 
-def fit_temperature(logits: Tensor, labels: Tensor) -> float:
+def fit_temperature(logits: Tensor, labels: Tensor) -> float | None:
     """Return the temperature: logits [N, K] / temperature before the softmax are calibrated (Guo et al. 2017).
+
+    None where no temperature from 0.01 to 100 is best, as on a few images of many classes.
 
     It minimizes the cross-entropy against labels [N] of images that the network was not trained on. The labels are
     smoothed by the rule of succession (Platt 1999); otherwise the best temperature for all-correct predictions would
@@ -128,7 +130,8 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
         bounds=(low, high),
         method="bounded",
     )
-    return math.exp(found.x)
+    inside = low + 0.01 < found.x < high - 0.01
+    return math.exp(found.x) if inside else None
 
 
 def _calibrated(logits: Tensor, labels: Tensor, temperature: float, bins: int) -> Calibrated:

@@ -69,9 +69,12 @@ def begun_run(folder: Path, recipe: Recipe, *, override: bool, tell: Callable[[s
         raise BadInput(f"a run cannot change {fixed[0]} after it began ({words}): start a new run for it")
     if changed and not override:
         raise BadInput(
-            f"the recipe has changed since the run began ({words}): change it back, or accept the change with "
-            f"resfit train --resume {folder} --override"
+            f"the recipe has changed since the run began ({words}): take the change back, or repeat the command "
+            "with --override to accept it"
         )
+    trained = state["trainer"]["epoch"] + (state["trainer"]["under_way"] is not None)
+    if recipe.train.epochs < trained:
+        raise BadInput(f"the run is in epoch {trained} of {recipe.train.epochs} (train.epochs): give {trained} or more")
     return Begun(state=state, recipe=recipe, changes=words)
 
 

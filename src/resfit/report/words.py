@@ -201,7 +201,7 @@ def _tta(record: RunRecord) -> Iterator[str]:
 def _deviations(record: RunRecord) -> Iterator[str]:
     for text in record.protocol.get("deviations") or ():
         scaled = text.removeprefix("scaled: ")
-        begin = "Scaled down from the recipe" if scaled != text else "Deviates from the published setting"
+        begin = "Scaled from the recipe" if scaled != text else "Deviates from the published setting"
         yield f"{begin}: {scaled}{'' if scaled.endswith('.') else '.'}"
 
 
