@@ -85,7 +85,8 @@ def _more(options: argparse.Namespace, where: dict[str, Any]) -> dict[str, Any]:
 
 
 def _print_metrics(target: str, metrics: Metrics) -> None:
-    rows = [["accuracy", f"{100 * metrics.accuracy:.2f} %"]]
+    scored = sum(one.support for one in metrics.per_class)
+    rows = [["images", f"{scored:,}"], ["accuracy", f"{100 * metrics.accuracy:.2f} %"]]
     if metrics.accuracy_tta is not None:
         rows.append(["with test-time augmentation", f"{100 * metrics.accuracy_tta:.2f} %"])
     rows += [["loss", f"{metrics.loss:.4f}"], ["calibration error (ECE)", f"{metrics.ece:.4f}"]]
