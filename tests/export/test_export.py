@@ -129,9 +129,14 @@ def test_int8_does_not_overflow_on_a_cpu_that_adds_products_in_16_bits(tmp_path:
 
 def test_int8_is_calibrated_with_whatever_number_of_images(tmp_path: Path) -> None:
     net = network(NetSpec.from_dict(SMALL))
+    images = pictures(net.spec)
+    with torch.no_grad():
+        expected = network_answer(net)(images)
     for count in (5, 37):
-        job = ExportJob(net=net, folded=net, kind="uint8", train=pictures(net.spec)[:count])
-        FORMATS["int8"].write(job, tmp_path / f"{count}.onnx")
+        file = tmp_path / f"{count}.onnx"
+        FORMATS["int8"].write(ExportJob(net=net, folded=net, kind="uint8", train=images[:count]), file)
+        found = agreement(FORMATS["int8"].open(file, "uint8")(images), expected, len(images))
+        assert found.largest_difference <= 0.25 * max(1.0, expected.abs().max().item())
 
 
 def test_a_session_unpacks_int8_weights_once_and_computes_with_them(tmp_path: Path) -> None:

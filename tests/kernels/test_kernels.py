@@ -259,7 +259,6 @@ def test_what_kernels_do_not_know_torch_computes(layer: nn.Module, dtype: torch.
             assert torch.equal(layer(maps), wanted)
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
 @pytest.mark.parametrize("channels", [3, 5, 6, 7, 8, 12, 15, 16])
 @pytest.mark.parametrize("size", [8, 9])
 @BOTH
@@ -280,6 +279,7 @@ def test_strided_1x1_filters_of_few_channels_have_the_right_gradient(
         assert difference(found[:, :, 0, 0], wanted) < (0.03 if dtype == torch.bfloat16 else 1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
 def test_kernels_read_no_memory_that_is_not_there() -> None:
     """They would end the process."""
     maps, layer = torch.randn(8, 64, 8, 8), Conv2d(64, 64, 3, padding=1, bias=False)

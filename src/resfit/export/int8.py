@@ -44,7 +44,7 @@ def quantized(model: onnx.ModelProto, batches: Sequence[dict[str, np.ndarray]]) 
     The model is in ONNX's operators of version 18 or later. The activations of one batch are in memory at a time.
 
     x86-64 CPUs without VNNI add two products of 8 bits in 16 bits, which overflow if the weights have all 8
-    (onnxruntime.ai, "Quantize ONNX models"): with 7 bits a file answers the same everywhere.
+    (onnxruntime.ai, "Quantize ONNX models"): with 7 bits a file is right on them, too.
     """
     import onnx
     from onnxruntime.quantization import (

@@ -45,9 +45,9 @@ class Conv2d(nn.Conv2d):
         suits = self.kernel_size == (3, 3) and self.stride == self.padding == (1, 1)
         suits = suits and self._is_plain(lanes(images.dtype), 1.0)
         method = METHODS[images.dtype]
-        wide = min(self.in_channels, self.out_channels) >= method.fewest_channels
-        wide = wide and self.in_channels * self.out_channels <= _MOST_FILTERS
-        return suits and wide and method.tiles(images) >= method.fewest_tiles
+        fewest, most = sorted((self.in_channels, self.out_channels))
+        pays = fewest >= method.fewest_channels and fewest * most <= _MOST_FILTERS
+        return suits and pays and method.tiles(images) >= method.fewest_tiles
 
     def _picks_pixels(self, images: Tensor) -> bool:
         """Return whether to convolve only the pixels that the stride leaves: with 1x1 filters of few channels.

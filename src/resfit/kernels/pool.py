@@ -57,6 +57,6 @@ class MaxPool2d(nn.MaxPool2d):
         return pooled
 
     def _suits(self, images: Tensor) -> bool:
-        plain = not (self.padding or self.ceil_mode or self.return_indices) and self.dilation == 1
-        plain = plain and self.kernel_size == self.stride == 2
-        return plain and images.shape[1] % 16 == 0 and min(images.shape[2:]) >= 2
+        halves = self.kernel_size == self.stride == 2 and self.dilation == 1
+        plain = not (self.padding or self.ceil_mode or self.return_indices)
+        return halves and plain and images.shape[1] % 16 == 0 and min(images.shape[2:]) >= 2
