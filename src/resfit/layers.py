@@ -2,7 +2,7 @@
 
 Shapes: N images, C channels, H x W pixels. A feature map computed by a kernel has an attribute `twin`: the same values
 for a second consumer (the shortcut), so that the kernel's backward pass sums the gradients of both. An operation in
-between drops the attribute; the result is the same, only slower.
+between drops the attribute; the result is the same, only slower. Hooks on such a map see the gradient of one consumer.
 """
 
 from __future__ import annotations
@@ -43,12 +43,13 @@ def finish(
     x: Tensor, layer: nn.Module | None = None, added: Tensor | None = None, act: nn.Module | None = None
 ) -> Tensor:
     """Return act(layer(x) + added), fused into one pass if a kernel supports it; None arguments are skipped."""
-    alike = added is None or added.shape == x.shape
-    if isinstance(layer, (Norm, Gate)) and alike and layer.takes_kernel(x) and (act is None or type(act) in _FUSED):
+    alike = added is None or (added.shape == x.shape and added.device == x.device)
+    known = act is None or (type(act) in _FUSED and getattr(act, "approximate", "none") == "none")
+    if isinstance(layer, (Norm, Gate)) and alike and known and layer.takes_kernel(x):
         return layer.by_kernel(x, added, None if act is None else _FUSED[type(act)])
     x = x if layer is None else layer(x)
     x = x if added is None else x + added
-    if type(act) in _COSTLY and takes("norm", x) and x.numel() % GROUP == 0:
+    if type(act) in _COSTLY and known and takes("norm", x) and x.numel() % GROUP == 0:
         activated: Tensor = Activation.apply(x, _FUSED[type(act)])
         return activated
     return x if act is None else act(x)
@@ -56,14 +57,16 @@ def finish(
 
 def with_twin(out: Tensor, twin: Tensor) -> Tensor:
     """Attach `twin`, the same feature map for a second consumer, to `out`; its kernel sums both gradients."""
-    out.twin = twin  # type: ignore[attr-defined]
+    if not out.is_inference():  # has no version, and no gradients
+        out.twin = twin, out._version  # type: ignore[attr-defined]
     return out
 
 
 def for_second_reader(x: Tensor) -> Tensor:
-    """Return the twin of a feature map, or x itself if it has none."""
-    found: Tensor = getattr(x, "twin", x)
-    return found
+    """Return the twin of a feature map, or x itself if it has none, or was changed since."""
+    twin: Tensor
+    twin, version = getattr(x, "twin", (x, None))
+    return twin if version is not None and version == x._version else x
 
 
 class TwoWayScale(torch.autograd.Function):
@@ -166,10 +169,15 @@ class Norm(nn.BatchNorm2d):
 
     def takes_kernel(self, x: Tensor) -> bool:
         """Whether the CPU kernel can compute this norm of x; in evaluation mode only without gradients."""
-        suits = takes("norm", x, self.weight, self.bias) and is_single()
-        suits = suits and x.shape[1] == self.num_features and x.shape[1] % 16 == 0
+        read = [self.weight, self.bias] if self.training else [self.weight, self.bias, *self._running()]
+        suits = takes("norm", x, *read) and is_single() and all(one.shape == x.shape[1:2] for one in read)
+        suits = suits and x.shape[1] % 16 == 0
         several = x.numel() > self.num_features  # one value per channel has no variance: torch raises an error
-        return suits and (several if self.training else not torch.is_grad_enabled())
+        return suits and (several if self.training else len(read) == 4 and not torch.is_grad_enabled())
+
+    def _running(self) -> list[Tensor]:
+        """The running mean and variance, if they are tracked."""
+        return [one for one in (self.running_mean, self.running_var) if one is not None]
 
     def by_kernel(self, x: Tensor, added: Tensor | None, activation: str | None) -> Tensor:
         """Return activation(norm(x) + added), computed by the kernel. [N, C, H, W] -> same."""
@@ -187,9 +195,10 @@ class Norm(nn.BatchNorm2d):
     def _track(self, mean: Tensor, variance: Tensor) -> None:
         """Update the running statistics with a batch's mean and unbiased variance."""
         if self.track_running_stats:
-            for running, new in (self.running_mean, mean), (self.running_var, variance):
-                running.lerp_(new, self.momentum)  # type: ignore[union-attr, arg-type]
             self.num_batches_tracked.add_(1)  # type: ignore[union-attr]
+            momentum = 1 / self.num_batches_tracked if self.momentum is None else self.momentum  # type: ignore[operator]
+            for running, new in zip(self._running(), (mean, variance), strict=True):
+                running.lerp_(new, momentum)
 
 
 class Gate(nn.Module):

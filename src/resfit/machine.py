@@ -16,14 +16,25 @@ _FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16")
 @functools.cache
 def processor() -> tuple[str, tuple[str, ...]]:
     """Return the CPU's name and its flags among `_FEATURES`; outside Linux the flags are empty."""
+    flags = cpu_flags()
+    name = _cpu_info().get("model name") or platform.processor() or platform.machine()
+    return name, tuple(name for name in _FEATURES if name in flags)
+
+
+@functools.cache
+def cpu_flags() -> frozenset[str]:
+    """Return all flags of the CPU, as Linux names them; none elsewhere."""
+    return frozenset(_cpu_info().get("flags", "").split())
+
+
+def _cpu_info() -> dict[str, str]:
+    """Return the last entry of each key in /proc/cpuinfo; {} if there is none."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
-        return platform.processor() or platform.machine(), ()
+        return {}
     pairs = (line.partition(":") for line in lines)
-    known = {key.strip(): value.strip() for key, _, value in pairs}
-    flags = known.get("flags", "").split()
-    return known.get("model name", platform.machine()), tuple(name for name in _FEATURES if name in flags)
+    return {key.strip(): value.strip() for key, _, value in pairs}
 
 
 def cores() -> int:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from resfit.kernels.library import LIBRARIES, load_library, variant
-from resfit.machine import processor
+from resfit.machine import cpu_flags
 
 # Of a result: to bf16, twice where what it is made of was rounded as well; in fp32, of the kernels' polynomials.
 ROUNDING = {torch.bfloat16: 0.003, torch.float32: 2e-5}
@@ -24,9 +24,9 @@ ACTIVATIONS: dict[str | None, Activate] = {None: lambda x: x, "relu": F.relu, "g
 
 def needs(library: str) -> pytest.MarkDecorator:
     """A mark that skips a test where the library cannot run: whether it would be faster than torch does not matter."""
-    feature = LIBRARIES[library].needs
-    runs = feature in processor()[1] and load_library(library) is not None
-    return pytest.mark.skipif(not runs, reason=f"needs {feature} and a C++ compiler")
+    features = LIBRARIES[library].needs
+    runs = cpu_flags().issuperset(features) and load_library(library) is not None
+    return pytest.mark.skipif(not runs, reason=f"needs {features[0]} and a C++ compiler")
 
 
 def dtypes(kernel: str) -> list[Any]:

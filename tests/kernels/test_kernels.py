@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils.flop_counter import FlopCounterMode
 
 from helpers.kernel_checks import ROUNDING, difference, dtypes, needs
 from resfit import kernels
@@ -27,7 +30,7 @@ from resfit.kernels.gate import Means
 from resfit.kernels.library import LIBRARIES, load_library, variant
 from resfit.kernels.pool import MaxPool2d, MaxPool2x2
 from resfit.kernels.winograd import WinogradConvolution
-from resfit.layers import EfficientChannelAttention, Layers, Norm, SqueezeExcite, finish
+from resfit.layers import EfficientChannelAttention, Layers, Norm, SqueezeExcite, finish, for_second_reader
 from resfit.net import build
 from resfit.observer import Observer
 from resfit.recipe import Recipe, get_recipe
@@ -62,6 +65,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     yield found
 
 
+AVX512 = "avx2 avx512bw avx512cd avx512dq avx512f avx512vl bmi2 fma"
 ALL = {"winograd", "winograd_fp32", "amx_convolution"}
 CONVOLUTIONS = [
     (Conv2d(32, 64, 3, padding=1), (8, 32, 8, 8), ALL),
@@ -279,6 +283,97 @@ def test_strided_1x1_filters_of_few_channels_have_the_right_gradient(
         assert difference(found[:, :, 0, 0], wanted) < (0.03 if dtype == torch.bfloat16 else 1e-5)
 
 
+@pytest.mark.parametrize(
+    "compute",
+    [
+        Conv2d(64, 64, 3, padding=1, bias=False),
+        partial(finish, layer=Norm(64, NormSpec()), act=nn.ReLU()),
+        partial(finish, layer=SqueezeExcite(64, SESpec()), act=nn.GELU()),
+        partial(finish, act=nn.GELU()),
+        MaxPool2d(2),
+    ],
+    ids=["convolution", "norm", "gate", "activation", "pool"],
+)
+@BOTH
+def test_what_happens_around_a_kernel_changes_nothing(compute: Callable[[Tensor], Tensor], dtype: torch.dtype) -> None:
+    """Saved tensors that come back in another order, a mode that sees each operation, tracing."""
+    given = torch.randn(8, 64, 8, 8, generator=torch.Generator().manual_seed(0)).to(dtype).requires_grad_()
+    with kernels.fast_kernels(), computing(dtype):
+        wanted = compute(given)
+        of_wanted = torch.autograd.grad(wanted.float().square().sum(), given)[0]
+        with torch.autograd.graph.save_on_cpu(pin_memory=True):
+            out = compute(given)
+        found = torch.autograd.grad(out.float().square().sum(), given)[0]
+        torch.testing.assert_close(found, of_wanted, rtol=0.01, atol=1e-4)
+        with FlopCounterMode(display=False):
+            torch.testing.assert_close(compute(given), wanted, rtol=0.02, atol=0.02)
+        traced = make_fx(compute)(given)
+        torch.testing.assert_close(traced(given), wanted, rtol=0.02, atol=0.02)
+
+
+@BOTH
+def test_a_default_device_is_not_that_of_a_kernel_s_tensors(dtype: torch.dtype) -> None:
+    maps = torch.randn(8, 64, 8, 8).to(dtype).requires_grad_()
+    conv, norm, gate = Conv2d(64, 64, 3, padding=1), Norm(64, NormSpec()), SqueezeExcite(64, SESpec())
+    with kernels.fast_kernels(), computing(dtype), torch.device("meta"):
+        out = finish(finish(MaxPool2d(2)(conv(maps)), norm), gate, act=nn.GELU())
+        out = finish(out, act=nn.SiLU())
+        (gradient,) = torch.autograd.grad(out.float().sum(), maps)
+    assert out.is_cpu and out.isfinite().all() and gradient.is_cpu and gradient.isfinite().all()
+
+
+@BOTH
+def test_layers_whose_tensors_have_other_sizes_are_torchs(dtype: torch.dtype) -> None:
+    """Kernels would read and write past their ends."""
+    maps = torch.randn(8, 64, 8, 8).to(dtype)
+    fewer, narrow, apart = Conv2d(64, 64, 3, padding=1, bias=False), Norm(64, NormSpec()), Norm(64, NormSpec()).eval()
+    fewer.weight.data = fewer.weight.data[:36].clone()
+    narrow.bias.data = narrow.bias.data[:8].clone()
+    apart.running_var = apart.running_var.double()
+    with kernels.fast_kernels(), computing(dtype), torch.no_grad():
+        assert fewer(maps).shape == (8, 36, 8, 8)
+        for wrong in (narrow, apart):
+            with pytest.raises(RuntimeError):
+                finish(maps, wrong)
+
+
+def test_a_norm_that_counts_its_batches_averages_over_them() -> None:
+    """As torch.optim.swa_utils.update_bn asks it to."""
+    ours, torchs = Norm(64, NormSpec()), nn.BatchNorm2d(64)
+    ours.momentum = torchs.momentum = None
+    for seed in range(3):
+        maps = torch.randn(8, 64, 8, 8, generator=torch.Generator().manual_seed(seed))
+        torchs(maps)
+        with kernels.fast_kernels():
+            finish(maps, ours)
+    torch.testing.assert_close(ours.running_var, torchs.running_var, rtol=1e-4, atol=1e-5)
+    assert ours.num_batches_tracked == 3
+
+
+@BOTH
+def test_a_map_that_was_changed_has_no_twin(dtype: torch.dtype) -> None:
+    maps = torch.randn(8, 64, 8, 8).to(dtype).requires_grad_()
+    gradients = []
+    for block in (nullcontext, kernels.fast_kernels):
+        with block(), computing(dtype):
+            out = finish(maps, Norm(64, NormSpec()))
+            out.mul_(2)
+            read = (out.float() * torch.arange(8.0) + for_second_reader(out).float().square()).sum()
+            gradients.append(torch.autograd.grad(read, maps)[0])
+    torch.testing.assert_close(*gradients, rtol=0.05, atol=0.05)
+
+
+def test_the_other_gelu_is_torchs() -> None:
+    maps = torch.linspace(-3, 3, 8 * 64 * 64).reshape(8, 64, 8, 8)
+    with kernels.fast_kernels():
+        assert torch.equal(finish(maps, act=nn.GELU("tanh")), nn.GELU("tanh")(maps))
+
+
+def test_a_strided_1x1_convolution_takes_a_single_image() -> None:
+    layer, image = Conv2d(8, 8, 1, stride=2), torch.randn(8, 9, 9)
+    torch.testing.assert_close(layer(image), layer(image[None])[0])
+
+
 @pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
 def test_kernels_read_no_memory_that_is_not_there() -> None:
     """They would end the process."""
@@ -385,21 +480,21 @@ def test_kernels_are_used_inside_the_block_alone_and_not_where_they_are_turned_o
 @pytest.mark.parametrize(
     ("features", "bf16", "fp32"),
     [
-        ((), "", ""),
-        (("avx2",), "", "gate_fp32 norm_fp32 pool_fp32 winograd_fp32"),
-        (("avx2", "avx512f"), "", "gate_fp32 norm_fp32 pool_fp32 winograd_fp32"),
-        (("avx2", "avx512f", "avx512_bf16"), "gate norm pool winograd", "gate_fp32 norm_fp32 pool_fp32 winograd_fp32"),
+        ("", "", ""),
+        ("avx2", "", ""),
+        ("avx2 fma", "", "gate_fp32 norm_fp32 pool_fp32 winograd_fp32"),
+        ("avx2 fma avx512f", "", "gate_fp32 norm_fp32 pool_fp32 winograd_fp32"),
+        ("avx2 fma avx512f avx512_bf16", "", "gate_fp32 norm_fp32 pool_fp32 winograd_fp32"),
+        (f"{AVX512} avx512_bf16", "gate norm pool winograd", "gate_fp32 norm_fp32 pool_fp32 winograd_fp32"),
         (
-            ("avx2", "avx512f", "avx512_bf16", "amx_bf16"),
+            f"{AVX512} avx512_bf16 amx_tile amx_bf16",
             "amx_convolution gate norm pool",
             "gate_fp32 norm_fp32 pool_fp32 winograd_fp32",
         ),
     ],
 )
-def test_each_processor_has_its_kernels(
-    features: tuple[str, ...], bf16: str, fp32: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(kernels, "processor", lambda: ("a CPU", features))
+def test_each_processor_has_its_kernels(features: str, bf16: str, fp32: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "cpu_flags", lambda: frozenset(features.split()))
     assert kernels.suited(torch.bfloat16) == tuple(bf16.split())
     assert kernels.suited(torch.float32) == tuple(fp32.split())
     assert kernels.suited(torch.float16) == ()

@@ -14,9 +14,10 @@ from contextvars import ContextVar
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from resfit.kernels.library import LIBRARIES, load_library, variant
-from resfit.machine import processor
+from resfit.machine import cpu_flags
 
 # The libraries in use for each dtype that was asked for within the block; None outside of one. Per thread.
 _in_use: ContextVar[dict[torch.dtype, tuple[str, ...]] | None] = ContextVar("kernels in use", default=None)
@@ -24,7 +25,10 @@ _in_use: ContextVar[dict[torch.dtype, tuple[str, ...]] | None] = ContextVar("ker
 
 @contextmanager
 def fast_kernels() -> Iterator[None]:
-    """Within the block, resfit's networks use the kernels that suit the processor and can be compiled."""
+    """Within the block, resfit's networks use the kernels that suit the processor and can be compiled.
+
+    A backward pass may come later, but what recomputes a forward pass, as checkpointing does, has to be within.
+    """
     before = _in_use.set({})
     try:
         yield
@@ -50,11 +54,11 @@ def suited(dtype: torch.dtype) -> tuple[str, ...]:
     """Return the libraries for `dtype` that are faster than torch on this processor; none if RESFIT_KERNELS=0."""
     if os.environ.get("RESFIT_KERNELS") == "0":
         return ()
-    features = processor()[1]
+    flags = cpu_flags()
     return tuple(
         name
         for name, library in sorted(LIBRARIES.items())
-        if library.dtype == dtype and library.needs in features and library.unless not in features
+        if library.dtype == dtype and flags.issuperset(library.needs) and library.unless not in flags
     )
 
 
@@ -75,7 +79,7 @@ def takes(kernel: str, images: Tensor, *parameters: Tensor) -> bool:
     The layer's parameters have to be fp32 on the CPU: kernels read their memory as such.
     """
     return (
-        not (torch.compiler.is_compiling() or torch.jit.is_tracing())  # type: ignore[attr-defined, no-untyped-call]
+        not (torch.compiler.is_compiling() or _observed())
         and type(images) is Tensor
         and images.device.type == "cpu"
         and images.dim() == 4
@@ -83,4 +87,12 @@ def takes(kernel: str, images: Tensor, *parameters: Tensor) -> bool:
         and images.dtype == computing_dtype()
         and variant(kernel, images.dtype) in in_use(images.dtype)
         and all(one.device.type == "cpu" and one.dtype == torch.float32 for one in parameters)
+        and all(type(one) in (Tensor, Parameter) for one in parameters)
     )
+
+
+def _observed() -> bool:
+    """Return whether torch traces or transforms what is computed: it would not see what a kernel does."""
+    tracing: bool = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    transforms = torch._C._functorch.peek_interpreter_stack() is not None
+    return tracing or transforms or torch._C._len_torch_dispatch_stack() > 0

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from resfit.kernels.library import call
+from resfit.kernels.library import call, channels_last
 
 _convolution_backward = torch.ops.aten.convolution_backward
 
@@ -28,14 +28,14 @@ class AmxConvolution(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, images: Tensor, filters: Tensor, stride: int) -> Tensor:
         """Compute the convolution."""
-        images = images.contiguous(memory_format=torch.channels_last)
+        images = channels_last(images)
         rounded = filters.to(torch.bfloat16, memory_format=torch.channels_last)
         ctx.save_for_backward(images, filters, rounded)
         ctx.stride = stride
         if filters.shape[-1] == 1:  # 1 x 1 filters need no layout conversion: torch is faster
             return F.conv2d(images, rounded, stride=stride)
         height, width = (-(-side // stride) for side in images.shape[2:])
-        maps = _channels_last(len(images), len(filters), height, width)
+        maps = _empty(len(images), len(filters), height, width)
         call("amx_convolution", torch.bfloat16, "convolve", images, rounded, maps, *_sizes(images, filters), stride, 0)
         return maps
 
@@ -44,12 +44,12 @@ class AmxConvolution(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         """Return the gradients of images and filters, where needed."""
         images, filters, rounded = ctx.saved_tensors
-        gradient = gradient.contiguous(memory_format=torch.channels_last)
+        images, rounded, gradient = map(channels_last, (images, rounded, gradient))
         sizes = (*_sizes(images, filters), ctx.stride)
         of_images = of_filters = None
         # torch is faster where no layout conversion is needed, except with strides, where it multiplies inserted zeros.
         if ctx.needs_input_grad[0] and (filters.shape[-1] > 1 or ctx.stride > 1):
-            of_images = _channels_last(*images.shape)
+            of_images = _empty(*images.shape)
             call("amx_convolution", torch.bfloat16, "convolve", gradient, rounded, of_images, *sizes, 1)
         elif ctx.needs_input_grad[0]:
             geometry = (None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1)
@@ -69,8 +69,8 @@ class AmxConvolution(torch.autograd.Function):
         return of_images, of_filters, None
 
 
-def _channels_last(*shape: int) -> Tensor:
-    return torch.empty(shape, dtype=torch.bfloat16, memory_format=torch.channels_last)
+def _empty(*shape: int) -> Tensor:
+    return torch.empty(shape, dtype=torch.bfloat16, device="cpu", memory_format=torch.channels_last)
 
 
 def _sizes(images: Tensor, filters: Tensor) -> tuple[int, ...]:

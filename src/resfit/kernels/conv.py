@@ -27,7 +27,7 @@ class Conv2d(nn.Conv2d):
         elif self._takes_winograd(images):
             out = WinogradConvolution.apply(images, self.weight)
         elif self._picks_pixels(images):
-            return F.conv2d(images[:, :, :: self.stride[0], :: self.stride[1]], self.weight, self.bias)
+            return F.conv2d(images[..., :: self.stride[0], :: self.stride[1]], self.weight, self.bias)
         else:
             return super().forward(images)
         return out if self.bias is None else out + self.bias.to(out.dtype)[:, None, None]
@@ -60,7 +60,8 @@ class Conv2d(nn.Conv2d):
 
     def _takes(self, kernel: str, images: Tensor) -> bool:
         """Return whether `kernel` may be used; called first, so that torch.compile need not trace the other checks."""
-        return takes(kernel, images, self.weight) and images.shape[1] == self.in_channels
+        shape = (self.out_channels, self.in_channels // self.groups, *self.kernel_size)
+        return takes(kernel, images, self.weight) and images.shape[1] == self.in_channels and self.weight.shape == shape
 
     def _is_plain(self, block: int, share: float) -> bool:
         """Return whether channels fill `share` of their blocks, without groups, dilation or padding but zeros."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from resfit.kernels.library import ACTIVATIONS, call, read_back, two_readers
+from resfit.kernels.library import ACTIVATIONS, call, channels_last, read_back, two_readers
 
 
 class Means(torch.autograd.Function):
@@ -24,7 +24,7 @@ class Means(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return the means, and x."""
-        means = torch.empty(x.shape[:2], dtype=torch.float32)
+        means = torch.empty(x.shape[:2], dtype=torch.float32, device="cpu")
         call("gate", x.dtype, "means", x, means, *_sizes(x))
         return means, x.view_as(x)
 
@@ -32,7 +32,7 @@ class Means(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, of_means: Tensor, gradient: Tensor) -> Tensor:
         """Return the gradient of x."""
-        gradient = gradient.contiguous(memory_format=torch.channels_last)
+        gradient = channels_last(gradient)
         of_x = torch.empty_like(gradient)
         call("gate", gradient.dtype, "means_backward", gradient, of_means.contiguous(), of_x, *_sizes(gradient))
         return of_x
@@ -51,9 +51,7 @@ class GateActivation(torch.autograd.Function):
         ctx: Any, x: Tensor, gates: Tensor, added: Tensor | None, activation: str | None
     ) -> tuple[Tensor, Tensor]:
         """Gate, add, activate."""
-        gates = gates.contiguous()
-        if added is not None:
-            added = added.contiguous(memory_format=torch.channels_last)
+        gates, added = gates.contiguous(), channels_last(added)
         out = torch.empty_like(x)
         call("gate", x.dtype, "forward", x, gates, added, out, ACTIVATIONS[activation], *_sizes(x))
         other = read_back(out, added, activation)
@@ -67,6 +65,7 @@ class GateActivation(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor | None, second: Tensor | None) -> tuple[Tensor | None, ...]:
         """Return the gradients of x, gates and added."""
         x, gates, other = ctx.saved_tensors
+        x, other = channels_last(x), channels_last(other)
         gradient, second = two_readers(gradient, second)
         if gradient is None:
             return (None,) * 4

@@ -14,6 +14,7 @@ import tempfile
 import threading
 from dataclasses import dataclass
 from pathlib import Path
+from typing import overload
 
 import torch
 from torch import Tensor
@@ -29,25 +30,30 @@ _OPTIONS = ("-std=c++17", "-O3", "-fopenmp", "-shared", "-fPIC")
 class Library:
     """A C++ file compiled for feature maps of one dtype.
 
-    It needs a CPU feature, and is not used with another (`unless`) with which torch or another kernel is faster.
+    It `needs` the CPU features that it is compiled for, and is not used with another (`unless`) with which torch or
+    another kernel is faster.
     """
 
     source: str
     dtype: torch.dtype
-    needs: str
+    needs: tuple[str, ...]
     unless: str | None = None
 
 
+_AVX2 = ("avx2", "fma")
+_AVX512 = ("avx512_bf16", "avx512bw", "avx512cd", "avx512dq", "avx512f", "avx512vl", "bmi2", *_AVX2)
+_AMX = ("amx_bf16", "amx_tile", *_AVX512)
+
 LIBRARIES = {
-    "winograd": Library("winograd.cpp", torch.bfloat16, "avx512_bf16", unless="amx_bf16"),
-    "amx_convolution": Library("amx_convolution.cpp", torch.bfloat16, "amx_bf16"),
-    "norm": Library("norm.cpp", torch.bfloat16, "avx512_bf16"),
-    "gate": Library("gate.cpp", torch.bfloat16, "avx512_bf16"),
-    "pool": Library("pool.cpp", torch.bfloat16, "avx512_bf16"),
-    "winograd_fp32": Library("winograd_fp32.cpp", torch.float32, "avx2"),
-    "norm_fp32": Library("norm.cpp", torch.float32, "avx2"),
-    "gate_fp32": Library("gate.cpp", torch.float32, "avx2"),
-    "pool_fp32": Library("pool.cpp", torch.float32, "avx2"),
+    "winograd": Library("winograd.cpp", torch.bfloat16, _AVX512, unless="amx_bf16"),
+    "amx_convolution": Library("amx_convolution.cpp", torch.bfloat16, _AMX),
+    "norm": Library("norm.cpp", torch.bfloat16, _AVX512),
+    "gate": Library("gate.cpp", torch.bfloat16, _AVX512),
+    "pool": Library("pool.cpp", torch.bfloat16, _AVX512),
+    "winograd_fp32": Library("winograd_fp32.cpp", torch.float32, _AVX2),
+    "norm_fp32": Library("norm.cpp", torch.float32, _AVX2),
+    "gate_fp32": Library("gate.cpp", torch.float32, _AVX2),
+    "pool_fp32": Library("pool.cpp", torch.float32, _AVX2),
 }
 
 _LOADING = {name: threading.Lock() for name in LIBRARIES}  # one each: several compile at once
@@ -106,6 +112,8 @@ def _word(value: Tensor | int | None) -> ctypes.c_void_p | ctypes.c_long:
     """Return a pointer to a tensor's data (null for None), or an integer as a C long."""
     if isinstance(value, int):
         return ctypes.c_long(value)
+    if value is not None and not value.is_cpu:
+        raise TypeError(f"a kernel was given a tensor on {value.device}")  # its address would not be one of memory
     return ctypes.c_void_p(None if value is None else value.data_ptr())
 
 
@@ -119,10 +127,22 @@ def read_back(out: Tensor, added: Tensor | None, activation: str | None) -> Tens
 def two_readers(one: Tensor | None, other: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
     """Return the gradients from an output's two consumers, channels_last; a single one comes first, then None."""
     first, second = (one, other) if one is not None else (other, None)
-    return _channels_last(first), _channels_last(second)
+    return channels_last(first), channels_last(second)
 
 
-def _channels_last(x: Tensor | None) -> Tensor | None:
+@overload
+def channels_last(x: Tensor) -> Tensor: ...
+
+
+@overload
+def channels_last(x: Tensor | None) -> Tensor | None: ...
+
+
+def channels_last(x: Tensor | None) -> Tensor | None:
+    """Return a feature map in the order of memory that kernels read. A tensor saved for backward may come in another.
+
+    `torch.autograd.graph.save_on_cpu`, for example, keeps the values of what it saves, but not their order.
+    """
     return None if x is None else x.contiguous(memory_format=torch.channels_last)
 
 

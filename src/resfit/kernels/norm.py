@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from resfit.kernels.library import ACTIVATIONS, call, read_back, two_readers
+from resfit.kernels.library import ACTIVATIONS, call, channels_last, read_back, two_readers
 
 GROUP = 64  # block size of a standalone activation
 
@@ -29,9 +29,7 @@ class NormActivation(torch.autograd.Function):
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, added: Tensor | None, activation: str | None, eps: float
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Normalize, add, activate."""
-        x = x.contiguous(memory_format=torch.channels_last)
-        if added is not None:  # backward reads it as well
-            added = added.contiguous(memory_format=torch.channels_last)
+        x, added = channels_last(x), channels_last(added)  # backward reads it as well
         mean, variance = torch.empty_like(bias), torch.empty_like(bias)
         call("norm", x.dtype, "moments", x, mean, variance, *_sizes(x))
         inverse = (variance + eps).rsqrt()
@@ -50,6 +48,7 @@ class NormActivation(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor | None, second: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
         """Return the gradients of x, weight, bias and added."""
         x, other, mean, inverse, scale, shift = ctx.saved_tensors
+        x, other = channels_last(x), channels_last(other)
         gradient, second = two_readers(gradient, second)
         if gradient is None:
             return (None,) * 6
@@ -76,8 +75,8 @@ class Activation(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, activation: str) -> Tensor:
         """Activate."""
-        x = x.contiguous(memory_format=torch.channels_last)
-        ones, zeros = (torch.full((GROUP,), value, dtype=torch.float32) for value in (1, 0))
+        x = channels_last(x)
+        ones, zeros = _vectors(1, 0)
         out = torch.empty_like(x)
         call("norm", x.dtype, "forward", x, None, ones, zeros, out, ACTIVATIONS[activation], x.numel() // GROUP, GROUP)
         ctx.save_for_backward(x)
@@ -88,9 +87,8 @@ class Activation(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         """Return the gradient of x, computed by the norm's backward kernel with scale 1, whose sums are discarded."""
-        (x,) = ctx.saved_tensors
-        gradient = gradient.contiguous(memory_format=torch.channels_last)
-        ones, zeros, *sums = (torch.full((GROUP,), value, dtype=torch.float32) for value in (1, 0, 0, 0))
+        x, gradient = channels_last(*ctx.saved_tensors), channels_last(gradient)
+        ones, zeros, *sums = _vectors(1, 0, 0, 0)
         of_x = torch.empty_like(x)
         operands = (gradient, None, x, None, ones, zeros, zeros, ones, of_x, *sums)
         call("norm", x.dtype, "backward_sums", *operands, ACTIVATIONS[ctx.activation], x.numel() // GROUP, GROUP)
@@ -99,11 +97,13 @@ class Activation(torch.autograd.Function):
 
 def normalized(x: Tensor, scale: Tensor, shift: Tensor, added: Tensor | None, activation: str | None) -> Tensor:
     """Return activation(x * scale + shift + added): [N, C, H, W], channels_last; scale and shift float [C]."""
-    if added is not None:
-        added = added.contiguous(memory_format=torch.channels_last)
-    out = torch.empty_like(x)
+    added, out = channels_last(added), torch.empty_like(x)
     call("norm", x.dtype, "forward", x, added, scale, shift, out, ACTIVATIONS[activation], *_sizes(x))
     return out
+
+
+def _vectors(*values: float) -> list[Tensor]:
+    return [torch.full((GROUP,), value, dtype=torch.float32, device="cpu") for value in values]
 
 
 def _sizes(x: Tensor) -> tuple[int, int]:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from resfit.kernels import takes
-from resfit.kernels.library import call
+from resfit.kernels.library import call, channels_last
 
 
 class MaxPool2x2(torch.autograd.Function):
@@ -21,7 +21,7 @@ class MaxPool2x2(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, images: Tensor) -> Tensor:
         """Return the maximum of every 2 x 2 pixels."""
-        images = images.contiguous(memory_format=torch.channels_last)
+        images = channels_last(images)
         n, channels, height, width = ctx.shape = images.shape
         out = _empty((n, channels, height // 2, width // 2), images.dtype)
         which = torch.empty_like(out, dtype=torch.uint8)
@@ -33,16 +33,15 @@ class MaxPool2x2(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         """Route each gradient to the pixel that was the maximum."""
-        (which,) = ctx.saved_tensors
+        which, gradient = channels_last(*ctx.saved_tensors), channels_last(gradient)
         n, channels, height, width = ctx.shape
-        gradient = gradient.contiguous(memory_format=torch.channels_last)
         of_images = _empty(ctx.shape, gradient.dtype)
         call("pool", gradient.dtype, "pool_backward", gradient, which, of_images, n, height, width, channels)
         return of_images
 
 
 def _empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    return torch.empty(shape, dtype=dtype, memory_format=torch.channels_last)
+    return torch.empty(shape, dtype=dtype, device="cpu", memory_format=torch.channels_last)
 
 
 class MaxPool2d(nn.MaxPool2d):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from resfit.kernels.library import call
+from resfit.kernels.library import call, channels_last
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class WinogradConvolution(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, images: Tensor, filters: Tensor) -> Tensor:
         """Compute the convolution."""
-        images = images.contiguous(memory_format=torch.channels_last)
+        images = channels_last(images)
         ctx.save_for_backward(images, filters)
         return _convolve(images, filters, filters.stride(), len(filters))
 
@@ -58,7 +58,7 @@ class WinogradConvolution(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Return the gradients of images and filters, where needed."""
         images, filters = ctx.saved_tensors
-        gradient = gradient.contiguous(memory_format=torch.channels_last)
+        images, gradient = channels_last(images), channels_last(gradient)
         of_images = of_filters = None
         if ctx.needs_input_grad[0]:  # a convolution with rotated filters, inputs and outputs exchanged
             outputs, inputs, row, column = filters.stride()
@@ -81,8 +81,9 @@ def _convolve(images: Tensor, filters: Tensor, strides: tuple[int, ...], outputs
     """
     n, inputs, height, width = images.shape
     dtype = images.dtype
-    points = torch.empty(METHODS[dtype].points * inputs * outputs, dtype=dtype)
+    points = torch.empty(METHODS[dtype].points * inputs * outputs, dtype=dtype, device="cpu")
     call("winograd", dtype, "transform_filters", filters, *strides, points, inputs, outputs)
-    out = torch.empty((n, outputs, height, width), dtype=dtype, memory_format=torch.channels_last)
+    shape = (n, outputs, height, width)
+    out = torch.empty(shape, dtype=dtype, device="cpu", memory_format=torch.channels_last)
     call("winograd", dtype, "convolve", images, points, out, n, height, width, inputs, outputs)
     return out
