@@ -47,6 +47,15 @@ def test_others_drawn_from_a_changed_folder_are_refused(run: Path, images: Path,
         evaluate(run, data_dir=images, data=data)
 
 
+def test_a_folder_with_test_images_alone_is_scored(run: Path, images: Path, tmp_path: Path) -> None:
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "test").symlink_to(images)
+    scores = evaluate(run, data_dir=tmp_path / "new").per_class
+    assert [score.support for score in scores] == [20, 20]
+    with pytest.raises(BadInput, match="no train/ beside test/"):
+        train(Recipe.from_yaml(run / "recipe.yaml"), seed=1, out=tmp_path, data_dir=tmp_path / "new")
+
+
 def test_another_folder_that_sets_its_test_images_apart_is_scored(run: Path, images: Path, tmp_path: Path) -> None:
     for part in ("train", "test"):
         (tmp_path / "apart").mkdir(exist_ok=True)

@@ -39,7 +39,7 @@ def evaluate(
     if tta not in (choices := ("recipe", *get_args(TTA))):
         raise BadInput(f"{tta!r} is not a test-time augmentation (tta): give {', '.join(choices)}")
     trained = Trained(target, device)
-    test, info = trained.data(data, data_dir=data_dir, offline=offline).test, trained.net.info
+    test, info = trained.data(data, data_dir=data_dir, offline=offline, test_only=True).test, trained.net.info
     if tta == "recipe":
         own = trained.recipe.evaluate.tta if trained.recipe else "none"
         tta = "flip+shift" if own == "none" else own
@@ -67,11 +67,13 @@ class Trained:
         data_dir: str | Path | None = None,
         offline: bool = False,
         progress: Callable[[str], None] | None = None,
+        test_only: bool = False,
     ) -> Dataset:
         """Load the data the network was trained on, or the data set called `name`, at the network's image size.
 
-        Raises BadInput if there is neither a recipe nor a name, if the classes differ, or if the test images were drawn
-        from a folder that has changed since, because the network may have been trained on some of them.
+        With `test_only`, an image folder may consist of test/ alone. Raises BadInput if there is neither a recipe nor a
+        name, if the classes differ, or if the test images were drawn from a folder that has changed since, because the
+        network may have been trained on some of them.
         """
         config = self.recipe.data if self.recipe else None
         if name is not None:
@@ -85,6 +87,7 @@ class Trained:
             data_dir=None if data_dir is None else Path(data_dir),
             offline=offline,
             progress=progress,
+            test_only=test_only,
         )
         if tuple(loaded.classes) != tuple(self.net.info.classes):
             raise BadInput(
@@ -96,7 +99,7 @@ class Trained:
         if seen.get("name") == loaded.name and seen.get(of) not in (None, "", getattr(loaded, of)):
             raise BadInput(
                 "the images have changed since training, which may have used some of the test images "
-                f"({self.target}): put images to test on into test/ and others into train/"
+                f"({self.target}): put images to test on into test/, images to train on into train/"
             )
         return loaded
 

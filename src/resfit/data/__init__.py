@@ -26,13 +26,14 @@ _IMAGES = {"cifar10": 60_000, "cifar100": 60_000, "svhn": 99_289}  # numbers of 
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """A data set in memory, split into train, val and test; `val` may be empty.
+    """A data set in memory, split into train, val and test; `val` may be empty, `train` too if only test was needed.
 
-    `mean` and `std` are per channel, of `train` only, on the 0..1 scale. `digest` (SHA-256, hex) is equal for two runs
-    that saw the same data in the same splits. `test_digest` is set for image folders only, and is equal if the test
-    files are the same, at any image size. `duplicates` maps "train/val", "train/test" and "val/test" to the number of
-    images of the second split that also occur in the first. `notes` are one-line remarks for the user. `test_drawn`:
-    the test images were drawn from all images, because the data set has no test split of its own.
+    `mean` and `std` are per channel, of `train` only, on the 0..1 scale; () without training images. `digest` (SHA-256,
+    hex) is equal for two runs that saw the same data in the same splits. `test_digest` is set for image folders only,
+    and is equal if the test files are the same, at any image size. `duplicates` maps "train/val", "train/test" and
+    "val/test" to the number of images of the second split that also occur in the first. `notes` are one-line remarks
+    for the user. `test_drawn`: the test images were drawn from all images, because the data set has no test split of
+    its own.
     """
 
     name: str
@@ -73,17 +74,18 @@ def load_dataset(
     data_dir: Path | None = None,
     offline: bool = False,
     progress: Callable[[str], None] | None = None,
+    test_only: bool = False,
 ) -> Dataset:
     """Load the data set that `config` names as images of `size` x `size` pixels with `channels` channels.
 
     Looks in `data_dir`, RESFIT_DATA_DIR and the user's cache folder, then downloads, unless `offline` or
-    RESFIT_OFFLINE=1 forbids it. `progress` receives one-line messages. Raises BadInput if the data cannot be found or
-    used, or would not fit into free memory.
+    RESFIT_OFFLINE=1 forbids it. `progress` receives one-line messages. With `test_only`, an image folder may consist of
+    test/ alone. Raises BadInput if the data cannot be found or used, or would not fit into free memory.
     """
     require_room(config.name, _needed_bytes(config.name, size), free_bytes())
     locations = Locations(data_dir=data_dir, offline=offline, tell=progress or (lambda line: None))
     try:
-        source = _source(config, locations, size=size, channels=channels)
+        source = _source(config, locations, size=size, channels=channels, test_only=test_only)
     except OSError as error:
         reason, where = error.strerror or error, error.filename or config.name
         raise BadInput(f"{reason} ({where}): check the path, its permissions and the free space") from None
@@ -116,7 +118,7 @@ def _needed_bytes(name: str, size: int) -> int:
     return _IMAGES.get(name, 0) * 3 * (2 * 32 * 32 + resized_pixels)
 
 
-def _source(config: DataConfig, locations: Locations, *, size: int, channels: int) -> Source:
+def _source(config: DataConfig, locations: Locations, *, size: int, channels: int, test_only: bool) -> Source:
     _, allowed = NAMED_SETS.get(config.name, (0, (1, 3)))
     if channels not in allowed:
         advice = " or ".join(map(str, allowed))
@@ -124,7 +126,8 @@ def _source(config: DataConfig, locations: Locations, *, size: int, channels: in
     if config.name == "digits":
         return load_digits(channels)
     if config.name == "folder":
-        return load_folder(config, locations, size=size, channels=channels)
+        needed = ("test",) if test_only else ("train", "test")
+        return load_folder(config, locations, size=size, channels=channels, needed=needed)
     return load_svhn(locations) if config.name == "svhn" else load_cifar(config.name, locations)
 
 
@@ -133,7 +136,7 @@ def _parts(source: Source, config: DataConfig, size: int) -> dict[str, Images]:
     if val is None:
         train_index, val_index = stratified_split(train.labels, val_count(config.val, len(train)), config.split_seed)
         train, val = train.take(train_index), train.take(val_index)
-    if config.fraction < 1:
+    if config.fraction < 1 and len(train):
         train = train.take(stratified_part(train.labels, config.fraction, config.split_seed))
     return {"train": resized(train, size), "val": resized(val, size), "test": resized(source.test, size)}
 
@@ -141,7 +144,7 @@ def _parts(source: Source, config: DataConfig, size: int) -> dict[str, Images]:
 def _described(name: str, source: Source, parts: dict[str, Images]) -> Dataset:
     hashes = {part: image_hashes(images.images) for part, images in parts.items()}
     duplicates = count_duplicates(hashes)
-    mean, std = channel_statistics(parts["train"].images)
+    mean, std = channel_statistics(parts["train"].images) if len(parts["train"]) else ((), ())
     return Dataset(
         name=name,
         classes=source.classes,

@@ -41,19 +41,22 @@ Classes = Mapping[str, Sequence[Path]]  # class name to image files
 Samples = list[tuple[Path, int]]  # (image file, label)
 
 
-def load_folder(config: DataConfig, locations: Locations, *, size: int, channels: int) -> Source:
+def load_folder(
+    config: DataConfig, locations: Locations, *, size: int, channels: int, needed: Sequence[str] = ("train", "test")
+) -> Source:
     """Load a folder's images as uint8 [N, channels, size, size], split as its subfolders are, or by `config`.
 
-    Without train/ and test/, a fifth of each class becomes the test set. Raises BadInput for anything that would spoil
-    the training: unreadable images, empty classes, classes that differ between splits.
+    Without train/ and test/, a fifth of each class becomes the test set; a folder with one of them must have all that
+    are `needed`. Raises BadInput for anything that would spoil the training: unreadable images, empty classes, classes
+    that differ between splits.
     """
     root = _root(locations)
-    folders, notes = _layout(root)
+    folders, notes = _layout(root, needed)
     parts, names = _found(folders)
     notes += _ignored(folders, parts)
     splits = _split({name: _samples(part, names, root) for name, part in parts.items()})
-    taken = None if "val" in parts else _validating(splits["train"], config)
-    if taken is None and config.val:
+    taken = _validating(splits["train"], config) if splits["train"] and "val" not in parts else None
+    if "val" in parts and config.val:
         notes.append(f"{folders['val'].name}/ is the validation set; data.val is not used")
     files = [path for split in splits.values() for path, _ in split]
     pixels = torch.from_numpy(_pixels(files, root, locations, size=size, channels=channels))
@@ -93,7 +96,7 @@ def _root(locations: Locations) -> Path:
     return root
 
 
-def _layout(root: Path) -> tuple[dict[str, Path], list[str]]:
+def _layout(root: Path, needed: Sequence[str] = ("train", "test")) -> tuple[dict[str, Path], list[str]]:
     """Return the folders of the splits, or {"all": root}, and notes on how folder names were interpreted."""
     inside = _folders(root)
     found: dict[str, list[Path]] = {}
@@ -109,7 +112,7 @@ def _layout(root: Path) -> tuple[dict[str, Path], list[str]]:
             raise BadInput(f"{folders[0].name}/ and {folders[1].name}/ mean the same split ({root}): keep one of them")
     splits = {split: folder for split, (folder,) in found.items()}
     beside = ", ".join(f"{folder.name}/" for folder in splits.values())
-    if missing := [split for split in ("train", "test") if split not in splits]:
+    if missing := [split for split in needed if split not in splits]:
         raise BadInput(f"no {missing[0]}/ beside {beside} ({root}): add it, or give one folder of class folders")
     notes = [f"{folder.name}/ is read as {split}/" for split, folder in splits.items() if folder.name != split]
     return splits, notes + [f"{name}/ beside {beside} is not used" for name in others]
@@ -198,7 +201,7 @@ def _place(path: Path) -> bytes:
 
 def _split(parts: Mapping[str, Samples]) -> dict[str, Samples]:
     """Return train, val and test, in this order, independent of the recipe; val is empty without a folder for it."""
-    train, test = _take_test(parts["all"]) if "all" in parts else (parts["train"], parts["test"])
+    train, test = _take_test(parts["all"]) if "all" in parts else (parts.get("train", []), parts["test"])
     return {"train": train, "val": parts.get("val", []), "test": sorted(test)}
 
 
