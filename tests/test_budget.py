@@ -73,6 +73,8 @@ def test_a_verdict_says_how_much_of_the_budget_is_used():
         ("0.3K", 300),
         ("1e6", 1_000_000),
         ("2,500k", 2_500_000),
+        ("1B", 1_000_000_000),
+        ("1.5g", 1_500_000_000),
     ],
 )
 def test_a_budget_is_read_as_people_write_it(text, count):

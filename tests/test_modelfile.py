@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -214,6 +215,21 @@ def test_a_network_of_ones_own_is_saved_with_its_names(model: Path, tmp_path: Pa
         resfit.save(again, file)
     with pytest.raises(BadInput, match="0 mean for"):
         resfit.save(build(net.spec), tmp_path / "new.safetensors", classes=["cat", "dog"])
+    new = tmp_path / "new.safetensors"
+    for wrong in (["cat", "cat"], [0, 1]):
+        with pytest.raises(BadInput, match=r"not all different texts \(classes\)"):
+            resfit.save(again, new, classes=wrong)
+    statistics = {"mean": torch.full((len(net.info.mean),), 0.5), "std": np.full(len(net.info.std), 0.25, np.float32)}
+    resfit.save(again, tmp_path / "numbers.safetensors", **statistics)
+    assert load(tmp_path / "numbers.safetensors").info.mean == (0.5,) * len(net.info.mean)
+    with torch.no_grad():
+        again.head.weight[0, 0] = float("nan")
+    with pytest.raises(BadInput, match="a weight is not finite"):
+        resfit.save(again, new)
+    again.head = torch.nn.Linear(again.num_features, 3)
+    with pytest.raises(BadInput, match="another than its spec"):
+        resfit.save(again, new, classes=["a", "b", "c"])
     again.reset_classifier(0)
     with pytest.raises(BadInput, match="no classifier"):
-        resfit.save(again, tmp_path / "new.safetensors")
+        resfit.save(again, new)
+    assert not new.exists()

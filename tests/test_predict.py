@@ -24,7 +24,7 @@ from resfit.errors import BadInput
 from resfit.modelfile import load, save_model
 from resfit.modelheader import ModelInfo
 from resfit.net import build
-from resfit.predict import Predictions
+from resfit.predict import Predictions, _on_device
 from resfit.spec import NetSpec
 
 SPEC = NetSpec.from_dict(
@@ -212,3 +212,13 @@ def test_what_cannot_be_used_is_refused(tmp_path: Path) -> None:
     odd = NetSpec.from_dict({**SPEC.to_dict(), "input": {"channels": 2, "size": 8}})
     with pytest.raises(BadInput, match="2 channels"):
         resfit.predict(model(tmp_path / "odd", spec=odd), path)
+
+
+def test_a_network_that_is_given_stays_where_it_is(tmp_path: Path) -> None:
+    """On a GPU, `to` would move it; here a copy is what can be seen."""
+    net = load(model(tmp_path))
+    assert _on_device(net, "auto") is net
+    copied = _on_device(net, "cpu")
+    assert copied is not net and next(copied.parameters()).data_ptr() != next(net.parameters()).data_ptr()
+    answers = [resfit.predict(net, noise(0), device=device).images for device in ("auto", "cpu")]
+    assert answers[0] == answers[1]

@@ -269,6 +269,23 @@ def test_a_changed_recipe_is_shown_and_refused_and_with_override_taken(everythin
     assert record.curve[0].lr < 0.02  # cosine from the new peak, from the step of the change on
 
 
+def test_a_teacher_that_was_moved_is_found_where_it_is_now(tiny: Recipe, everything: Recipe, tmp_path: Path) -> None:
+    """It is known by its digest; another network is refused."""
+    for seed in (0, 1):
+        train(tiny.replace({"train.epochs": 1}), out=tmp_path / "teachers", seed=seed)
+    places = [tmp_path / "teachers" / "tiny" / str(seed) for seed in (0, 1)]
+    taught = everything.replace({"distill.teacher": str(places[0])})
+    stopped(taught, tmp_path)
+    moved = places[0].rename(tmp_path / "moved")
+    with pytest.raises(BadInput, match=r"the recipe has changed .*distill\.teacher.*--override"):
+        train(taught.replace({"distill.teacher": str(moved)}), out=tmp_path, resume=True)
+    for wrong in (str(places[1]), [str(moved), str(places[1])]):
+        with pytest.raises(BadInput, match="the teacher has changed since the run began"):
+            train(taught.replace({"distill.teacher": wrong}), out=tmp_path, resume=True, override=True)
+    record = train(taught.replace({"distill.teacher": str(moved)}), out=tmp_path, resume=True, override=True)
+    assert [teacher.path for teacher in record.teachers] == [str(moved)]
+
+
 def test_a_run_cannot_become_shorter_than_it_is(everything: Recipe, tmp_path: Path) -> None:
     stopped(everything, tmp_path, (2, 0.67))
     with pytest.raises(BadInput, match=r"^the run is in epoch 2 of 1 \(train\.epochs\): give 2 or more"):

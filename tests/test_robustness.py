@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -85,6 +86,19 @@ def test_nothing_is_kept_of_another_network_or_other_data(folder: Path) -> None:
     score_corruptions(folder / "experiment.safetensors")
     score_corruptions(folder, data="folder")
     assert not (folder / "robustness.json").exists()
+
+
+def test_nothing_is_kept_of_other_images(folder: Path, trained: Path, tmp_path: Path) -> None:
+    """Nor does what was kept of the run's own images stand in the way."""
+    other = tmp_path / "other"
+    shutil.copytree(trained.parents[1] / "images", other)
+    next((other / "test" / "dark").iterdir()).unlink()
+    for before in (None, "mine"):
+        if before:
+            (folder / "robustness.json").write_text(before)
+        assert score_corruptions(folder, data_dir=other).images == 11
+        assert (folder / "robustness.json").exists() == bool(before)
+    assert (folder / "robustness.json").read_text() == "mine"
 
 
 def test_the_page_shows_what_was_kept(folder: Path) -> None:

@@ -12,6 +12,7 @@ from resfit.fields import differences
 from resfit.fitting import fitted_spec
 from resfit.spec import NetSpec
 
+_UNITS = {"k": 1_000, "m": 1_000_000, "b": 1_000_000_000, "g": 1_000_000_000}
 _MOST = 10_000_000_000  # parameters; bounds the search over widths
 
 
@@ -74,12 +75,12 @@ def require_fitted_spec(spec: NetSpec, budget: int, name: str) -> NetSpec:
 
 
 def parse_count(text: str, option: str = "--budget") -> int:
-    """Parse a number of parameters or MACs, such as 5000000, 5_000_000, 500k or 2.5M; raise BadInput if invalid."""
+    """Parse a number of parameters or MACs, such as 5_000_000, 500k, 2.5M, 1B or 1G; raise BadInput if invalid."""
     number, unit = text.strip().replace("_", ""), 1
-    if re.fullmatch(r"\d{1,3}(,\d{3})+[kKmM]?", number):  # thousands separators only: 2,5M could mean 2.5M or 25M
+    if re.fullmatch(r"\d{1,3}(,\d{3})+[kKmMbBgG]?", number):  # thousands separators only: 2,5M could mean 2.5M or 25M
         number = number.replace(",", "")
-    if number[-1:].lower() in ("k", "m"):
-        number, unit = number[:-1], {"k": 1_000, "m": 1_000_000}[number[-1].lower()]
+    if number[-1:].lower() in _UNITS:
+        number, unit = number[:-1], _UNITS[number[-1].lower()]
     try:
         count = round(float(number) * unit)
     except (ValueError, OverflowError):

@@ -39,18 +39,23 @@ def save(
 
     Class names, and the mean and standard deviation of its inputs on the 0 to 1 scale, default to those of `net.info`.
     The temperature is not saved, as it was fitted to other weights. Raises BadInput if the number of class names, means
-    or deviations is wrong, the network has no classifier, or the file already exists.
+    or deviations is wrong, class names are not texts or not all different, a weight is not finite, the network's
+    classifier is not that of its spec, or the file already exists.
     """
     file = Path(path)
     if file.exists():
         raise BadInput(f"the file already exists ({file}): give another name")
-    if not isinstance(net.head, nn.Linear):
-        raise BadInput("the network has no classifier (net): give it one with reset_classifier")
+    if not isinstance(net.head, nn.Linear) or net.head.out_features != net.spec.num_classes:
+        raise BadInput("the network has no classifier, or another than its spec (net): call reset_classifier")
+    if not all(tensor.isfinite().all() for tensor in net.state_dict().values()):
+        raise BadInput("a weight is not finite (net): such a file could not be loaded again")
     info = ModelInfo(
         classes=net.info.classes if classes is None else tuple(classes),
-        mean=net.info.mean if mean is None else tuple(mean),
-        std=net.info.std if std is None else tuple(std),
+        mean=net.info.mean if mean is None else tuple(map(float, mean)),
+        std=net.info.std if std is None else tuple(map(float, std)),
     )
+    if not all(isinstance(name, str) for name in info.classes) or len({*info.classes}) < len(info.classes):
+        raise BadInput("class names are not all different texts (classes): give a name for each")
     channels = net.spec.input.channels
     for name, wanted in {"classes": net.spec.num_classes, "mean": channels, "std": channels}.items():
         if (found := len(getattr(info, name))) != wanted:

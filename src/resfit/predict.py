@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -67,13 +68,14 @@ def predict(
 ) -> Predictions:
     """Predict the `top` most probable classes of each image, or all classes, with a trained network.
 
-    `target` is a run folder, a model file or a network. `images` are files, folders (searched recursively) or Pillow
+    `target` is a run folder, a model file or a network, which stays where it is: `device` "auto" means its own device,
+    and another one a copy of it. `images` are files, folders (searched recursively) or Pillow
     images; they are resized, cropped and normalized as in training. Images that cannot be read are listed in the result
     and do not stop the others. Raises BadInput if the network cannot be used.
     """
     if top is not None and top < 1:
         raise BadInput(f"top is {top} (--top): give at least 1")
-    net = (target if isinstance(target, Network) else load(target)).to(pick_device(device))
+    net = _on_device(target, device)
     if len(net.info.classes) != net.spec.num_classes:
         raise BadInput("the network has no class names (target): give one that resfit.load returned, or resfit.save it")
     if net.spec.input.channels not in (1, 3):
@@ -92,6 +94,13 @@ def predict(
                 Prediction(image=name, classes=likeliest) for (name, _), likeliest in zip(read, best, strict=True)
             ]
     return Predictions(temperature=net.info.temperature, images=tuple(answers), unreadable=tuple(unreadable))
+
+
+def _on_device(target: str | Path | Network, device: str) -> Network:
+    """Return the network on a device; one that was given is neither moved nor changed."""
+    if not isinstance(target, Network):
+        return load(target).to(pick_device(device))
+    return target if device == "auto" else copy.deepcopy(target).to(pick_device(device))
 
 
 def _top_classes(net: Network, images: np.ndarray, top: int | None) -> list[tuple[ClassProbability, ...]]:

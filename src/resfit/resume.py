@@ -22,6 +22,7 @@ _FIXED = (
     *("name", "spec", "data", "init", "optim.name", "average.name", "distill"),
     *("train.precision", "train.skip_easy", "evaluate.selection"),
 )
+_MOVABLE = "distill.teacher"  # the files may have moved: their digests are compared
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,8 +70,8 @@ def begun_run(folder: Path, recipe: Recipe, *, override: bool, tell: Callable[[s
         raise BadInput(f"a run cannot change {fixed[0]} after it began ({words}): start a new run for it")
     if changed and not override:
         raise BadInput(
-            f"the recipe has changed since the run began ({words}): take the change back, or repeat the command "
-            "with --override to accept it"
+            f"the recipe has changed since the run began ({words}): take the change back, or add --override to "
+            "resfit train --resume to accept it"
         )
     trained = state["trainer"]["epoch"] + (state["trainer"]["under_way"] is not None)
     if recipe.train.epochs < trained:
@@ -79,7 +80,7 @@ def begun_run(folder: Path, recipe: Recipe, *, override: bool, tell: Callable[[s
 
 
 def _is_fixed(field: str) -> bool:
-    return any(field == fixed or field.startswith(f"{fixed}.") for fixed in _FIXED)
+    return field != _MOVABLE and any(field == fixed or field.startswith(f"{fixed}.") for fixed in _FIXED)
 
 
 def _tell_damaged_metrics(path: Path, tell: Callable[[str], None]) -> None:

@@ -17,7 +17,7 @@ from resfit.data import Dataset
 from resfit.errors import BadInput
 from resfit.evaluate import accuracy
 from resfit.fast import fast_process
-from resfit.fields import to_plain
+from resfit.fields import read_json, to_plain
 from resfit.files import write_atomic
 from resfit.modelfile import record_beside
 from resfit.record import CorruptionScore, HumanAgreement, Robustness
@@ -39,12 +39,13 @@ def score_corruptions(
 ) -> Robustness:
     """Measure a network's accuracy on the test images under each corruption and severity of `resfit.corruptions`.
 
-    Writes robustness.json next to the run's record; raises BadInput if that file exists. `data` names another data set,
-    as for a model file outside its run folder; then nothing is written. `progress` gets a line per corruption.
+    Writes robustness.json next to the run's record; raises BadInput if that file exists. Nothing is written for other
+    test images than the run's own, or for a model file outside its run folder; `data` names another data set.
+    `progress` gets a line per corruption.
     """
-    refuse_second(target, "robustness", data)
     trained = Trained(target, device)
-    test = trained.data(data, data_dir=data_dir, offline=offline).test
+    loaded = trained.data(data, data_dir=data_dir, offline=offline, test_only=True)
+    file, test = _place(target, "robustness", data, loaded), loaded.test
 
     def accuracy_on(images: Tensor) -> float:
         return accuracy(trained.logits(images)[0], test.labels)
@@ -63,7 +64,7 @@ def score_corruptions(
         mean=float(np.mean([kind.accuracy for kind in kinds])),
         kinds=tuple(kinds),
     )
-    _keep(result, target, "robustness", data)
+    _keep(result, file)
     return result
 
 
@@ -83,12 +84,12 @@ def score_humans(
     is written to human.json, under the same rules as in `score_corruptions`. Raises BadInput if the file does not match
     these images.
     """
-    refuse_second(target, "human", data)
     trained = Trained(target, device)
-    loaded = trained.data(data, data_dir=data_dir, offline=offline)
+    loaded = trained.data(data, data_dir=data_dir, offline=offline, test_only=True)
+    file = _place(target, "human", data, loaded)
     people = _read_people(Path(labels), loaded)
     result = agreement(trained.logits(loaded.test.images)[0], people, loaded.test.labels)
-    _keep(result, target, "human", data)
+    _keep(result, file)
     return result
 
 
@@ -136,18 +137,19 @@ def _read_people(file: Path, data: Dataset) -> Tensor:
     return people
 
 
-def refuse_second(target: str | Path, name: str, data: str | None) -> None:
-    """Raise BadInput if NAME.json, where the result would be written, exists already."""
-    if (file := _place(target, name, data)) and file.exists():
-        raise BadInput(f"already measured ({file}): see it with resfit report, or move it away")
-
-
-def _keep(result: Any, target: str | Path, name: str, data: str | None) -> None:
-    if file := _place(target, name, data):
+def _keep(result: Any, file: Path | None) -> None:
+    if file is not None:
         write_atomic(file, json.dumps(to_plain(result), indent=1))
 
 
-def _place(target: str | Path, name: str, data: str | None) -> Path | None:
-    """Return the path of NAME.json next to the record; None if the result is not of the run's own network and data."""
+def _place(target: str | Path, name: str, data: str | None, loaded: Dataset) -> Path | None:
+    """Return the path of NAME.json next to the record; None if the result is not of the run's own network and images.
+
+    Raises BadInput if it exists already.
+    """
     beside = record_beside(target) if data is None else None
-    return beside and beside.with_name(f"{name}.json")
+    if beside is None or read_json(beside, "record")["data"].get("test_digest", "") != loaded.test_digest:
+        return None
+    if (file := beside.with_name(f"{name}.json")).exists():
+        raise BadInput(f"already measured ({file}): see it with resfit report, or move it away")
+    return file

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -68,9 +69,9 @@ class Runner:
         torch.manual_seed(self.seed)
         self.normalize = normalizer(self.data.mean, self.data.std, self.device)
         self.precision = distributed.broadcast(lambda: usable_precision(self.recipe.train.precision, self.device))
-        plain = self.device.type == "cpu" and not self.recipe.train.compile
-        self.suited = kernels.suited(DTYPES[self.precision]) if plain else ()
-        self.kernels = kernels.in_use(DTYPES[self.precision]) if plain else ()  # compiled off the clock
+        on_cpu = self.device.type == "cpu"  # a compiled network is scored by them, too
+        self.suited = kernels.suited(DTYPES[self.precision]) if on_cpu else ()
+        self.kernels = kernels.in_use(DTYPES[self.precision]) if on_cpu else ()  # compiled off the clock
         if self.device.type == "cuda":
             needed = self.data.train.images.nbytes
             require_room("the training images on the GPU", needed, torch.cuda.mem_get_info(self.device)[0])
@@ -395,13 +396,12 @@ class Runner:
             raise BadInput(
                 f"the run was computed with {began}, but this machine would continue with {here} "
                 f"({self.folder}): resume it on the same kind of machine with the same version of resfit, or "
-                "accept the change with --override"
+                "add --override to resfit train --resume to accept the change"
             )
-        for (_, teacher), sha256 in zip(self.teachers, state["teachers"], strict=True):
-            if teacher.sha256 != sha256:
-                raise BadInput(
-                    f"the teacher has changed since the run began ({teacher.path}): restore the original one"
-                )
+        for (_, teacher), sha256 in zip_longest(self.teachers, state["teachers"], fillvalue=(None, None)):
+            if teacher is None or teacher.sha256 != sha256:
+                where = teacher.path if teacher else "distill.teacher"
+                raise BadInput(f"the teacher has changed since the run began ({where}): restore the original one")
         self.trainer.load_state_dict(state["trainer"])
         self.history = History.from_state(state)
         self.saved = self._place_saved()

@@ -469,3 +469,12 @@ def test_what_the_package_exports() -> None:
 def test_the_package_imports_nothing_of_its_own_ahead_of_its_use() -> None:
     code = "import sys, resfit; print([name for name in sys.modules if name.startswith('resfit.')])"
     assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "[]\n"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("words", [["show", "cifar10-94", "--json"], ["recipes"]])
+def test_a_full_disk_behind_the_output_is_one_line(words: list[str]) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run([sys.executable, "-m", "resfit", *words], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1
+    assert done.stderr == "error: the output cannot be written, its disk is full (stdout): free some space\n"

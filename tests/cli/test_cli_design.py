@@ -115,6 +115,7 @@ def test_nothing_is_written_where_a_name_is_wrong(capsys, tmp_path: Path):
     page = ("--family", "wrn", "--out", f"{tmp_path}/found.html")
     assert "unknown recipe" in complaint(capsys, *page, "--save", f"{tmp_path}/found.yaml", "--recipe", "nosuch")
     assert "different names" in complaint(capsys, *page, "--save", f"{tmp_path}/../{tmp_path.name}/found.html")
+    assert "--recipe folder" in complaint(capsys, *page, "--save", f"{tmp_path}/found.yaml", "--classes", "7")
     assert not list(tmp_path.iterdir())
 
 

@@ -19,6 +19,9 @@ import yaml
 from helpers.killing import begin
 from helpers.tiny_recipe import TINY
 from resfit.checkpoint import newest_state
+from resfit.cli import main
+from resfit.recipe import Recipe
+from resfit.run import train
 from resfit.studyrecord import read_study
 
 LONG = {**TINY, "train": {**TINY["train"], "epochs": 10_000}}
@@ -151,3 +154,16 @@ def test_the_first_of_several_runs_also_names_the_others(tmp_path: Path) -> None
     assert told.splitlines()[-1].endswith(
         f"--resume {out / 'tiny' / '4'}; then train the remaining runs with --seed 5 --runs 2"
     )
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_export_that_is_stopped_leaves_nothing(
+    number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = Recipe.from_dict({**TINY, "train": {**TINY["train"], "epochs": 1}})
+    train(recipe, out=tmp_path)
+    before = sorted((tmp_path / "tiny" / "0").iterdir())
+    monkeypatch.setattr("resfit.export._require_agreement", lambda *found: os.kill(os.getpid(), number))
+    assert main(["export", str(tmp_path / "tiny" / "0"), "--format", "safetensors-fp32"]) == 128 + number
+    assert f"interrupted ({number.name}): nothing was written" in capsys.readouterr().err
+    assert sorted((tmp_path / "tiny" / "0").iterdir()) == before

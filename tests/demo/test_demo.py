@@ -93,6 +93,14 @@ def test_drawings_serve_a_network_that_knows_what_they_show(run: Path, tmp_path:
     assert found.kind == "drawings" and "No test images were found" in found.note
 
 
+def test_a_data_folder_that_cannot_be_used_is_said(run: Path, two_classes: Path) -> None:
+    trained = Trained(run)
+    assert trained.recipe is not None
+    trained.recipe = trained.recipe.replace({"data.name": "folder", "data.val": 0})
+    with pytest.raises(BadInput, match="other classes than folder"):
+        demo.sample_images(trained, two_classes)
+
+
 def test_a_class_without_a_test_image_is_left_out(two_classes: Path, tmp_path: Path) -> None:
     (two_classes / "medium").mkdir()
     Image.new("L", (8, 8), 120).save(two_classes / "medium" / "only.png")

@@ -295,6 +295,17 @@ def test_nothing_is_overwritten_and_the_list_grows(run: Path, monkeypatch: pytes
     assert [one.file for one in read_exports(run)] == ["model.fp32.safetensors", "second.safetensors"]
 
 
+def test_an_export_that_ended_meanwhile_stays_in_the_list(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(export_module.check, "_SECONDS", 0.0)
+
+    def another(line: str) -> None:
+        if line.startswith("timing"):
+            export(run, format="safetensors")
+
+    export(run, format="safetensors-fp32", progress=another)
+    assert [one.format for one in read_exports(run)] == ["safetensors", "safetensors-fp32"]
+
+
 def test_exports_of_another_network_are_not_the_runs(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(export_module.check, "_SECONDS", 0.0)
     net = load(run)
@@ -347,6 +358,9 @@ def test_what_cannot_be_exported_is_refused(run: Path, tmp_path: Path, monkeypat
         export(run, format="tflite")
     with pytest.raises(BadInput, match="only holds weights"):
         export(run, format="safetensors", input="float")
+    for name, wrong in (("onnx", "net.json"), ("torch", "model.pt"), ("int8", "model"), ("safetensors", "a.bin")):
+        with pytest.raises(BadInput, match=r"the file does not end in \.(onnx|pt2|safetensors)"):
+            export(run, format=name, out=run / wrong)
     alone = tmp_path / "alone"
     alone.mkdir()
     (alone / "model.safetensors").write_bytes((run / "model.safetensors").read_bytes())

@@ -211,3 +211,15 @@ def test_the_command_prunes_and_prints_the_comparison(whole, tmp_path, capsys):
     assert "fine-tuned" in out
     assert str(tmp_path / "wide-50k" / "0") in out
     assert cli.main(words) == 2
+
+
+def test_the_unpruned_network_is_the_only_teacher_or_there_is_none(pruned, tmp_path):
+    """Also of a run that had a teacher itself, as a pruned one has."""
+    _, folder = pruned
+    once_more = prune(folder, budget=20_000, overrides=SHORTER, out=tmp_path)
+    assert [teacher.path for teacher in once_more.teachers] == [str(folder.resolve())]
+    alone = prune(folder, budget=20_000, overrides=SHORTER, out=tmp_path / "alone", teach=False)
+    assert alone.teachers == () and alone.config["distill"] is None
+    other = {**SHORTER, "distill.weight": 0.5}
+    chosen = prune(folder, budget=20_000, overrides=other, out=tmp_path / "chosen")
+    assert chosen.config["distill"]["weight"] == 0.5

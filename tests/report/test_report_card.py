@@ -97,6 +97,14 @@ def test_runs_of_other_recipes_data_and_weights_are_left_out(run: Path) -> None:
     shutil.copy(run / "model.safetensors", run.parent / "10")
     card = write_card(run.parent / "10").read_text()
     assert "n = 1" in card and "digits/0: all weights" in card and "/home/me" not in card
+    for teacher, named in (("/home/me/runs/a/0", "a/0"), (["/home/me/runs/a/0", "/home/me/b/1"], "b/1")):
+        distill = {"teacher": teacher, "weight": 0.5, "temperature": 4.0}
+        shutil.copytree(run, run.parent / "taught", dirs_exist_ok=True)
+        taught = replace(record, seed=11, config={**record.config, "distill": distill})
+        (run.parent / "taught" / "record.json").write_text(json.dumps(taught.to_dict()))
+        (run.parent / "taught" / "README.md").unlink(missing_ok=True)
+        card = write_card(run.parent / "taught").read_text()
+        assert named in card and "/home/me" not in card
 
 
 def test_class_names_cannot_break_a_table(run: Path) -> None:

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import CancelledError
+from dataclasses import replace
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -20,6 +21,7 @@ from PIL import Image
 
 from helpers.tiny_recipe import TINY
 from resfit.cli import main
+from resfit.cli.board import Board
 from resfit.errors import BadInput
 from resfit.executors.jobs import Job, Watcher, judged_by
 from resfit.executors.local import InProcess, Processes, RunOptions, make_executor
@@ -93,6 +95,34 @@ def test_finished_runs_are_not_run_again(study: Study, tmp_path: Path) -> None:
     assert log.todo == ["plain, seed 1", "slow, seed 1"]
     assert (tmp_path / "s" / "plain" / "0" / "record.json").read_bytes() == before
     assert result.finished == 4
+
+
+def test_finished_runs_of_further_seeds_count(study: Study, tmp_path: Path) -> None:
+    first, _ = run(study, tmp_path, seeds=2)
+    second, log = run(study, tmp_path, seeds=1)
+    assert log.todo == [] and second == first
+
+
+def test_the_results_of_another_study_are_not_replaced(study: Study, tmp_path: Path) -> None:
+    run(study, tmp_path)
+    before = (tmp_path / "s" / "study.json").read_bytes()
+    more = replace(study, points={**study.points, "fast": {"optim.lr": 0.2}})
+    other = replace(study, points={"plain": {}, "fast": {"optim.lr": 0.2}})
+    with pytest.raises(BadInput, match=r"another study already exists \(.*: slow\): give another --out"):
+        run(other, tmp_path)
+    assert (tmp_path / "s" / "study.json").read_bytes() == before
+    assert len(run(more, tmp_path)[0].points) == 3
+
+
+def test_what_a_run_says_is_printed_once(capsys: pytest.CaptureFixture[str], study: Study, tmp_path: Path) -> None:
+    short = replace(study, points={"plain": {}, "slow": {"optim.lr": 0.001}})
+    damaged = tmp_path / "s" / "plain" / "0"
+    damaged.mkdir(parents=True)
+    board = Board(["plain", "slow"])
+    executor = InProcess(RunOptions(out=tmp_path / "s"), "cpu")
+    recipes = {name: each.replace({"schedule.warmup": 9.0}) for name, each in short.recipes().items()}
+    execute(short, recipes, executor, seeds=1, watcher=board)
+    assert capsys.readouterr().err.count("warm-up") == 1
 
 
 def test_an_unfinished_run_goes_on_from_its_state(

@@ -231,6 +231,27 @@ def test_the_command_leaves_a_recipe_that_trains(
         assert main([*words, "--out", str(tmp_path / "wrong"), *wrong.split()]) == 2
 
 
+def test_an_edited_recipe_is_not_replaced(tiny: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, space = tmp_path / "tiny.yaml", tmp_path / "space.yaml"
+    file.write_text(one_epoch(tiny).to_yaml())
+    space.write_text("optim.lr: {low: 1.0e-2, high: 1.0, log: true}\n")
+    words = ["tune", str(file), "--space", str(space), "--out", str(tmp_path)]
+    best = tmp_path / "tiny-tune" / "best.yaml"
+    for trials in ("1", "2"):  # its own, it replaces
+        assert main([*words, "--trials", trials]) == 0
+    best.write_text("# mine\n" + best.read_text())
+    capsys.readouterr()
+    assert main([*words, "--trials", "3"]) == 0
+    assert best.read_text().startswith("# mine") and "was edited and is left as it is" in capsys.readouterr().err
+
+
+def test_a_draw_that_the_images_do_not_allow_is_refused(tiny: Recipe, tmp_path: Path) -> None:
+    space = Space(name="fractions", dimensions={"data.fraction": Dimension(choices=(0.001, 1.0))})
+    found = run_search(search(one_epoch(tiny), tmp_path, space), 3)
+    refused = [trial for trial in found.trials if trial.outcome == "refused"]
+    assert found.trained == 3 and refused and all("includes none of class" in trial.note for trial in refused)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_a_killed_search_goes_on(files: tuple[str, str], tmp_path: Path, workers: str) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import io
 import os
 import re
@@ -65,14 +66,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be valid UTF-8
     try:
         with _beside_others():
-            return _run([word for word in arguments if word != "--debug"])
+            status = _run([word for word in arguments if word != "--debug"])
+            sys.stdout.flush()  # what cannot be written is to be known here, not when Python ends
+            return status
     except ResfitError as error:
         if debug:
             raise
         _complain(f"error: {error}")
         return error.exit_code
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return 0
     except Interrupted as error:
         _complain(str(error))
@@ -89,9 +92,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             refused = unusable(error)
             _complain(f"error: {refused}")
             return refused.exit_code
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            _drop_output()
+            _complain("error: the output cannot be written, its disk is full (stdout): free some space")
+            return 1
         reason = (str(error).splitlines() or [""])[0]
         _complain(f"error: {type(error).__name__}: {reason} (in resfit): run again with --debug and report it")
         return 1
+
+
+def _drop_output() -> None:
+    """Let Python end without writing what stdout still holds."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _run(arguments: list[str]) -> int:

@@ -30,6 +30,7 @@ class Board(Watcher):
         self.values: dict[str, list[float]] = {point: [] for point in points}
         self.under_way: dict[str, dict[int, str]] = {point: {} for point in points}
         self.failures: dict[str, int] = dict.fromkeys(points, 0)
+        self.said: set[str] = set()
         self.judged_by: JudgedBy = "validation"
         self.console = Console(stderr=True, highlight=False)
         self.lock = threading.Lock()
@@ -72,6 +73,13 @@ class Board(Watcher):
         self.under_way[job.recipe.name].pop(job.seed, None)
         self.failures[job.recipe.name] += 1
         self._show(f"{job}: failed: {error}{self._count()}")
+
+    def message(self, text: str, job: Job | None = None) -> None:
+        """Print a message, once if several runs have the same."""
+        if text not in self.said:
+            self.said.add(text)
+            with self.lock:
+                self.console.print(f"{job}: {text}" if job else text, markup=False, soft_wrap=True)
 
     def _count(self) -> str:
         ended = sum(map(len, self.values.values())) + sum(self.failures.values())

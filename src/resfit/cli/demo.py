@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from resfit.errors import BadInput
+from resfit.interrupt import Interruptible
 
 
 def add(commands: Any) -> None:
@@ -38,5 +39,6 @@ def _demo(options: argparse.Namespace) -> int:
     def ready(address: str) -> None:
         print(f"{options.target}: {address} (stop with Ctrl+C)", flush=True)
 
-    serve(options.target, host=options.host, port=options.port, data_dir=options.data_dir, ready=ready)
+    with Interruptible("the page is closed"):  # also by SIGTERM: dropped images are to be deleted
+        serve(options.target, host=options.host, port=options.port, data_dir=options.data_dir, ready=ready)
     return 0

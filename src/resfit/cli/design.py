@@ -68,18 +68,21 @@ def _design(options: argparse.Namespace) -> int:
             raise BadInput(f"the file already exists ({path}): give another name")
     if options.out and options.save and options.out.resolve() == options.save.resolve():
         raise BadInput(f"--out and --save are the same file ({options.out}): give them different names")
+    from resfit.fields import write_yaml
+    from resfit.files import write_atomic
     from resfit.recipe import get_recipe
 
     lender = get_recipe(options.recipe) if options.recipe else None
     found = list(_found(options, lender))
+    saved = _as_recipe(options.save, options.recipe, found[0][0]) if options.save else None
     if options.json:
         print(json.dumps([_facts(design, speed) for design, speed in found], indent=1))
     else:
         _print(found)
     if options.out:
         _write_page(options.out, found)
-    if options.save:
-        _save(options.save, options.recipe, found[0][0])
+    if saved is not None:
+        write_atomic(options.save, write_yaml(saved))
     if not options.json:
         for path in filter(None, (options.out, options.save)):
             print(path)
@@ -218,10 +221,11 @@ def _write_page(path: Path, found: list[tuple[Design, Speed | None]]) -> None:
     write_design(networks, notes, path, budget=found[0][0].budget, rule=RULE)
 
 
-def _save(path: Path, lender: str | None, design: Design) -> None:
-    """Write a recipe with the designed network; everything else comes from the recipe `lender`, or the defaults."""
-    from resfit.fields import write_yaml
-    from resfit.files import write_atomic
+def _as_recipe(path: Path, lender: str | None, design: Design) -> dict[str, Any]:
+    """Return a recipe with the designed network; everything else comes from the recipe `lender`, or the defaults.
+
+    Raises BadInput if its data are not for such a network.
+    """
     from resfit.recipe import Recipe, plain_recipe
     from resfit.solver import OWN
 
@@ -236,5 +240,9 @@ def _save(path: Path, lender: str | None, design: Design) -> None:
         "budget": design.budget,
         "spec": design.spec.to_dict(),
     }
-    Recipe.from_dict(found)
-    write_atomic(path, write_yaml(found))
+    try:
+        Recipe.from_dict(found)
+    except BadInput as error:
+        advice = "" if lender else "; for images of your own, add --recipe folder"
+        raise BadInput(f"{error}{advice}") from None
+    return found

@@ -32,13 +32,13 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--corruptions",
         action="store_true",
-        help="also score 15 kinds of corrupted images; the result is saved in the run folder",
+        help="also score 15 kinds of corrupted images; the result is saved in the run folder, unless the images are "
+        "others than the run's own test images",
     )
     parser.add_argument(
         "--human",
         metavar="FILE",
-        help="compare with human label counts, such as the .npy file of CIFAR-10H; the result is saved in the "
-        "run folder",
+        help="compare with human label counts, such as the .npy file of CIFAR-10H; the result is saved likewise",
     )
     parser.add_argument("--json", action="store_true", help="print a JSON object")
     add_data_options(parser)
@@ -70,11 +70,8 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 def _more(options: argparse.Namespace, where: dict[str, Any]) -> dict[str, Any]:
     """Measure and save the requested corruption and human-agreement scores."""
-    from resfit.robustness import refuse_second, score_corruptions, score_humans
+    from resfit.robustness import score_corruptions, score_humans
 
-    asked = {"robustness": options.corruptions, "human": options.human is not None}
-    for name in (name for name, wanted in asked.items() if wanted):
-        refuse_second(options.target, name, options.data)
     more: dict[str, Any] = {}
     if options.human is not None:
         more["human"] = score_humans(options.target, options.human, **where)

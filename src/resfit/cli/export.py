@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from resfit.cli.common import DATA_SET, add_data_options, print_table
+from resfit.interrupt import Interruptible
 
 if TYPE_CHECKING:
     from resfit.record import ExportRecord
@@ -53,16 +54,17 @@ def _export(options: argparse.Namespace) -> int:
     from resfit.export import export
     from resfit.fields import to_plain
 
-    record = export(
-        options.target,
-        format=options.format,
-        out=options.out,
-        input=options.input,
-        data=options.data,
-        data_dir=options.data_dir,
-        offline=options.offline,
-        progress=lambda line: print(line, file=sys.stderr),
-    )
+    with Interruptible("nothing was written"):  # SIGTERM, too, has to end it by an exception: a draft is to be deleted
+        record = export(
+            options.target,
+            format=options.format,
+            out=options.out,
+            input=options.input,
+            data=options.data,
+            data_dir=options.data_dir,
+            offline=options.offline,
+            progress=lambda line: print(line, file=sys.stderr),
+        )
     if options.json:
         print(json.dumps(to_plain(record), indent=1))
     else:

@@ -19,9 +19,9 @@ def add(commands: Any) -> None:
         "run in OUT/<recipe>-<budget>/<seed>. Its report compares the original, the pruned and the "
         "fine-tuned network.",
         usage="resfit prune RUN --budget N [options] [--section.field VALUE ...]",
-        epilog="Fine-tuning uses the run's own recipe unless --recipe is given, with the original network as "
-        "teacher. --train.epochs 20 shortens it but does not scale its milestones, warm-up and patience: "
-        "set these as well.",
+        epilog="Fine-tuning uses the run's own recipe unless --recipe is given, with the unpruned network as its "
+        "only teacher. --train.epochs 20 shortens it but does not scale its milestones, warm-up and patience: set "
+        "these as well.",
     )
     parser.add_argument("run_folder", metavar="RUN", help="the folder of a finished run")
     parser.add_argument(

@@ -63,7 +63,7 @@ def _study(options: argparse.Namespace) -> int:
         options.overrides,
         epochs=options.epochs,
         fraction=options.fraction,
-        counted=lambda recipe: for_folder(recipe, options.data_dir),
+        counted=lambda recipe: for_folder(recipe, options.data_dir, given="spec.num_classes" in options.overrides),
     )
     out = options.out / study.name
     with Interruptible(REPEAT), Board(list(recipes)) as board:

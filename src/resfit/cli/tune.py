@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -119,10 +120,24 @@ def _write(result: TuneRecord, folder: Path) -> None:
     from resfit.recipe import Recipe
     from resfit.report.tune import write_search
 
+    best = folder / "best.yaml"
+    edited = best.exists() and best.read_text() != _best_yaml(folder)
     write_atomic(folder / "tune.json", json.dumps(result.to_dict(), indent=1))
     write_search(result, folder / "report.html")
-    if result.best_recipe is not None:
-        write_atomic(folder / "best.yaml", Recipe.from_dict(result.best_recipe).to_yaml())
+    if result.best_recipe is not None and not edited:
+        write_atomic(best, Recipe.from_dict(result.best_recipe).to_yaml())
+    elif edited:
+        advice = "move it away and repeat the command to have it written anew"
+        print(f"{best} was edited and is left as it is: {advice}", file=sys.stderr)
+
+
+def _best_yaml(folder: Path) -> str:
+    """Return the best.yaml that belongs to the folder's tune.json; "" if there is none."""
+    from resfit.recipe import Recipe
+    from resfit.tunerecord import read_search
+
+    then = read_search(folder).best_recipe if (folder / "tune.json").exists() else None
+    return Recipe.from_dict(then).to_yaml() if then is not None else ""
 
 
 def _print_result(result: TuneRecord, folder: Path, wanted: int) -> None:

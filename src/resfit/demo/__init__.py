@@ -76,21 +76,26 @@ def read_image(net: Network, file: str | Path) -> Tensor:
     return torch.from_numpy(found.copy())
 
 
-def sample_images(trained: Trained, data_dir: Path | None = None) -> Samples:
+def sample_images(
+    trained: Trained, data_dir: Path | None = None, tell: Callable[[str], None] = lambda line: None
+) -> Samples:
     """Return up to eight images of the network's classes, one per class, without downloading anything.
 
-    These are test images of the data set it was trained on. If that is not found, digits are used if they suit the
-    network, and otherwise drawings of those of its classes for which there are any.
+    These are test images of the data set it was trained on, which must be in `data_dir` if that is given. If it is not
+    found, digits are used if they suit the network, and otherwise drawings of those of its classes for which there are
+    any.
     """
     for data in (None, "digits"):
         try:
-            found = trained.data(data, data_dir=data_dir, offline=True)
+            found = trained.data(data, data_dir=data_dir, offline=True, progress=tell, test_only=True)
         except BadInput:
+            if data_dir is not None and trained.recipe is not None:
+                raise
             continue
         present = found.test.labels.unique()[:_SAMPLES].tolist()
         firsts = [int((found.test.labels == label).nonzero()[0]) for label in present]
         images = [(found.test.images[i], found.classes[int(found.test.labels[i])]) for i in firsts]
-        return Samples(images=images, kind="test images")
+        return Samples(images=images, kind=f"test images of {found.name}" if data else "test images")
     net = trained.net
     drawn = drawings(net.info.classes, size=net.spec.input.size, channels=net.spec.input.channels)
     return Samples(images=drawn, kind="drawings", note=_NO_DATA)
@@ -115,7 +120,7 @@ def serve(
         raise BadInput(f"the network takes {net.spec.input.channels} channels ({target}): pictures have 1 or 3")
     with tempfile.TemporaryDirectory() as uploads:
         gradio = _gradio(uploads)
-        page = make_page(gradio, net, sample_images(trained, data_dir))
+        page = make_page(gradio, net, sample_images(trained, data_dir, ready))
         try:
             _, address, _ = page.launch(
                 server_name=host,

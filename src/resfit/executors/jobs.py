@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import CancelledError, Future, wait
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -47,9 +47,12 @@ class Watcher:
     def failed(self, job: Job, error: str) -> None:
         """Called when a run has failed; the others continue."""
 
+    def message(self, text: str, job: Job | None = None) -> None:
+        """Called with one line of text for the user, from a run or, without `job`, from before the first one."""
+
 
 class _RunObserver(Observer):
-    """Observer that passes a run's epochs to a watcher, together with the job."""
+    """Observer that passes a run's epochs and messages to a watcher, together with the job."""
 
     def __init__(self, job: Job, watcher: Watcher) -> None:
         self.job, self.watcher = job, watcher
@@ -57,6 +60,10 @@ class _RunObserver(Observer):
     def epoch_ended(self, point: EpochPoint) -> None:
         """Pass the epoch on."""
         self.watcher.epoch_ended(self.job, point)
+
+    def message(self, text: str) -> None:
+        """Pass the message on."""
+        self.watcher.message(text, self.job)
 
 
 def run_jobs(
@@ -73,7 +80,7 @@ def run_jobs(
     records = _finished(jobs, out)
     todo = [job for job in jobs if str(job) not in records]
     _check_weights(executor.options, records.values(), todo)
-    _check_images(executor.options, records.values(), todo)
+    _check_images(executor.options, records.values(), todo, watcher.message)
     watcher.planned(todo, list(records.values()), judged_by(jobs, executor.options))
     failed: list[FailedRun] = []
     if todo:
@@ -149,14 +156,16 @@ def _check_weights(options: RunOptions, finished: Iterable[RunRecord], todo: Seq
             raise BadInput(f"a run from other weights already exists ({folder}): give another --out")
 
 
-def _check_images(options: RunOptions, finished: Iterable[RunRecord], todo: Sequence[Job]) -> None:
+def _check_images(
+    options: RunOptions, finished: Iterable[RunRecord], todo: Sequence[Job], tell: Callable[[str], None]
+) -> None:
     """Load each data set once, so that unusable data fails before any run; raise BadInput for runs on other images."""
     digests: dict[tuple[DataConfig, InputSpec], str] = {}
     for job in todo:
-        _digest(options, job.recipe, digests)
+        _digest(options, job.recipe, digests, tell)
     for record in finished:
         recipe = Recipe.from_dict(record.config)
-        if recipe.data.name == "folder" and _digest(options, recipe, digests) != record.data["digest"]:
+        if recipe.data.name == "folder" and _digest(options, recipe, digests, tell) != record.data["digest"]:
             raise BadInput(f"a run on other images already exists ({_folder(options.out, record)}): give another --out")
 
 
@@ -164,7 +173,9 @@ def _folder(out: Path, record: RunRecord) -> Path:
     return out / record.recipe / str(record.seed)
 
 
-def _digest(options: RunOptions, recipe: Recipe, known: dict[tuple[DataConfig, InputSpec], str]) -> str:
+def _digest(
+    options: RunOptions, recipe: Recipe, known: dict[tuple[DataConfig, InputSpec], str], tell: Callable[[str], None]
+) -> str:
     """Return the digest of the recipe's images; if it is not `known`, load them, which downloads them for all runs."""
     data, images = recipe.data, recipe.spec.input
     if data.name != "folder":  # any split and size of a named data set comes from the same files
@@ -172,6 +183,11 @@ def _digest(options: RunOptions, recipe: Recipe, known: dict[tuple[DataConfig, I
         images = InputSpec(channels=images.channels)
     if (data, images) not in known:
         known[data, images] = load_dataset(
-            data, size=images.size, channels=images.channels, data_dir=options.data_dir, offline=options.offline
+            data,
+            size=images.size,
+            channels=images.channels,
+            data_dir=options.data_dir,
+            offline=options.offline,
+            progress=tell,
         ).digest
     return known[data, images]

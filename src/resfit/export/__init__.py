@@ -59,9 +59,13 @@ def export(
     if input == "float" and not chosen.is_graph:
         raise BadInput(f"{format} only holds weights (--input): leave it out")
     file = Path(out) if out is not None else model.with_name(model.stem + chosen.suffix)
+    ending = Path(chosen.suffix).suffix
+    if file.suffix != ending:
+        raise BadInput(f"the file does not end in {ending} ({file}): {chosen.runtime} may not open it; rename it")
     _require_free(file)
     _require_libraries(chosen, format)
-    trained, earlier = Trained(model), read_exports(file.parent)
+    read_exports(file.parent)  # it has to be readable, as this export is added to it
+    trained = Trained(model)
     net, dataset = trained.net, trained.data(data, data_dir=data_dir, offline=offline, progress=progress)
     tested, labels = len(dataset.test), dataset.test.labels
     images = torch.cat((dataset.test.images, dataset.train.images[: max(0, _FEWEST - tested)]))
@@ -100,7 +104,8 @@ def export(
         )
         _require_free(file)
         draft.rename(file)
-    write_atomic(file.parent / EXPORTS, json.dumps([to_plain(one) for one in (*earlier, record)], indent=1))
+    known = [*read_exports(file.parent), record]  # read again: another export may have ended meanwhile
+    write_atomic(file.parent / EXPORTS, json.dumps([to_plain(one) for one in known], indent=1))
     return record
 
 

@@ -58,9 +58,10 @@ def prune(
     """Narrow the network of the finished run folder `run` to at most `budget` parameters, and fine-tune it.
 
     The fine-tuning is a run of `recipe`, by default the run's own (learning-rate rewinding: Renda et al. 2020), with
-    `overrides`. The unpruned network is its teacher, unless `recipe` has a teacher already or `teach` is False. The run
-    folder is out/<run's recipe>-<budget>/<run's seed>; it also holds pruned.safetensors, the network before
-    fine-tuning. The returned record has the comparison in its `pruning`. Repeating the call resumes an interrupted one.
+    `overrides`. The unpruned network is its teacher, unless `recipe` or `overrides` name another; with `teach` False
+    there is none. The run folder is out/<run's recipe>-<budget>/<run's seed>; it also holds pruned.safetensors, the
+    network before fine-tuning. The returned record has the comparison in its `pruning`. Repeating the call resumes an
+    interrupted one.
 
     Raises BadInput if the run is not finished, the budget is already met or cannot be reached, or the folder is in use.
     """
@@ -71,15 +72,17 @@ def prune(
     if trained.recipe is None:
         raise BadInput(f"no recipe.yaml in the run folder ({run}): bring it back")
     tuning = _tuning(parent, trained.recipe, recipe, overrides or {}, budget)
-    if teach and tuning.distill is None:
-        tuning = replace(tuning, distill=DistillConfig(teacher=str(Path(run).resolve()), weight=_TEACHERS_WEIGHT))
+    chosen = tuning.distill if recipe or _changes_teacher(overrides or {}) else None
+    unpruned = DistillConfig(teacher=str(Path(run).resolve()), weight=_TEACHERS_WEIGHT)
+    tuning = replace(tuning, distill=(chosen or unpruned) if teach else None)
     folder = run_folder(out, tuning, parent.seed)
     before = folder / "pruned.safetensors"
     if folder.exists() and any(folder.iterdir()) and not (before.exists() and _lacks_comparison(folder)):
         raise BadInput(f"a run already exists ({folder}): give another --out, or move it away")
 
     options: dict[str, Any] = {"data_dir": data_dir, "device": device, "offline": offline}
-    data = trained.data(data_dir=data_dir, offline=offline)
+    tell = observer.message if observer else None
+    data = trained.data(data_dir=data_dir, offline=offline, progress=tell)
     worth = importance(net.to(where), _batches(net, data.train, where))
     spec = fit_widths(net.spec, worth, budget)
     small = shrink(net.cpu(), spec, worth)
@@ -141,6 +144,10 @@ def _tuning(parent: RunRecord, own: Recipe, recipe: str | None, overrides: Mappi
         data=own.data,
         budget=budget,
     )
+
+
+def _changes_teacher(overrides: Mapping[str, Any]) -> bool:
+    return any(name.partition(".")[0] == "distill" for name in overrides)
 
 
 def _batches(net: Network, part: Images, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:

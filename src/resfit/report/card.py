@@ -44,9 +44,18 @@ def _runs_beside(record: RunRecord, folder: Path) -> list[RunRecord]:
 
 def _published(record: RunRecord) -> RunRecord:
     """Return the record with model paths shortened to two components, so that no local folders are published."""
-    short = [replace(given, path="/".join(Path(given.path).parts[-2:])) for given in record.teachers]
-    init = record.init and replace(record.init, path="/".join(Path(record.init.path).parts[-2:]))
-    return replace(record, init=init, teachers=tuple(short))
+    teachers = tuple(replace(given, path=_short(given.path)) for given in record.teachers)
+    init = record.init and replace(record.init, path=_short(record.init.path))
+    config = record.config
+    if distill := config.get("distill"):
+        named = distill["teacher"]
+        short = _short(named) if isinstance(named, str) else [_short(each) for each in named]
+        config = {**config, "distill": {**distill, "teacher": short}}
+    return replace(record, init=init, teachers=teachers, config=config)
+
+
+def _short(path: str) -> str:
+    return "/".join(Path(path).parts[-2:])
 
 
 def render_card(record: RunRecord, runs: list[RunRecord], sha256: str = "", licence: str = "unknown") -> str:

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from resfit.cost import cost
+from resfit.errors import BadInput
 from resfit.executors.jobs import Job, Watcher, finished_runs, judged_by, run_jobs
 from resfit.executors.local import Executor
 from resfit.files import write_atomic
@@ -15,7 +16,15 @@ from resfit.recipe import Recipe
 from resfit.record import RunRecord
 from resfit.report.study import write_study
 from resfit.study.plan import Study
-from resfit.studyrecord import FailedRun, JudgedBy, PointRecord, StudyRecord, against_baseline, summarize_point
+from resfit.studyrecord import (
+    FailedRun,
+    JudgedBy,
+    PointRecord,
+    StudyRecord,
+    against_baseline,
+    read_study,
+    summarize_point,
+)
 from resfit.version import __version__
 
 
@@ -29,18 +38,40 @@ def execute(
 ) -> StudyRecord:
     """Run `recipes`, the study's points, each with seeds 0 ... `seeds` - 1, in the executor's folder.
 
-    Finished runs are not repeated, unfinished ones are resumed; if a run fails, it is reported and the others continue.
-    If interrupted, record and page show the finished runs. Raises BadInput if the folder holds runs with other
-    settings, on other images, or from other initial weights.
+    Finished runs are not repeated, and those of further seeds count as well; unfinished ones are resumed; if a run
+    fails, it is reported and the others continue. If interrupted, record and page show the finished runs. Raises
+    BadInput if the folder holds another study, or runs with other settings, on other images, or from other initial
+    weights.
     """
-    jobs = [Job(recipe=recipe, seed=seed) for seed in range(seeds) for recipe in recipes.values()]
-    out, judge = executor.options.out, judged_by(jobs, executor.options)
+    out = executor.options.out
+    _require_own(out, study)
+    wanted = {name: [*range(seeds), *_further_seeds(out / name, seeds)] for name in recipes}
+    jobs = [Job(recipe=recipes[name], seed=seed) for name in recipes for seed in wanted[name]]
+    jobs.sort(key=lambda job: job.seed)
+    judge = judged_by(jobs, executor.options)
     write = partial(_write, study, recipes, judge, len(jobs), out)
     try:
         return write(*run_jobs(jobs, executor, watcher))
     except KeyboardInterrupt:
         write(finished_runs(jobs, out), [])
         raise
+
+
+def _require_own(out: Path, study: Study) -> None:
+    """Raise BadInput if the results in `out` are of a study with points that this one has not: they would be lost."""
+    if not (out / "study.json").exists():
+        return
+    points = {point.name for point in read_study(out).points if point.seeds}
+    if others := sorted(points - set(study.settings())):
+        raise BadInput(
+            f"another study already exists ({out}: {', '.join(others)}): give another --out, or move study.json away"
+        )
+
+
+def _further_seeds(folder: Path, seeds: int) -> list[int]:
+    """Return the seeds from `seeds` up of a point's finished runs."""
+    found = (int(path.parent.name) for path in folder.glob("*/record.json") if path.parent.name.isdecimal())
+    return sorted(seed for seed in found if seed >= seeds)
 
 
 def _write(

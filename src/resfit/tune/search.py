@@ -100,6 +100,11 @@ class Search:
         """Where the trials are stored, without a password."""
         return without_password(self.storage.rpartition("@")[2])
 
+    @property
+    def varies_data(self) -> bool:
+        """Whether trials differ in their data."""
+        return any(path.startswith("data.") for path in self.space.dimensions)
+
     def trial_recipe(self, drawn: dict[str, Any]) -> Recipe:
         """Return the recipe that a trial trains; raises BadInput if the values are incompatible."""
         factor = 1.0 if self.epochs is None else self.epochs / self.recipe.train.epochs
@@ -418,13 +423,16 @@ class _Reporter(Observer):
         """Store which data the trials are trained on; raises BadInput if earlier trials used other images."""
         self.epochs = recipe.train.epochs
         seen = self.study.user_attrs.get("data")
-        searched = any(path.startswith("data.") for path in self.search.space.dimensions)
-        if seen and seen["digest"] != data.digest and not searched:
+        if seen and seen["digest"] != data.digest and not self.search.varies_data:
             where = self.search.place
             raise BadInput(f"earlier trials were trained on other images ({where}): give another --out or --storage")
         if seen is None:
             sizes = {"n_train": len(data.train), "n_val": len(data.val), "n_test": 0}
             self.study.set_user_attr("data", {"name": data.name, "digest": data.digest, **sizes, "note": note})
+
+    def message(self, text: str) -> None:
+        """Print the message."""
+        say(f"trial {self.trial.number}: {text}")
 
     def epoch_ended(self, point: EpochPoint) -> None:
         """Raise TrialPruned if Optuna's median pruner says so, except after the last epoch."""
@@ -436,12 +444,21 @@ class _Reporter(Observer):
 
 
 def _train(search: Search, study: optuna.Study, trial: optuna.Trial, drawn: dict[str, Any], train: Fit) -> str:
-    """Train one trial and return how it ended; trials that diverge or run out of memory count as pruned."""
+    """Train one trial and return how it ended; trials that diverge or run out of memory count as pruned.
+
+    If the space varies the data, a draw that the data cannot serve is refused; otherwise it raises BadInput.
+    """
     recipe, reporter, began = search.trial_recipe(drawn), _Reporter(search, study, trial), time.perf_counter()
     try:
         curve = train(recipe, search.seed, reporter)
     except optuna.TrialPruned:
         state, accuracy, line = TrialState.PRUNED, None, f"stopped early after epoch {reporter.epoch}"
+    except BadInput as error:
+        if not search.varies_data:
+            raise
+        trial.set_user_attr("refused", str(error))
+        study.tell(trial, state=TrialState.PRUNED)
+        return f"refused, {error}"
     except (RunFailed, torch.OutOfMemoryError) as error:
         trial.set_user_attr("diverged", " ".join(str(error).split()))
         state, accuracy, line = TrialState.PRUNED, None, f"failed: {error}"
