@@ -219,7 +219,7 @@ def test_the_unpruned_network_is_the_only_teacher_or_there_is_none(pruned, tmp_p
     once_more = prune(folder, budget=20_000, overrides=SHORTER, out=tmp_path)
     assert [teacher.path for teacher in once_more.teachers] == [str(folder.resolve())]
     alone = prune(folder, budget=20_000, overrides=SHORTER, out=tmp_path / "alone", teach=False)
-    assert alone.teachers == () and alone.config["distill"] is None
+    assert alone.teachers == () and alone.config.get("distill") is None
     other = {**SHORTER, "distill.weight": 0.5}
     chosen = prune(folder, budget=20_000, overrides=other, out=tmp_path / "chosen")
     assert chosen.config["distill"]["weight"] == 0.5
