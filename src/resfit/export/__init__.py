@@ -59,7 +59,7 @@ def export(
     if input == "float" and not chosen.is_graph:
         raise BadInput(f"{format} only holds weights (--input): leave it out")
     file = Path(out) if out is not None else model.with_name(model.stem + chosen.suffix)
-    ending = Path(chosen.suffix).suffix
+    ending = f".{chosen.suffix.rpartition('.')[2]}"
     if file.suffix != ending:
         raise BadInput(f"the file does not end in {ending} ({file}): {chosen.runtime} may not open it; rename it")
     _require_free(file)
