@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from resfit.distributed import BatchNorm, is_single
 from resfit.kernels import takes
 from resfit.kernels.gate import GateActivation, Means
+from resfit.kernels.library import channels_last
 from resfit.kernels.norm import GROUP, Activation, NormActivation, normalized
 from resfit.spec import ECASpec, NormSpec, SESpec, StemSpec
 
@@ -185,8 +186,7 @@ class Norm(nn.BatchNorm2d):
         if not self.training:
             mean, variance = self.get_buffer("running_mean"), self.get_buffer("running_var")
             scale = self.weight * (variance + self.eps).rsqrt()
-            x = x.contiguous(memory_format=torch.channels_last)
-            return normalized(x, scale, self.bias - mean * scale, added, activation)
+            return normalized(channels_last(x), scale, self.bias - mean * scale, added, activation)
         out, twin, mean, variance = NormActivation.apply(x, self.weight, self.bias, added, activation, self.eps)
         count = x.numel() // x.shape[1]
         self._track(mean, variance * (count / max(1, count - 1)))
@@ -221,7 +221,7 @@ class Gate(nn.Module):
 
     def by_kernel(self, x: Tensor, added: Tensor | None, activation: str | None) -> Tensor:
         """Return activation(gated x + added), computed by the kernel. [N, C, H, W] -> same."""
-        means, x = Means.apply(x.contiguous(memory_format=torch.channels_last))
+        means, x = Means.apply(channels_last(x))
         added = None if added is None else added.to(x.dtype)
         return with_twin(*GateActivation.apply(x, self.gates(means).float(), added, activation))
 

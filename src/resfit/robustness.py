@@ -17,10 +17,10 @@ from resfit.data import Dataset
 from resfit.errors import BadInput
 from resfit.evaluate import accuracy
 from resfit.fast import fast_process
-from resfit.fields import read_json, to_plain
+from resfit.fields import to_plain
 from resfit.files import write_atomic
 from resfit.modelfile import record_beside
-from resfit.record import CorruptionScore, HumanAgreement, Robustness
+from resfit.record import CorruptionScore, HumanAgreement, Robustness, read_record
 from resfit.trained import Trained
 
 _LEAST_HUMAN_ACCURACY = 0.5  # below this, the labels are assumed to belong to other images or to be in another order
@@ -148,7 +148,7 @@ def _place(target: str | Path, name: str, data: str | None, loaded: Dataset) -> 
     Raises BadInput if it exists already.
     """
     beside = record_beside(target) if data is None else None
-    if beside is None or read_json(beside, "record")["data"].get("test_digest", "") != loaded.test_digest:
+    if beside is None or read_record(beside).data.get("test_digest", "") != loaded.test_digest:
         return None
     if (file := beside.with_name(f"{name}.json")).exists():
         raise BadInput(f"already measured ({file}): see it with resfit report, or move it away")

@@ -250,6 +250,9 @@ def test_a_draw_that_the_images_do_not_allow_is_refused(tiny: Recipe, tmp_path: 
     found = run_search(search(one_epoch(tiny), tmp_path, space), 3)
     refused = [trial for trial in found.trials if trial.outcome == "refused"]
     assert found.trained == 3 and refused and all("includes none of class" in trial.note for trial in refused)
+    nothing = Space(name="nothing", dimensions={"data.fraction": Dimension(choices=(0.001, 0.002))})
+    with pytest.raises(RunFailed, match="100 trials in a row were refused"):
+        run_search(search(one_epoch(tiny), tmp_path / "nothing", nothing), 3)
 
 
 @pytest.mark.slow

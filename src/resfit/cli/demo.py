@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,5 +42,6 @@ def _demo(options: argparse.Namespace) -> int:
         print(f"{options.target}: {address} (stop with Ctrl+C)", flush=True)
 
     with Interruptible("the page is closed"):  # also by SIGTERM: dropped images are to be deleted
-        serve(options.target, host=options.host, port=options.port, data_dir=options.data_dir, ready=ready)
+        tell = partial(print, file=sys.stderr, flush=True)
+        serve(options.target, host=options.host, port=options.port, data_dir=options.data_dir, ready=ready, tell=tell)
     return 0

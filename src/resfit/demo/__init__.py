@@ -108,8 +108,11 @@ def serve(
     port: int | None = None,
     data_dir: Path | None = None,
     ready: Callable[[str], None] = print,
+    tell: Callable[[str], None] = lambda line: None,
 ) -> None:
     """Serve the page for the network in a run folder or model file until interrupted; call `ready` with its address.
+
+    `tell` gets a line where the sample images take long to load.
 
     Raises BadInput if the model or the port cannot be used, or gradio is not installed.
     """
@@ -120,7 +123,7 @@ def serve(
         raise BadInput(f"the network takes {net.spec.input.channels} channels ({target}): pictures have 1 or 3")
     with tempfile.TemporaryDirectory() as uploads:
         gradio = _gradio(uploads)
-        page = make_page(gradio, net, sample_images(trained, data_dir, ready))
+        page = make_page(gradio, net, sample_images(trained, data_dir, tell))
         try:
             _, address, _ = page.launch(
                 server_name=host,

@@ -351,9 +351,13 @@ def _work(search: Search, trials: int, train: Fit | None = None) -> None:
             drawn = {path: _draw(trial, path, dimension) for path, dimension in search.space.dimensions.items()}
             reason = _refusal(search, trial, drawn)
             if reason is None:
-                line = _train(search, study, trial, drawn, train or search.validation_curve)
-                refusals = 0
-            else:
+                try:
+                    line, refusals = _train(search, study, trial, drawn, train or search.validation_curve), 0
+                except BadInput as error:
+                    if not search.varies_data:
+                        raise
+                    reason = str(error)  # the data cannot serve this draw
+            if reason is not None:
                 trial.set_user_attr("refused", reason)
                 study.tell(trial, state=TrialState.PRUNED)
                 line, refusals = f"refused, {reason}", refusals + 1
@@ -444,21 +448,12 @@ class _Reporter(Observer):
 
 
 def _train(search: Search, study: optuna.Study, trial: optuna.Trial, drawn: dict[str, Any], train: Fit) -> str:
-    """Train one trial and return how it ended; trials that diverge or run out of memory count as pruned.
-
-    If the space varies the data, a draw that the data cannot serve is refused; otherwise it raises BadInput.
-    """
+    """Train one trial and return how it ended; trials that diverge or run out of memory count as pruned."""
     recipe, reporter, began = search.trial_recipe(drawn), _Reporter(search, study, trial), time.perf_counter()
     try:
         curve = train(recipe, search.seed, reporter)
     except optuna.TrialPruned:
         state, accuracy, line = TrialState.PRUNED, None, f"stopped early after epoch {reporter.epoch}"
-    except BadInput as error:
-        if not search.varies_data:
-            raise
-        trial.set_user_attr("refused", str(error))
-        study.tell(trial, state=TrialState.PRUNED)
-        return f"refused, {error}"
     except (RunFailed, torch.OutOfMemoryError) as error:
         trial.set_user_attr("diverged", " ".join(str(error).split()))
         state, accuracy, line = TrialState.PRUNED, None, f"failed: {error}"
