@@ -93,8 +93,11 @@ def atomic_file(path: Path, keep: Path | None = None) -> Iterator[BinaryIO]:
 
 
 def write_atomic(path: Path, content: bytes | str, keep: Path | None = None) -> Path:
-    """Write `path` atomically and return it; on failure raise RunFailed and leave the old content intact."""
-    data = content.encode() if isinstance(content, str) else content
+    """Write `path` atomically and return it; on failure raise RunFailed and leave the old content intact.
+
+    Text is written as UTF-8; bytes of file names that are not valid UTF-8 become backslash escapes.
+    """
+    data = content.encode(errors="backslashreplace") if isinstance(content, str) else content
     try:
         with atomic_file(path, keep) as file:
             file.write(data)

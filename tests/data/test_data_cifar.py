@@ -98,6 +98,18 @@ def test_a_missing_file_is_named(tiny: Path) -> None:
         load_dataset(CONFIG, size=32, data_dir=tiny, offline=True)
 
 
+def test_another_file_of_the_same_name_hides_nothing(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stray = tmp_path / "stray"
+    stray.mkdir()
+    (stray / "batches.meta").write_bytes(b"mine")
+    monkeypatch.setenv("RESFIT_DATA_DIR", str(tiny))
+    assert len(load_dataset(CONFIG, size=32, data_dir=stray, offline=True).test) > 0
+    inner = load_dataset(CONFIG, size=32, data_dir=tiny / "cifar-10-batches-py", offline=True)
+    assert len(inner.test) > 0
+
+
 class Attack:
     def __init__(self, target: Path) -> None:
         self.target = target

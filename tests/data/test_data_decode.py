@@ -99,6 +99,22 @@ def test_sixteen_bits_are_scaled_rather_than_clipped(tmp_path: Path) -> None:
     assert colours(path, channels=1, size=4)[:, 0, 0].tolist() == [0, 1, 128, 255]
 
 
+def test_inverted_greys_of_16_bits_are_inverted(tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    Image.fromarray(np.full((8, 8), 200 * 257, np.uint16)).save(path, tiffinfo={262: 0})
+    assert_colour(colours(path, channels=1), (55,))
+
+
+def test_bombs_are_refused_whatever_warnings_are_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    path = save(Image.new("RGB", (20, 8), RED), tmp_path / "a.png")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(Image.DecompressionBombError):
+            decode(path, size=8, channels=3)
+    assert decode_one(path, size=8, channels=3) == "more than 100 pixels, scale it down"
+
+
 def test_a_palette_is_looked_up(tmp_path: Path) -> None:
     image = Image.new("RGB", (8, 8), BLUE).convert("P", palette=Image.Palette.ADAPTIVE)
     assert_colour(colours(save(image, tmp_path / "palette.png")), BLUE)

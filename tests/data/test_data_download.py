@@ -3,14 +3,17 @@ from __future__ import annotations
 import hashlib
 import tarfile
 import threading
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from helpers.tiny_cifar import CONFIG, contents, expect, tar
-from resfit.data import load_dataset
+from resfit.data import cifar, load_dataset
 from resfit.data.download import download, extract, read_checked
 from resfit.errors import BadInput
 
@@ -120,6 +123,31 @@ def test_cifar10_is_downloaded_once(official: Server, given: bool, tmp_path: Pat
     assert [path.name for path in place.iterdir()] == ["cifar-10-batches-py"]
     official.files.clear()
     assert load_dataset(CONFIG, size=32, data_dir=data_dir).digest == first.digest
+
+
+def test_two_downloads_at_once_both_succeed(official: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, met, extracted = cifar.extract, threading.Barrier(2, timeout=60), threading.Event()
+
+    def in_turn(archive: Path, *arguments: Any) -> Path:
+        if met.wait() == 1:  # both have the archive now; one comes after the other has removed it
+            extracted.wait(timeout=60)
+            while archive.exists():
+                time.sleep(0.01)
+        folder = real(archive, *arguments)
+        extracted.set()
+        return folder
+
+    monkeypatch.setattr(cifar, "extract", in_turn)
+    with ThreadPoolExecutor() as pool:
+        loading = [pool.submit(load_dataset, CONFIG, size=32, data_dir=tmp_path / "given") for _ in range(2)]
+        first, second = (each.result() for each in loading)
+    assert first.digest == second.digest
+    assert [path.name for path in (tmp_path / "given").iterdir()] == ["cifar-10-batches-py"]
+
+
+def test_an_empty_folder_is_filled_by_a_download(official: Server, tmp_path: Path) -> None:
+    (tmp_path / "cifar-10-batches-py").mkdir()
+    assert len(load_dataset(CONFIG, size=32, data_dir=tmp_path).test) == 10
 
 
 def test_a_dropped_download_can_be_tried_again(official: Server, tmp_path: Path) -> None:

@@ -127,6 +127,12 @@ def test_a_folder_beside_the_splits_is_told_of(parted: Path, name: str) -> None:
     assert f"{name}/ beside train/, val/, test/ is not used" in load(parted).notes
 
 
+def test_splits_without_a_test_set_are_known_beside_other_folders(parted: Path) -> None:
+    (parted / "test").rename(parted / "unlabelled")
+    with pytest.raises(BadInput, match=r"no test/ beside train/, val/ "):
+        load(parted)
+
+
 def test_classes_that_look_like_splits_are_told_of(parted: Path) -> None:
     shutil.rmtree(parted / "val")
     for old, new in (("train", "first"), ("test", "second")):
@@ -198,6 +204,15 @@ def test_links_round_in_a_circle_end(flat: Path) -> None:
     assert len(load(flat, val=0).train) == 32
 
 
+def test_linked_folders_within_a_class_are_followed(flat: Path, tmp_path: Path) -> None:
+    write_images(tmp_path / "more", {"ant": 5}, seed=1)
+    (flat / "ant" / "more").symlink_to(tmp_path / "more" / "ant", target_is_directory=True)
+    (flat / "bee" / "all").symlink_to(flat, target_is_directory=True)  # would bring the other classes' images
+    data = load(flat, val=0)
+    assert len(data.train) + len(data.test) == 45
+    assert int((torch.cat((data.train.labels, data.test.labels)) == 0).sum()) == 25
+
+
 def test_links_that_lead_nowhere_are_named(flat: Path, own_places: Path) -> None:
     (flat / "ant" / "lost.png").symlink_to(flat / "gone.png")
     with pytest.raises(BadInput, match=r"1 of 41 images are unreadable \(ant/lost.png, no such file or directory\)"):
@@ -263,8 +278,14 @@ def test_a_folder_without_class_folders_is_refused(tmp_path: Path, content: list
 def test_classes_too_small_to_split_are_refused(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="none is left to test on"):
         load(write_images(tmp_path / "one", {"ant": 1, "bee": 1}))
-    with pytest.raises(BadInput, match="leaves no image of class 0 to train on"):
+    with pytest.raises(BadInput, match=r"2 of 3 images for validation leave too few to train on all 2 classes"):
         load(write_images(tmp_path / "few", {"ant": 2, "bee": 3}), val=2)
+
+
+def test_the_only_training_image_of_a_class_stays_in_training(tmp_path: Path) -> None:
+    data = load(write_images(tmp_path / "few", {"ant": 2, "bee": 2, "cat": 30}), val=0.5)
+    assert set(data.train.labels.tolist()) == {0, 1, 2}
+    assert set(data.val.labels.tolist()) == {2}
 
 
 def test_classes_are_mixed_where_they_are_trained_on(flat: Path) -> None:
@@ -358,6 +379,19 @@ def test_a_split_gives_each_image_away_once_with_its_label(flat: Path, val: int)
     assert len(data.val) == val
     assert told(data.train, data.val) == told(whole.train)
     assert told(data.test) == told(whole.test)
+
+
+def test_the_cache_of_earlier_content_is_deleted(flat: Path, own_places: Path) -> None:
+    load(flat)
+    load(flat, size=9)
+    first = set(own_places.rglob("*.npy"))
+    leftover = next(iter(first)).with_name(".x.npy.0000.999999999.part")
+    leftover.write_bytes(b"")
+    (flat / "ant" / "000.png").unlink()
+    assert len(load(flat, val=0).train) + len(load(flat, val=0).test) == 39
+    assert len(set(own_places.rglob("*.npy")) & first) == 1, "that of size 9 is another folder's"
+    assert len(set(own_places.rglob("*.npy"))) == 2
+    assert not leftover.exists()
 
 
 def test_a_damaged_cache_is_made_anew(flat: Path, own_places: Path) -> None:

@@ -41,10 +41,13 @@ def test_a_seed_means_the_same_split_for_good() -> None:
     assert stratified_split(labels, 6, seed=1)[1].tolist() != GOLDEN
 
 
-def test_a_class_that_would_keep_no_training_image_is_refused() -> None:
-    labels = torch.tensor([0] * 9 + [1])
-    with pytest.raises(BadInput, match=r"leaves no image of class 1 to train on \(data.val\)"):
-        stratified_split(labels, 9, seed=0)
+def test_each_class_keeps_a_training_image() -> None:
+    labels = torch.tensor([0] * 9 + [1] + [2] * 2)
+    train, val = stratified_split(labels, 9, seed=0)
+    assert sorted(labels[train].tolist()) == [0, 1, 2]
+    assert len(val) == 9
+    with pytest.raises(BadInput, match=r"10 of 12 images for validation leave too few .* all 3 classes \(data.val\)"):
+        stratified_split(labels, 10, seed=0)
 
 
 def test_a_negative_seed_is_refused() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from resfit.files import atomic_file
+from resfit.files import atomic_file, remove_leftovers
 
 
 def cached_array(path: Path, shape: tuple[int, ...], blocks: Iterable[np.ndarray]) -> np.ndarray:
@@ -38,6 +38,7 @@ def _read(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
 
 def _write(path: Path, shape: tuple[int, ...], blocks: Iterable[np.ndarray]) -> None:
     # Written as a stream: a full disk then raises an error, while it would kill a process that writes to a mapping.
+    remove_leftovers(path.parent)
     checksum = hashlib.blake2b()
     with atomic_file(path) as file:
         np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})

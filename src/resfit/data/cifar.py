@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import pickle
 from collections.abc import Mapping, Sequence
@@ -92,9 +93,12 @@ def load_cifar(name: str, locations: Locations) -> Source:
 
 def _find(files: CifarFiles, locations: Locations) -> Path | None:
     """Return the folder with the files, extracting the archive if only that is found; None if neither is found."""
-    for folder in (folder for place in locations.all for folder in (place / files.folder, place)):
-        if any((folder / name).is_file() for name in files.md5):
-            return folder
+    for place in locations.all:
+        own = place if place.name == files.folder else place / files.folder
+        if any((own / name).is_file() for name in files.md5):
+            return own
+        if all((place / name).is_file() for name in files.md5):  # any other folder may hold a file called "test"
+            return place
     for archive in (place / files.archive for place in locations.all):
         if archive.is_file():
             locations.tell(f"unpacking {archive}")
@@ -109,9 +113,10 @@ def _fetch(files: CifarFiles, locations: Locations) -> Path:
     archive = locations.download_dir / files.archive
     locations.tell(f"downloading {files.title} to {archive.parent}")
     download(getattr(datasets, files.title).url, archive, files.archive_md5)
-    folder = extract(archive, files.folder, files.archive_md5)
-    archive.unlink()
-    return folder
+    with contextlib.suppress(FileNotFoundError):  # another process downloaded it too, and was first
+        extract(archive, files.folder, files.archive_md5)
+        archive.unlink()
+    return archive.with_name(files.folder)
 
 
 def _batches(folder: Path, names: Sequence[str], files: CifarFiles, classes: int) -> Images:

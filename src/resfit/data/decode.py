@@ -25,19 +25,25 @@ if TYPE_CHECKING:
 
 S = TypeVar("S", bound="Path | Image")
 
-EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 
 # Formats accepted, whatever a file's extension says; Pillow's other decoders are not exposed to untrusted files.
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 _BLOCK = 256  # images decoded at a time
 _NAMED = 10  # maximum number of unreadable images listed in an error
+_PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0  # a TIFF tag and its value for inverted greys
 
 
 def decode(path: Path, *, size: int, channels: int) -> np.ndarray:
-    """Return the pixels of an image file, uint8 [channels, size, size]; raises Pillow's exceptions if it is damaged."""
+    """Return the pixels of an image file, uint8 [channels, size, size].
+
+    Raises Pillow's exceptions if it is damaged, or a decompression bomb: an image too large to be safe.
+    """
     from PIL import Image
 
     with Image.open(path, formats=_FORMATS) as file:
+        if Image.MAX_IMAGE_PIXELS and file.width * file.height > Image.MAX_IMAGE_PIXELS:
+            raise Image.DecompressionBombError
         return pixels_of(file, size=size, channels=channels)
 
 
@@ -45,8 +51,7 @@ def pixels_of(image: Image, *, size: int, channels: int) -> np.ndarray:
     """Return the pixels of an image opened by Pillow, uint8 [channels, size, size]."""
     from PIL import Image, ImageOps
 
-    eight = _eight_bit(ImageOps.exif_transpose(image), image.format == "PNG")
-    image = _opaque(eight).convert("L" if channels == 1 else "RGB")
+    image = _opaque(_eight_bit(image)).convert("L" if channels == 1 else "RGB")
     square = ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
     return np.asarray(square).reshape(size, size, channels).transpose(2, 0, 1)
 
@@ -71,21 +76,20 @@ def decode_all(files: Sequence[Path], *, root: Path, size: int, channels: int) -
 
 
 def decode_each(sources: Sequence[S], *, size: int, channels: int) -> Iterator[list[tuple[S, np.ndarray | Exception]]]:
-    """Yield blocks of (source, pixels or exception); pixels are uint8 [channels, size, size].
-
-    Decompression bombs, images too large to be safe, also yield an exception.
-    """
+    """Yield blocks of (source, pixels or exception); pixels are uint8 [channels, size, size]."""
     attempt = partial(_attempt, size=size, channels=channels)
-    with bar("decoding", len(sources)) as advance, ThreadPoolExecutor() as pool, _strictly():
+    with bar("decoding", len(sources)) as advance, ThreadPoolExecutor() as pool:
         for start in range(0, len(sources), _BLOCK):
             block = sources[start : start + _BLOCK]
-            yield list(zip(block, pool.map(attempt, block), strict=True))
+            with _quietly():
+                found = list(pool.map(attempt, block))
+            yield list(zip(block, found, strict=True))
             advance(len(block))
 
 
 def decode_one(file: Path, *, size: int, channels: int) -> np.ndarray | str:
     """Return the pixels of an image file, uint8 [channels, size, size], or a text that says what is wrong with it."""
-    with _strictly():
+    with _quietly():
         found = _attempt(file, size=size, channels=channels)
     return reason(found) if isinstance(found, Exception) else found
 
@@ -99,7 +103,7 @@ def reason(error: Exception) -> str:
             return "not an image of a known format"
         case IsADirectoryError():
             return "a folder without images"
-        case Image.DecompressionBombError() | Image.DecompressionBombWarning():
+        case Image.DecompressionBombError():
             return f"more than {Image.MAX_IMAGE_PIXELS:,} pixels, scale it down"
         case OSError(strerror=str(why)):
             return why.lower()
@@ -107,13 +111,13 @@ def reason(error: Exception) -> str:
 
 
 @contextmanager
-def _strictly() -> Iterator[None]:
-    """Turn decompression-bomb warnings into errors and ignore warnings about damaged EXIF data."""
+def _quietly() -> Iterator[None]:
+    """Ignore Pillow's warnings about damaged EXIF data and large images; no check depends on them."""
     from PIL import Image
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         yield
 
 
@@ -126,16 +130,23 @@ def _attempt(source: Path | Image, *, size: int, channels: int) -> np.ndarray | 
         return error
 
 
-def _eight_bit(image: Image, is_png: bool) -> Image:
-    from PIL import Image
+def _eight_bit(file: Image) -> Image:
+    """Return an opened image upright, with 8 bits per channel."""
+    from PIL import Image, ImageOps
+    from PIL.TiffImagePlugin import TiffImageFile
 
+    image = ImageOps.exif_transpose(file)
     if image.mode == "F":
         raise ValueError("floating-point pixels of unknown range")
-    if image.mode == "I" and not is_png:
-        raise ValueError("32-bit pixels of unknown range")
+    if image.mode == "I" and file.format != "PNG":
+        raise ValueError("signed or 32-bit pixels of unknown range")
     if not image.mode.startswith("I"):
         return image
     values = np.asarray(image)
+    if (
+        isinstance(file, TiffImageFile) and file.tag_v2.get(_PHOTOMETRIC) == _WHITE_IS_ZERO
+    ):  # Pillow inverts 8 bits only
+        values = 65_535 - values
     eight = Image.fromarray((values / 257).round().clip(0, 255).astype(np.uint8))
     if (clear := image.info.get("transparency")) is not None:
         eight.putalpha(Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8)))

@@ -45,7 +45,7 @@ def download(url: str, path: Path, md5: str) -> None:
 def read_checked(path: Path, md5: str) -> bytes:
     """Return the content of an official file; raises BadInput if it is missing or its MD5 is wrong."""
     if not path.is_file():
-        raise BadInput(f"a file is missing ({path}): delete {path.parent} and download it again")
+        raise BadInput(f"a file is missing ({path}): put it back, or give a folder that has all files (--data-dir)")
     content = path.read_bytes()
     if hashlib.md5(content, usedforsecurity=False).hexdigest() != md5:
         raise BadInput(f"damaged file, its MD5 is wrong ({path}): delete it and download it again")
@@ -55,27 +55,32 @@ def read_checked(path: Path, md5: str) -> bytes:
 def extract(archive: Path, folder: str, md5: str) -> Path:
     """Extract `folder` from an official tar archive, next to it, or into the cache if its folder is read-only.
 
-    The folder appears only when complete. Raises BadInput for a wrong MD5, and for members other than files and folders
-    or outside the folder.
+    The folder appears only when complete; one that another process extracted meanwhile stays. Raises BadInput for a
+    wrong MD5, and for members other than files and folders or outside the folder; FileNotFoundError without the archive.
     """
     with archive.open("rb") as file:
         if hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest() != md5:
             raise BadInput(f"damaged archive, its MD5 is wrong ({archive}): delete it and download it again")
-    place = archive.parent if os.access(archive.parent, os.W_OK) else cache_dir()
-    place.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(dir=place, prefix=f".{folder}."))
-    try:
-        with tarfile.open(archive) as tar:
-            _refuse_unsafe(tar, archive)
-            tar.extractall(partial, filter="data")
-        if not (place / folder).exists():
-            (partial / folder).rename(place / folder)
-    except BadInput:
-        raise
-    except Exception as error:  # a damaged archive may raise any exception
-        raise BadInput(f"damaged archive, or disk full ({archive}: {_one_line(error)}): download it again") from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        file.seek(0)
+        place = archive.parent if os.access(archive.parent, os.W_OK) else cache_dir()
+        place.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(dir=place, prefix=f".{folder}."))
+        try:
+            with tarfile.open(fileobj=file) as tar:
+                _refuse_unsafe(tar, archive)
+                tar.extractall(partial, filter="data")
+            try:
+                (partial / folder).rename(place / folder)
+            except OSError:
+                if not any((place / folder).iterdir()):
+                    raise
+        except BadInput:
+            raise
+        except Exception as error:  # a damaged archive may raise any exception
+            told = f"damaged archive, or disk full ({archive}: {_one_line(error)})"
+            raise BadInput(f"{told}: download it again") from None
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
     return place / folder
 
 

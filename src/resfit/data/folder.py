@@ -11,6 +11,7 @@ files later leaves nearly all test images in the test set. Test images are order
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
 import os
@@ -105,7 +106,7 @@ def _layout(root: Path, needed: Sequence[str] = ("train", "test")) -> tuple[dict
         found |= {split: named or alias} if named or alias else {}
     taken = [folder for folders in found.values() for folder in folders]
     others = [folder.name for folder in inside if folder not in taken]
-    if not ({"train", "test"} <= set(found) or (found and not others)):
+    if not ({"train", "test"} <= set(found) or (found and not others) or _shared(taken)):
         return {"all": root}, _like_splits(inside)
     for folders in found.values():
         if len(folders) > 1:
@@ -122,10 +123,15 @@ def _like_splits(folders: Sequence[Path]) -> list[str]:
     """Return a note if the class folders all contain the same subfolders and no images: they may be meant as splits."""
     if any(is_image(path) for folder in folders for path in folder.iterdir()):
         return []
-    shared = set.intersection(*({inner.name for inner in _folders(folder)} for folder in folders)) if folders else set()
+    shared = _shared(folders)
     names, inner = (", ".join(f"{name}/" for name in each) for each in ((f.name for f in folders), sorted(shared)))
     told = f"{names} are used as classes, but each contains {inner}: splits must be named train/, val/ and test/"
     return [told] if len(shared) > 1 else []
+
+
+def _shared(folders: Sequence[Path]) -> set[str]:
+    """Return the names of the subfolders that all of several folders have, as splits have the same classes."""
+    return set.intersection(*({inner.name for inner in _folders(f)} for f in folders)) if len(folders) > 1 else set()
 
 
 def _visible(path: Path) -> bool:
@@ -136,14 +142,20 @@ def _folders(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_dir() and _visible(path))
 
 
-def visible_files(folder: Path) -> list[Path]:
-    """Return the visible files in `folder` and its subfolders, ordered by name, including broken links."""
+def visible_files(folder: Path, above: tuple[Path, ...] = ()) -> list[Path]:
+    """Return the visible files in `folder` and its subfolders, ordered by name, including broken links.
+
+    Linked folders are followed, unless they lead back to `above`, the folders that led here, or around them.
+    """
+    here = folder.resolve()
+    if any(path.is_relative_to(here) for path in above):
+        return []
     found: list[Path] = []
     for path in sorted(filter(_visible, folder.iterdir())):
         if path.is_file() or (path.is_symlink() and not path.exists()):  # a broken link is reported, not ignored
             found.append(path)
-        elif path.is_dir() and not path.is_symlink():  # links may form a cycle
-            found += visible_files(path)
+        elif path.is_dir():
+            found += visible_files(path, (*above, here))
     return found
 
 
@@ -248,12 +260,13 @@ def _divided(part: Images, taken: Tensor) -> tuple[Images, Images]:
 
 def _pixels(files: Sequence[Path], root: Path, locations: Locations, *, size: int, channels: int) -> np.ndarray:
     """Return all files' pixels, uint8 [N, channels, size, size], from the cache if no file has changed."""
-    key = hashlib.sha256(os.fsencode(f"1 {root.resolve()} {size} {channels}"))
+    root_key, files_key = hashlib.sha256(os.fsencode(f"{root.resolve()} {size} {channels}")), hashlib.sha256(b"2")
     for path in files:
         facts = path.stat() if path.exists() else path.lstat()  # decoding reports missing files
         name = path.relative_to(root).as_posix()
-        key.update(os.fsencode(f"\n{name} {facts.st_size} {facts.st_mtime_ns}"))
-    cached = cache_dir() / "folders" / f"{key.hexdigest()[:32]}.npy"
+        files_key.update(os.fsencode(f"\n{name} {facts.st_size} {facts.st_mtime_ns}"))
+    prefix = root_key.hexdigest()[:16]
+    cached = cache_dir() / "folders" / f"{prefix}-{files_key.hexdigest()[:32]}.npy"
     shape = (len(files), channels, size, size)
     needed, free = math.prod(shape), free_bytes()
     if free is not None and needed > free:
@@ -263,4 +276,8 @@ def _pixels(files: Sequence[Path], root: Path, locations: Locations, *, size: in
         )
     if not cached.exists():
         locations.tell(f"decoding {len(files):,} images (only once) into {cached}")
-    return cached_array(cached, shape, decode_all(files, root=root, size=size, channels=channels))
+    pixels = cached_array(cached, shape, decode_all(files, root=root, size=size, channels=channels))
+    for outdated in set(cached.parent.glob(f"{prefix}-*.npy")) - {cached}:  # the folder's content has changed
+        with contextlib.suppress(OSError):
+            outdated.unlink()
+    return pixels

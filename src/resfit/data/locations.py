@@ -37,7 +37,7 @@ class Locations:
 
     def require_network(self, what: str) -> None:
         """Raise BadInput if downloading `what`, which was not found, is not allowed."""
-        if self.offline or os.environ.get("RESFIT_OFFLINE") == "1":
+        if self.offline or os.environ.get("RESFIT_OFFLINE", "").lower() not in ("", "0", "false", "no"):
             looked = ", ".join(map(str, self.all))
             raise BadInput(
                 f"{what} not found, and downloads are off ({looked}): give its folder with --data-dir, or go online"

@@ -23,20 +23,21 @@ def val_count(val: int | float, n: int) -> int:
 def stratified_split(labels: Tensor, n_val: int, seed: int) -> tuple[Tensor, Tensor]:
     """Split the indices of `labels`, int64 [N], into (train, val), both sorted; val has `n_val` of them.
 
-    Each class contributes in proportion to its size, rounded by largest remainder. Raises BadInput if a class would
-    keep no training image.
+    Each class contributes in proportion to its size, rounded by largest remainder, but keeps a training image. Raises
+    BadInput if that is impossible.
     """
     if seed < 0:
         raise BadInput(f"split_seed is {seed} (data.split_seed): give 0 or a whole number above it")
     classes = labels.numpy()
     counts = np.bincount(classes)
-    quotas = _quotas(counts, n_val)
-    bare = np.flatnonzero((counts > 0) & (quotas >= counts))
-    if len(bare):
+    spare = np.maximum(counts - 1, 0)
+    if n_val > spare.sum():
         raise BadInput(
-            f"a split of {n_val} from {len(classes)} images leaves no image of class {bare[0]} to train on (data.val): "
-            "give fewer, or add images"
+            f"{n_val} of {len(classes)} images for validation leave too few to train on all {(counts > 0).sum()} "
+            "classes (data.val): give fewer, or add images"
         )
+    quotas = np.minimum(_quotas(counts, n_val), spare)
+    quotas += _quotas(spare - quotas, n_val - quotas.sum())
     in_val = _chosen(classes, counts, quotas, seed)
     return torch.from_numpy(np.flatnonzero(~in_val)), torch.from_numpy(np.flatnonzero(in_val))
 
