@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from resfit import runner
 from resfit.checkpoint import load_state, save_state
 from resfit.cli import main
 from resfit.errors import BadInput, RunFailed
+from resfit.files import claimed
 from resfit.interrupt import Interrupted
 from resfit.recipe import Recipe
 from resfit.record import RunRecord, read_record
@@ -494,6 +496,24 @@ def test_one_process_at_a_time_works_in_a_run_folder(tiny: Recipe, tmp_path: Pat
         assert not list((tmp_path / FOLDER).iterdir())
         other.kill()  # which lets go of it
     train(tiny, out=tmp_path, device="cpu")
+
+
+def test_a_folder_removed_before_it_is_locked_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = os.open
+
+    def removed_at_once(path: Path, flags: int) -> int:
+        held = opened(path, flags)
+        path.rmdir()
+        monkeypatch.undo()
+        return held
+
+    monkeypatch.setattr(os, "open", removed_at_once)
+    with (
+        claimed(tmp_path / "run"),
+        pytest.raises(BadInput, match="another process is using"),
+        claimed(tmp_path / "run"),
+    ):
+        pass
 
 
 def test_a_refused_run_leaves_no_folder(tiny: Recipe, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+import time
 from functools import cache
 
 import pytest
@@ -14,8 +15,10 @@ from resfit import solver
 from resfit.cost import cost
 from resfit.errors import BadInput
 from resfit.families import FAMILIES, ImageShape
+from resfit.fitting import FULL
 from resfit.net import build
-from resfit.solver import Design, design
+from resfit.recipe import get_recipe
+from resfit.solver import Design, design, fitted_design
 
 BUDGETS = (500_000, 1_000_000, 5_000_000)
 EVERY_FAMILY = pytest.mark.parametrize("family", FAMILIES)
@@ -115,8 +118,34 @@ def test_a_small_budget_is_filled_with_finer_widths():
 
 
 def test_where_no_network_is_full_the_fullest_is_given():
-    (only,) = design(20_000, family="resnext")
-    assert 0 < only.params < 19_600
+    (only,) = design(5_000_000, family="wrn", macs=10_000_000)
+    assert 0 < only.params < 4_900_000 and only.macs <= 10_000_000
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [
+        {"budget": 20_000, "family": "resnext"},
+        {"budget": 70_948, "family": "resnext", "size": 64, "classes": 100},
+        {"budget": 25_000, "family": "bottleneck", "size": 64, "classes": 200},
+        {"budget": 1_000_000, "family": "wrn", "macs": 17_000_000},
+    ],
+    ids=str,
+)
+def test_narrow_limits_are_filled_by_other_proportions(limits):
+    found = design(**limits)
+    assert all(FULL * limits["budget"] <= each.params <= limits["budget"] for each in found)
+    assert all(each.macs <= limits.get("macs", each.macs) for each in found)
+
+
+def test_a_given_network_just_over_a_limit_of_macs_is_scaled_at_once():
+    spec = get_recipe("cifar10-94").spec
+    whole = fitted_design(spec, 5_000_000)
+    assert whole is not None
+    began = time.process_time()
+    found = fitted_design(spec, 5_000_000, macs=whole.macs - 1)
+    assert found is not None and found.macs < whole.macs and found.params > 0.9 * whole.params
+    assert time.process_time() - began < 5
 
 
 @pytest.mark.parametrize(

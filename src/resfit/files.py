@@ -39,34 +39,44 @@ def claimed(folder: Path) -> Iterator[None]:
     Raises RunFailed if the folder cannot be created or opened.
     """
     made = [place for place in (folder, *folder.parents) if not place.exists()]
+    held = _opened(folder)
+    while not _lock(folder, held):
+        os.close(held)
+        held = _opened(folder)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        held = os.open(folder, os.O_RDONLY)
-    except OSError as error:
-        raise _cannot_write(folder, error) from None
-    try:
-        _lock(folder, held)
-        try:
-            yield
-        finally:
-            with contextlib.suppress(OSError):
-                for place in made or [folder]:
-                    place.rmdir()  # fails unless empty
+        yield
     finally:
+        with contextlib.suppress(OSError):
+            for place in made or [folder]:
+                place.rmdir()  # fails unless empty
         os.close(held)
 
 
-def _lock(folder: Path, held: int) -> None:
+def _opened(folder: Path) -> int:
+    """Return a descriptor of the folder, which is created if missing."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise _cannot_write(folder, error) from None
+
+
+def _lock(folder: Path, held: int) -> bool:
+    """Lock the open folder; return False if another process removed it before it was locked."""
     if fcntl is None:
-        return
+        return True
     try:
         fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return os.path.samestat(os.fstat(held), folder.stat())
+    except FileNotFoundError:
+        return False
     except BlockingIOError:
+        os.close(held)
         raise BadInput(
             f"another process is using this run folder ({folder}): wait for it, stop it, or give another --out"
         ) from None
     except OSError:  # the file system has no locks
-        return
+        return True
 
 
 @contextmanager

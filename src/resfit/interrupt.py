@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 import threading
 from types import FrameType, TracebackType
 from typing import Any
@@ -51,6 +53,8 @@ class Interrupts:
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         self.asked = number
+        if sys.stderr.isatty():
+            os.write(sys.stderr.fileno(), b"\x1b[?25h")  # a progress bar hides the cursor, and may not end in order
         for each in self._before:  # the default handler ends the process even within a long call
             signal.signal(each, signal.SIG_DFL)
 

@@ -24,7 +24,7 @@ class Progress(Observer):
 
     def __init__(self, epochs: int = 0) -> None:
         self.epochs = epochs
-        self.console = Console(stderr=True, highlight=False)
+        self.console = Console(stderr=True, highlight=False, emoji=False)
         self.bar: Bar | None = None
         self.data: Dataset | None = None
         self.began, self.shown = time.perf_counter(), 0

@@ -165,8 +165,9 @@ class Runner:
                 self._append_metrics(point)
                 self.observer.epoch_ended(point)
                 self._between_steps()
-                if self._out_of_patience():
-                    self.observer.message(f"stopped early: no improvement in {self.recipe.train.patience} epochs")
+                if self._out_of_patience() and point.epoch < self.recipe.train.epochs:
+                    n = self.recipe.train.patience
+                    self.observer.message(f"stopped early: no improvement in {n} {'epoch' if n == 1 else 'epochs'}")
                     break
             self._save_state()
         except Diverged as error:

@@ -99,7 +99,7 @@ def fitted_design(spec: NetSpec, budget: int, *, macs: int | None = None) -> Des
     """
     found, within = fitted_spec(spec, budget), budget
     while found and macs is not None and (needed := cost(found).macs) > macs:
-        within = min(within - 1, int(within * macs / needed))
+        within = min(cost(found).params - 1, int(within * macs / needed))
         found = fitted_spec(spec, within) if within else None
     if found is None:
         return None
@@ -155,38 +155,42 @@ class _Search:
         """Yield widths within the limits: early stages about in proportion, the last one as wide as possible."""
         parts = [1] if self.family.widening else [2**i for i in range(len(blocks))]
 
-        def in_proportion(first: int) -> int:
-            return self.price(blocks, tuple(first * part for part in parts))[0]
+        def in_proportion(first: int) -> Counts:
+            return tuple(first * part for part in parts)
 
-        near = round(_USUAL * (self.budget / in_proportion(_USUAL)) ** 0.5)  # parameters grow about as width squared
-        first = _widest(lambda width: in_proportion(width) <= self.budget, step, least=step, near=near)
-        if not first:
-            return
-        ideal = first * (self.budget / in_proportion(first)) ** 0.5
+        def room(first: int) -> float:  # parameters and MACs grow about as width squared
+            return math.sqrt(self.room(blocks, in_proportion(first)))
+
+        near = round(_USUAL * room(_USUAL))
+        first = _widest(lambda width: room(width) >= 1, step, least=step, near=near)
+        squeezed = not first  # but other proportions may fit
+        first = first or step
+        ideal = first * room(first)
         near = first * parts[-1]
-        for early in self.early([ideal * part for part in parts[:-1]], step):
+        for early in self.early([ideal * part for part in parts[:-1]], step, squeezed or self.macs is not None):
             if last := self.last(blocks, early, step, near):
                 yield (*early, last)
                 near = last
 
-    def early(self, ideals: list[float], step: int) -> Iterator[Counts]:
-        """Yield widths of all stages but the last: multiples of `step` near the ideals, and thinner ones if needed."""
+    def room(self, blocks: Counts, widths: Counts) -> float:
+        """Return how many times the shape's parameters and MACs are within the limits; below 1 if they are not."""
+        params, macs = self.price(blocks, widths)
+        return min(self.budget / params, math.inf if self.macs is None else self.macs / macs)
+
+    def early(self, ideals: list[float], step: int, thinner: bool) -> Iterator[Counts]:
+        """Yield widths of all stages but the last: multiples of `step` near the ideals, and `thinner` ones if asked."""
         yield from _rising(
             product(*([step * max(1, round(ideal / step) + off) for off in (-1, 0, 1)] for ideal in ideals))
         )
-        if self.macs is not None:
+        if thinner:
             yield from _rising(
                 tuple(step * max(1, round(ideal * part / step)) for ideal in ideals) for part in _THINNER
             )
 
     def last(self, blocks: Counts, early: Counts, step: int, near: int) -> int:
         """Return the largest width of the last stage within the limits, searching from `near`; 0 if there is none."""
-
-        def fits(width: int) -> bool:
-            params, macs = self.price(blocks, (*early, width))
-            return params <= self.budget and (self.macs is None or macs <= self.macs)
-
-        return _widest(fits, step, least=max((step, *early)), near=near)
+        least = max((step, *early))
+        return _widest(lambda width: self.room(blocks, (*early, width)) >= 1, step, least=least, near=near)
 
     def departure(self, blocks: Counts, widths: Counts) -> float:
         """Return the sum of doublings from the family's proportions, plus one for an extra stage; see `design`."""

@@ -481,7 +481,8 @@ class NetSpec(Config):
         widen: Widths that grow from block to block. `null`: they do not.
         shortcut: The shortcut of blocks that change the shape.
         downsample: What takes a block's stride. `stride`: its first convolution, or a bottleneck's middle one.
-            `maxpool`: a max-pool behind that convolution. `blur`: a 3 x 3 binomial blur behind it (Zhang 2019). The
+            `maxpool`: a max-pool behind that convolution. `blur`: a 3 x 3 binomial blur behind it (as in
+            Zhang 2019, who blurs after norm and activation). The
             shortcut's input is strided, pooled or blurred likewise.
         se: Squeeze-and-excitation on each block's residual. `null`: none.
         eca: Efficient channel attention on each block's residual. `null`: none. Not together with `se`.

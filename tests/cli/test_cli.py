@@ -131,7 +131,7 @@ def test_train_evaluate_report_compare(capsys: pytest.CaptureFixture[str], recip
     renamed.write_text(yaml.safe_dump({**TINY, "name": "other"}))
     printed(capsys, "train", str(renamed), "--runs", "2", "--out", out, "--train.epochs=1")
     compared = json.loads(printed(capsys, "compare", f"{out}/tiny", f"{out}/other", "--json"))
-    assert compared["baseline"] == "tiny"
+    assert compared["baseline"].startswith("tiny")
     difference = compared["differences"]["other"]
     assert difference["interval"][0] <= difference["difference"] <= difference["interval"][1]
     assert "points" in printed(capsys, "compare", f"{out}/tiny", f"{out}/other")
@@ -176,8 +176,17 @@ def test_compare_holds_like_against_like(capsys: pytest.CaptureFixture[str], rec
     assert compared["measure"] == "accuracy"
     assert [runs["n"] for runs in compared["runs"].values()] == [1, 1]
     assert [runs["mean"] for runs in compared["runs"].values()] == [record.test.accuracy for record in records]
-    assert "tiny (2) (peeked)" in printed(capsys, "compare", *both)
+    table = " ".join(printed(capsys, "compare", *both).split())
+    assert "best-test" in table and "(peeked)" in table and "not independent" not in table
     assert json.loads(printed(capsys, "compare", both[0], "--json"))["measure"] == "accuracy with TTA"
+
+
+def test_compare_tells_of_repeated_seeds(capsys: pytest.CaptureFixture[str], recipe_file: Path, tmp_path: Path) -> None:
+    places = [str(tmp_path / name) for name in ("a", "b")]
+    for place in places:
+        printed(capsys, "train", str(recipe_file), "--epochs", "1", "--out", place)
+    assert "tiny: runs of the same seed are not independent (seed 0)" in printed(capsys, "compare", *places)
+    assert json.loads(printed(capsys, "compare", *places, "--json"))["repeated"] == {"tiny": [0]}
 
 
 def test_a_report_replaces_no_file_but_a_report(

@@ -514,3 +514,20 @@ def test_dropout_is_of_whole_channels_behind_each_norm_of_a_block_and_of_feature
     assert [name for name, _ in net.stages[0][0].branch.named_children()] == order
     assert [module.p for module in net.modules() if isinstance(module, nn.Dropout2d)] == [0.25] * 8
     assert (type(net.dropout), net.dropout.p) == (nn.Dropout, 0.4)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_whitening_stem_of_single_pixels_has_right_gradients(stride: int) -> None:
+    """With stride 2, torch's own gradient writes past its memory on CPUs (oneDNN, issue 6035)."""
+    torch.manual_seed(0)
+    stem = WhiteningConv(3, StemSpec(kind="whiten", kernel=1, channels=6, stride=stride))
+    images = torch.randn(8, 3, 9, 9).contiguous(memory_format=torch.channels_last)
+    for _ in range(20):
+        stem.zero_grad()
+        out = stem(images)
+        out.square().sum().backward()
+    picked = images[:, :, ::stride, ::stride]
+    wanted = torch.einsum("nchw,kc->nkhw", picked, stem.weight[:, :, 0, 0]) + stem.bias[None, :, None, None]
+    assert torch.allclose(out, wanted, atol=1e-5)
+    assert stem.bias.grad is not None
+    assert torch.allclose(stem.bias.grad, 2 * wanted.sum((0, 2, 3)), rtol=1e-3, atol=1e-3)

@@ -23,6 +23,7 @@ from resfit.observer import Observer
 from resfit.recipe import Recipe
 from resfit.record import EpochPoint, RunRecord, read_record
 from resfit.run import run_folder, train
+from resfit.studyrecord import FailedRun
 from resfit.tunerecord import read_search
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'resfit[ray]'")
@@ -139,7 +140,8 @@ def test_a_node_lost_in_the_middle_costs_no_run_and_repeats_no_finished_one(
 
     jobs, log = [*jobs_of(tiny, 1), *jobs_of(long, 3)], Log(lose_a_node)
     executor = OnRay(RunOptions(out=tmp_path / "ray"), two_nodes.address, cpus=1)
-    records, failed = run_jobs(jobs, executor, log)
+    failed: list[FailedRun] = []
+    records = run_jobs(jobs, executor, log, failed)
 
     assert not failed and len(records) == 4 and sorted(log.finishes) == sorted(map(str, jobs))
     assert finished, "no moment came at which both nodes were in the middle of a run: nothing was lost"
@@ -147,7 +149,7 @@ def test_a_node_lost_in_the_middle_costs_no_run_and_repeats_no_finished_one(
     assert sorted(begun.values()) == [1, 1, 1, 2], "one run was on the lost node"
     assert all(begun[name] == 1 for name in finished)
 
-    local, _ = run_jobs(jobs, InProcess(RunOptions(out=tmp_path / "here"), "cpu"))
+    local = run_jobs(jobs, InProcess(RunOptions(out=tmp_path / "here"), "cpu"), None, [])
     for job, there, here in zip(jobs, records, local, strict=True):
         folders = [run_folder(tmp_path / place, job.recipe, job.seed) for place in ("ray", "here")]
         assert same_result(there, here)
@@ -156,7 +158,7 @@ def test_a_node_lost_in_the_middle_costs_no_run_and_repeats_no_finished_one(
         assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
 
     again = Log()
-    assert run_jobs(jobs, executor, again)[0] == records
+    assert run_jobs(jobs, executor, again, []) == records
     assert again.todo == [] and again.epochs == []
 
 
@@ -173,7 +175,8 @@ def test_the_data_comes_from_here_and_is_shipped_once(
     monkeypatch.setattr(module.ray, "put", lambda value: put.append(value) or true(value))
     jobs = [*jobs_of(tiny, 2), *jobs_of(tiny.replace({"name": "rate", "optim.lr": 0.01}), 2)]
     place = RunOptions(out=tmp_path, data_dir=Path("elsewhere"))
-    records, failed = run_jobs(jobs, OnRay(place, two_nodes.address, cpus=1))
+    failed: list[FailedRun] = []
+    records = run_jobs(jobs, OnRay(place, two_nodes.address, cpus=1), None, failed)
     assert not failed and len(put) == 1
     assert [record.data["digest"] for record in records] == ["of no file"] * 4
     assert {record.recipe for record in records} == {"tiny", "rate"}
@@ -200,9 +203,10 @@ def test_what_goes_wrong_is_told_and_an_unfinished_run_goes_on(
     options = RunOptions(out=tmp_path, data_dir=tmp_path / "nothing", offline=True)
     monkeypatch.delenv("RESFIT_DATA_DIR", raising=False)
     with pytest.raises(BadInput, match="not found, and downloads are off"):  # ahead of all runs
-        run_jobs(jobs, OnRay(options, two_nodes.address, cpus=1), log)
+        run_jobs(jobs, OnRay(options, two_nodes.address, cpus=1), log, [])
     assert not log.epochs
-    records, failed = run_jobs(jobs[:2], OnRay(options, two_nodes.address, cpus=1), log)
+    failed: list[FailedRun] = []
+    records = run_jobs(jobs[:2], OnRay(options, two_nodes.address, cpus=1), log, failed)
     assert [epoch for name, epoch in log.epochs if name == "tiny, seed 0"] == [2, 3]
     assert len(records[0].curve) == 3
     assert "not finite" in log.failures["wild, seed 0"]

@@ -296,6 +296,27 @@ def test_recipes_of_one_name_with_different_settings_are_not_averaged() -> None:
     assert labels == ["seed003 · train.epochs 200", "seed003 · train.epochs 300"]
 
 
+def test_runs_from_other_weights_are_labelled_by_them() -> None:
+    begun = record(seed=1, init=GivenModel(path="runs/a/0", sha256="0" * 64, params=5))
+    (only,) = group([record(), begun])
+    labels = sorted(recipe.label for recipe in only.recipes)
+    assert labels == ["seed003 · init none", "seed003 · init runs/a/0 (00000000)"]
+
+
+@pytest.mark.parametrize(("epochs", "words"), [(40, "final weights"), (80, "final averaged weights")])
+def test_weights_are_called_averaged_only_where_they_are(epochs: int, words: str) -> None:
+    config = {**CONFIG, "train": {"epochs": 80}, "average": {"name": "swa"}}
+    stopped = record(config=config, epochs=epochs, protocol={"selection": "last"})
+    assert f"Evaluated the {words}, after {epochs} epochs." in Page(render([stopped])).text
+
+
+@pytest.mark.parametrize(
+    ("bounds", "text"), [((-0.1764, 0.4236), "0.00 to 42.36"), ((0.99, 1.02), "99.00 to 100.00"), (None, "–")]
+)
+def test_an_interval_stays_within_what_an_accuracy_can_be(bounds: tuple[float, float] | None, text: str) -> None:
+    assert words.interval(bounds) == text
+
+
 def test_another_split_of_the_same_data_is_the_same_data_set() -> None:
     whole = {**record().data, "n_train": 50_000, "n_val": 0, "digest": "other"}
     (only,) = group([record(), record(data=whole, recipe="b", config={**CONFIG, "data": {"val": 0}})])

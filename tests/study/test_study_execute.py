@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from concurrent.futures import CancelledError
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from unittest.mock import Mock
 
 import pytest
@@ -22,7 +23,7 @@ from PIL import Image
 from helpers.tiny_recipe import TINY
 from resfit.cli import main
 from resfit.cli.board import Board
-from resfit.errors import BadInput
+from resfit.errors import BadInput, RunFailed
 from resfit.executors.jobs import Job, Watcher, judged_by
 from resfit.executors.local import InProcess, Processes, RunOptions, make_executor
 from resfit.observer import Observer
@@ -282,6 +283,43 @@ def test_a_failed_run_is_told_and_the_others_go_on(study: Study, tmp_path: Path)
     assert result.points[0].accuracy is None and result.points[1].accuracy is not None
     page = (tmp_path / "s" / "report.html").read_text()
     assert "Failed runs" in page and "not finite" in page
+
+
+def test_an_interrupted_study_keeps_the_failures(study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def begin(self: RunOptions, recipe: Recipe, seed: int, **more: object) -> RunRecord:
+        if recipe.name == "plain":
+            raise RunFailed("it broke")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(RunOptions, "train", begin)
+    with pytest.raises(KeyboardInterrupt):
+        run(study, tmp_path)
+    assert [failed.error for failed in read_study(tmp_path / "s").failed] == ["it broke"]
+
+
+def test_runs_that_another_process_finishes_count(
+    study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, out = RunOptions.train, tmp_path / "s"
+
+    def begin(self: RunOptions, recipe: Recipe, seed: int, **more: Any) -> RunRecord:
+        if recipe.name == "plain":  # the other process has the folder, and finishes while this one goes on
+            train(study.recipes()["plain"], seed=0, out=out, device="cpu")
+            raise BadInput("another process is using this run folder")
+        train(study.recipes()["slow"], seed=0, out=out, device="cpu")  # finished since the beginning
+        return real(self, recipe, seed, **more)
+
+    monkeypatch.setattr(RunOptions, "train", begin)
+    result, _ = run(study, tmp_path)
+    assert (result.finished, result.wanted, result.failed) == (2, 2, ())
+
+
+def test_a_page_tells_of_weights_chosen_on_the_test_set(study: Study, tmp_path: Path) -> None:
+    points = {**study.points, "slow": {"evaluate.selection": "best-test"}}
+    run(replace(study, points=points), tmp_path)
+    page = " ".join((tmp_path / "s" / "report.html").read_text().split())
+    assert "except that the weights of slow were chosen on it." in page
+    assert "each run used it once" not in page
 
 
 def test_runs_of_other_settings_are_refused_before_anything_runs(study: Study, tmp_path: Path) -> None:

@@ -58,6 +58,13 @@ def test_overrides_hold_for_all_points_ahead_of_their_own(base: str) -> None:
     assert [(r.optim.lr, r.optim.momentum) for r in recipes.values()] == [(0.2, 0.5), (0.5, 0.5)]
 
 
+def test_no_point_drops_an_override_unsaid(base: str) -> None:
+    study = Study(name="s", recipe=base, baseline="a", points={"a": {}, "b": {"augment": {"crop": 2}}})
+    assert study.recipes({"optim.lr": 0.5})["b"].augment.crop == 2
+    with pytest.raises(BadInput, match=r"point b: the point replaces all of augment \(--augment.cutout\): set it"):
+        study.recipes({"augment.cutout": 8})
+
+
 def test_points_of_different_data_sets_are_refused(base: str) -> None:
     study = Study(name="s", recipe=base, baseline="a", points={"a": {}, "b": {"data.name": "folder"}})
     with pytest.raises(BadInput, match=r"^points on different images cannot be compared \(s: data.name\): give all"):
@@ -111,6 +118,10 @@ def test_epochs_and_fraction_scale_every_point_alike(base: str) -> None:
         (
             {"axes": {"x": {"a": {"lr": 1}}, "y": {"c": {"lr": 2}}}},
             r"two axes set lr \(s, point a-c\)",
+        ),
+        (
+            {"axes": {"x": {"a": {"optim.lr": 1}}, "y": {"c": {"optim": {"name": "adam"}}}}},
+            r"two axes set optim.lr \(s, point a-c\)",
         ),
         ({"axes": {"x": {"a": {}}, "y": {}}}, r"an axis without values \(s: axes\)"),
         ({"points": {"a": {}}, "runs": 0}, r"runs is 0"),

@@ -84,8 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if debug:
             raise
         if interrupt_behind(error):
-            resume = "continue from the last checkpoint with resfit train --resume RUN"
-            advice = f": {resume}" if "train" in arguments[:1] else ""
+            advice = ": run the same command again" if "train" in arguments[:1] else ""  # no step had begun
             _complain(f"interrupted{advice}")
             return 130
         if isinstance(error, OSError) and error.filename is not None:

@@ -32,7 +32,7 @@ class Board(Watcher):
         self.failures: dict[str, int] = dict.fromkeys(points, 0)
         self.said: set[str] = set()
         self.judged_by: JudgedBy = "validation"
-        self.console = Console(stderr=True, highlight=False)
+        self.console = Console(stderr=True, highlight=False, emoji=False)
         self.lock = threading.Lock()
         self.live = Live(console=self.console, auto_refresh=False) if self.console.is_terminal else None
 

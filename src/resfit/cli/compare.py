@@ -24,7 +24,7 @@ def add(commands: Any) -> None:
 
 def _compare(options: argparse.Namespace) -> int:
     from resfit.fields import to_plain
-    from resfit.record import compare, find_records, group_runs, summarize
+    from resfit.record import compare, find_records
     from resfit.report.groups import group, unique
     from resfit.report.words import plus_minus
 
@@ -33,21 +33,26 @@ def _compare(options: argparse.Namespace) -> int:
         names = ", ".join(part.name for part in data)
         raise BadInput(f"the runs are on different data sets (RUN: {names}): compare runs on one data set")
     what = "accuracy with TTA" if data[0].tta else "accuracy"  # only if every run has TTA accuracy
-    groups = group_runs(records)
-    values = {name: [r.accuracy if data[0].tta else r.test.accuracy for r in runs] for name, runs in groups.items()}
-    first = next(iter(values))
-    differences = {name: compare(values[first], values[name]) for name in values if name != first}
+    given = {id(record): place for place, record in enumerate(records)}
+    groups = sorted(data[0].recipes, key=lambda recipe: min(given[id(run)] for run in recipe.runs))
+    found = {recipe.label: data[0].ranked_by(recipe) for recipe in groups}
+    first = groups[0].label
+    differences = {name: compare(found[first].values, found[name].values) for name in found if name != first}
     if options.json:
-        summaries = {name: to_plain(summarize(found)) for name, found in values.items()}
-        facts = {"baseline": first, "measure": what, "runs": summaries, "differences": to_plain(differences)}
-        print(json.dumps(facts, indent=1))
+        repeated = {recipe.label: recipe.repeated for recipe in groups if recipe.repeated}
+        facts = {"baseline": first, "measure": what, "runs": found, "differences": differences, "repeated": repeated}
+        print(json.dumps(to_plain(facts), indent=1))
         return 0
     rows = []
-    for name, found in values.items():
-        s = summarize(found)
-        mark = " (peeked)" if any(run.peeked for run in groups[name]) else ""
-        rows.append([name + mark, s.n, f"{plus_minus(s.mean, s.std)} %", _difference_text(differences.get(name))])
+    for recipe in groups:
+        s = found[recipe.label]
+        label = f"{recipe.label} (peeked)" if recipe.peeked else recipe.label
+        rows.append([label, s.n, f"{plus_minus(s.mean, s.std)} %", _difference_text(differences.get(recipe.label))])
     print_table(["runs", "n", f"test {what}", f"difference from {first} (95 % interval)"], rows, right=(1,))
+    for recipe in groups:
+        if recipe.repeated:
+            seeds = ", ".join(map(str, recipe.repeated))
+            print(f"{recipe.label}: runs of the same seed are not independent (seed {seeds}); n and intervals are off")
     return 0
 
 

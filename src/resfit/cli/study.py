@@ -120,13 +120,13 @@ def _print_result(result: StudyRecord, out: Path) -> None:
 
 
 def _row(point: PointRecord, baseline: bool) -> list[Any]:
-    from resfit.report.words import p_value, plus_minus
+    from resfit.report.words import interval, p_value, plus_minus
 
     if point.accuracy is None:
         return [point.name, 0, "", "", "", "", ""]
     accuracy, against = point.accuracy, point.against_baseline
-    interval = f"{100 * accuracy.interval[0]:.2f} to {100 * accuracy.interval[1]:.2f} %" if accuracy.interval else "-"
-    row = [point.name, accuracy.n, f"{plus_minus(accuracy.mean, accuracy.std)} %", interval]
+    bounds = f"{interval(accuracy.interval)} %" if accuracy.interval else "-"
+    row = [point.name, accuracy.n, f"{plus_minus(accuracy.mean, accuracy.std)} %", bounds]
     if against is None:
         return [*row, "baseline" if baseline else "-", "", ""]
     p_values = (against.p_value, against.p_corrected)

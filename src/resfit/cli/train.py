@@ -27,6 +27,7 @@ from resfit.interrupt import Interrupted, Interruptible
 if TYPE_CHECKING:
     from resfit.recipe import Recipe
     from resfit.record import RunRecord
+    from resfit.studyrecord import FailedRun
 
 
 def add(commands: Any) -> None:
@@ -182,8 +183,9 @@ def _train_many(options: argparse.Namespace, recipe: Recipe, seeds: range, out: 
     from resfit.executors.jobs import Job, run_jobs
 
     jobs = [Job(recipe=recipe, seed=seed) for seed in seeds]
+    failed: list[FailedRun] = []
     with Interruptible(REPEAT), Board([recipe.name]) as board:
-        records, failed = run_jobs(jobs, executor(options, out), board)
+        records = run_jobs(jobs, executor(options, out), board, failed)
     for run in failed:
         print(f"failed: {run.point}, seed {run.seed}: {run.error}")
     if records:
@@ -234,7 +236,7 @@ def _print_result(record: RunRecord, folder: Path) -> None:
 def _summarize(record: RunRecord, folder: Path) -> None:
     """Write and print a summary of all finished runs of the recipe, earlier ones too, if there are two or more."""
     from resfit.record import runs_alike, summarize, write_summary
-    from resfit.report.words import plus_minus
+    from resfit.report.words import interval, plus_minus
 
     try:
         records = runs_alike(folder, record)
@@ -252,6 +254,6 @@ def _summarize(record: RunRecord, folder: Path) -> None:
         if not values:
             continue
         s = summarize(values)
-        interval = f"{100 * s.interval[0]:.2f} to {100 * s.interval[1]:.2f} %" if s.interval else "needs n >= 2"
-        rows.append([what, s.n, f"{plus_minus(s.mean, s.std)} %", interval])
+        bounds = f"{interval(s.interval)} %" if s.interval else "needs n >= 2"
+        rows.append([what, s.n, f"{plus_minus(s.mean, s.std)} %", bounds])
     print_table([records[0].recipe, "n", "mean ± deviation", "95 % interval of the mean"], rows, right=(1,))

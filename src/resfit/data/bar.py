@@ -12,7 +12,7 @@ def bar(what: str, total: int | None) -> Iterator[Callable[[int], None]]:
     from rich.console import Console
     from rich.progress import Progress
 
-    console = Console(stderr=True)
+    console = Console(stderr=True, emoji=False)
     if not console.is_terminal:  # older versions of rich end even a disabled bar with a line break
         yield lambda step: None
         return

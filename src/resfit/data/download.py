@@ -56,7 +56,8 @@ def extract(archive: Path, folder: str, md5: str) -> Path:
     """Extract `folder` from an official tar archive, next to it, or into the cache if its folder is read-only.
 
     The folder appears only when complete; one that another process extracted meanwhile stays. Raises BadInput for a
-    wrong MD5, and for members other than files and folders or outside the folder; FileNotFoundError without the archive.
+    wrong MD5, and for members other than files and folders or outside the folder; FileNotFoundError if there is no
+    archive.
     """
     with archive.open("rb") as file:
         if hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest() != md5:

@@ -67,12 +67,13 @@ class _RunObserver(Observer):
 
 
 def run_jobs(
-    jobs: Sequence[Job], executor: Executor, watcher: Watcher | None = None
-) -> tuple[list[RunRecord], list[FailedRun]]:
-    """Run the unfinished `jobs`; return the records of all finished ones, in the order of `jobs`, and the failed runs.
+    jobs: Sequence[Job], executor: Executor, watcher: Watcher | None, failed: list[FailedRun]
+) -> list[RunRecord]:
+    """Run the unfinished `jobs`; return the records of all finished ones, in the order of `jobs`.
 
-    Raises BadInput, before any run starts, if data cannot be used, or if the executor's folder holds runs with other
-    settings, on other images, or from other initial weights.
+    Runs that fail are added to `failed`, also when an interrupt ends the others. A run that another process has
+    finished meanwhile counts as finished. Raises BadInput, before any run starts, if data cannot be used, or if the
+    executor's folder holds runs with other settings, on other images, or from other initial weights.
     """
     watcher, out = watcher or Watcher(), executor.options.out
     for job in jobs:
@@ -82,12 +83,14 @@ def run_jobs(
     _check_weights(executor.options, records.values(), todo)
     _check_images(executor.options, records.values(), todo, watcher.message)
     watcher.planned(todo, list(records.values()), judged_by(jobs, executor.options))
-    failed: list[FailedRun] = []
     if todo:
         with executor:
             wait([_submitted(executor, job, watcher, records, failed) for job in todo])
+    records |= _finished(jobs, out)
+    finished = {(record.recipe, record.seed) for record in records.values()}
+    failed[:] = [run for run in failed if (run.point, run.seed) not in finished]
     failed.sort(key=lambda run: (run.point, run.seed))
-    return [records[str(job)] for job in jobs if str(job) in records], failed
+    return [records[str(job)] for job in jobs if str(job) in records]
 
 
 def judged_by(jobs: Sequence[Job], options: RunOptions) -> JudgedBy:

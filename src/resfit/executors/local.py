@@ -37,8 +37,14 @@ class RunOptions:
     init: str | None = None
 
     def train(self, recipe: Recipe, seed: int, *, device: str, observer: Observer) -> RunRecord:
-        """Train, or resume if the run's folder holds a checkpoint of an unfinished run."""
-        resume = has_state(run_folder(self.out, recipe, seed))
+        """Train, or resume if the run's folder holds a checkpoint of an unfinished run.
+
+        A run that another process has finished meanwhile is not repeated.
+        """
+        folder = run_folder(self.out, recipe, seed)
+        if (folder / "record.json").exists():
+            return read_record(folder)
+        resume = has_state(folder)
         return train(
             recipe,
             seed=seed,

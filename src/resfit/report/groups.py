@@ -150,9 +150,18 @@ def _recipe_group(label: str, tone: int, runs: list[RunRecord]) -> RecipeGroup:
     )
 
 
+def _parents(run: RunRecord) -> dict[str, str]:
+    """Return the trained networks that the run started from and learned from, as fields like those of its recipe."""
+    given = {"init": [run.init] if run.init else [], "teachers": run.teachers}
+    return {
+        name: " and ".join(f"{model.path} ({model.sha256[:8]})" for model in models) or "none"
+        for name, models in given.items()
+    }
+
+
 def _labels(runs: Sequence[RunRecord]) -> list[str]:
     """Return the recipes' names; those that share one also state what distinguishes them: "name · train.epochs 8"."""
-    flat = [leaves(settings(run.config)) for run in runs]
+    flat = [leaves({**settings(run.config), **_parents(run)}) for run in runs]
     labels = []
     for run, fields in zip(runs, flat, strict=True):
         namesakes = [other for other, peer in zip(flat, runs, strict=True) if peer.recipe == run.recipe]

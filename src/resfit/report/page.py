@@ -18,6 +18,7 @@ _FILTERS = (
     words.percent,
     words.bare_percent,
     words.confidence,
+    words.interval,
     words.points,
     words.count,
     words.number,

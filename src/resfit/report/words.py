@@ -42,6 +42,11 @@ def confidence(fraction: float) -> str:
     return f">{_GAP}99.99{_GAP}%" if fraction >= 0.99995 else percent(fraction)
 
 
+def interval(bounds: tuple[float, float] | None) -> str:
+    """Format an accuracy's interval as "93.98 to 94.22", within 0 and 100: a t-interval may reach beyond."""
+    return DASH if bounds is None else f"{bare_percent(max(bounds[0], 0.0))} to {bare_percent(min(bounds[1], 1.0))}"
+
+
 def points(difference: float | None) -> str:
     """Format a difference of fractions as signed percentage points: "+0.52"."""
     if difference is None or not math.isfinite(difference):
@@ -164,7 +169,8 @@ def _given(record: RunRecord) -> Iterator[str]:
 
 
 def _selection(record: RunRecord) -> str:
-    best, averaged = record.protocol.get("best_epoch"), _average(record) not in (None, "none")
+    best = record.protocol.get("best_epoch")
+    averaged = _averaged(record, best or record.epochs)
     weights = "averaged weights" if averaged else "weights"
     of = f"epoch {best}, the epoch" if best else "the epoch"
     if record.peeked:
@@ -174,9 +180,11 @@ def _selection(record: RunRecord) -> str:
     return f"Evaluated the final {weights}, after {record.epochs:,} {'epoch' if record.epochs == 1 else 'epochs'}."
 
 
-def _average(record: RunRecord) -> object:
-    average = record.config.get("average")
-    return average.get("name") if isinstance(average, Mapping) else None
+def _averaged(record: RunRecord, epoch: int) -> bool:
+    """Return whether the weights after this epoch are an average: SWA begins late, and a run may stop before."""
+    average: Any = record.config.get("average") or {}
+    kind = average.get("name") if isinstance(average, Mapping) else None
+    return kind == "ema" or (kind == "swa" and epoch >= average.get("start", 0.75) * record.config["train"]["epochs"])
 
 
 def _scored(record: RunRecord) -> Iterator[str]:

@@ -50,10 +50,11 @@ def execute(
     jobs.sort(key=lambda job: job.seed)
     judge = judged_by(jobs, executor.options)
     write = partial(_write, study, recipes, judge, len(jobs), out)
+    failed: list[FailedRun] = []
     try:
-        return write(*run_jobs(jobs, executor, watcher))
+        return write(run_jobs(jobs, executor, watcher, failed), failed)
     except KeyboardInterrupt:
-        write(finished_runs(jobs, out), [])
+        write(finished_runs(jobs, out), failed)
         raise
 
 

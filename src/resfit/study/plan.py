@@ -62,7 +62,7 @@ class Study:
             if point in found:
                 raise BadInput(f"two points are called {point} ({self.name}): give the values of the axes other names")
             paths = [path for part in parts for path in part]
-            if twice := [path for path in paths if paths.count(path) > 1]:
+            if twice := [path for path in paths if sum(_covers(other, path) for other in paths) > 1]:
                 raise BadInput(f"two axes set {twice[0]} ({self.name}, point {point}): set it in only one of them")
             found[point] = {path: value for part in parts for path, value in part.items()}
         return found
@@ -77,16 +77,17 @@ class Study:
     ) -> dict[str, Recipe]:
         """Return every point's recipe, named after the point and checked against its budget.
 
-        A point's own overrides take precedence over `overrides`. `epochs` scales the base recipe to that length, and
-        every point in proportion; `fraction` of the training images is used. `counted` sets the number of classes of a
-        recipe on an image folder, before it is checked. Raises BadInput, which names the point.
+        A point's own overrides take precedence over `overrides` of the same fields; it may not replace a section of
+        which they set a field. `epochs` scales the base recipe to that length, and every point in proportion;
+        `fraction` of the training images is used. `counted` sets the number of classes of a recipe on an image folder,
+        before it is checked. Raises BadInput, which names the point.
         """
         base = get_recipe(self.recipe, overrides)
         factor = 1.0 if epochs is None else epochs / base.train.epochs
         made = {}
         for name, setting in self.settings().items():
             try:
-                made[name] = scaled(self._recipe(name, {**(overrides or {}), **setting}, counted), factor, fraction)
+                made[name] = scaled(self._recipe(name, overrides or {}, setting, counted), factor, fraction)
                 require_fit(made[name].spec, made[name].budget)
             except BadInput as error:
                 raise BadInput(f"{self.name}, point {name}: {error}") from None
@@ -96,7 +97,11 @@ class Study:
             )
         return made
 
-    def _recipe(self, name: str, setting: dict[str, Any], counted: Callable[[Recipe], Recipe]) -> Recipe:
+    def _recipe(self, name: str, overrides: Overrides, own: Overrides, counted: Callable[[Recipe], Recipe]) -> Recipe:
+        for path in own:
+            if lost := [other for other in overrides if other != path and _covers(path, other)]:
+                raise BadInput(f"the point replaces all of {path} (--{lost[0]}): set it in the study")
+        setting = {**overrides, **own}
         changes = ", ".join(f"{path} {value}" for path, value in setting.items() if path != "recipe")
         origin, budget = str(setting.pop("recipe", self.recipe)), setting.pop("fit", None)
         recipe = counted(get_recipe(origin, setting))
@@ -105,6 +110,11 @@ class Study:
                 raise BadInput("fit already sets the budget (fit, budget): leave one of them out")
             recipe = fitted(recipe, parse_count(str(budget), "fit"))
         return recipe.replace({"name": name, "description": f"{origin} with {changes}" if changes else origin})
+
+
+def _covers(path: str, other: str) -> bool:
+    """Return whether an override at `path` also sets the field at `other`."""
+    return other == path or other.startswith(f"{path}.")
 
 
 def _mapping(place: str, value: object) -> Mapping[str, Any]:
