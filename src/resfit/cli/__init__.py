@@ -84,7 +84,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if debug:
             raise
         if interrupt_behind(error):
-            advice = ": run the same command again" if "train" in arguments[:1] else ""  # no step had begun
+            resume = "run the same command again, or continue an unfinished run with resfit train --resume RUN"
+            advice = f": {resume}" if "train" in arguments[:1] else ""
             _complain(f"interrupted{advice}")
             return 130
         if isinstance(error, OSError) and error.filename is not None:
