@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from helpers.strategies import PLAIN, mutations
 from resfit.errors import BadField, BadInput
-from resfit.fields import from_plain, override, read_yaml, to_plain, write_yaml
+from resfit.fields import from_plain, override, parse_yaml, read_yaml, to_plain, write_yaml
 from resfit.recipe import Recipe, get_recipe
 from resfit.record import RunRecord
 from resfit.spec import NetSpec
@@ -275,3 +275,15 @@ def test_any_data_is_built_or_refused_in_one_line(kind, data):
 def test_what_the_fuzzing_starts_from_is_valid():
     for kind, valid in FUZZED.items():
         from_plain(kind, valid)
+
+
+@pytest.mark.parametrize(("text", "value"), [("010", 8), ("1:30", 90), ("-007", -7)])
+def test_numbers_that_yaml_reads_otherwise_are_refused(text: str, value: int) -> None:
+    with pytest.raises(
+        BadInput, match=rf"not valid YAML \(x, line 2\): {text} would be read as {value}, write a decimal"
+    ):
+        parse_yaml(f"a: 1\nb: {text}", "x")
+
+
+def test_whole_numbers_are_read() -> None:
+    assert parse_yaml("[0, -3, 1_000, 0x10, 10]", "x") == [0, -3, 1000, 16, 10]

@@ -111,7 +111,18 @@ _MOST_VALUES = 100_000
 
 
 class _Loader(yaml.SafeLoader):
-    """The safe loader, which also rejects duplicate keys: PyYAML silently takes the last one."""
+    """The safe loader, which also rejects what PyYAML silently takes for something else.
+
+    Of duplicate keys it takes the last one; 010 is 8 to it, and 1:30 is 90.
+    """
+
+    def construct_yaml_int(self, node: Any) -> int:
+        value: int = super().construct_yaml_int(node)
+        digits = node.value.lstrip("+-").replace("_", "")
+        if ":" in digits or (digits[0] == "0" and digits[1:].isdecimal()):
+            problem = f"{node.value} would be read as {value}, write a decimal number or put it in quotes"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+        return value
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
@@ -122,6 +133,9 @@ class _Loader(yaml.SafeLoader):
                     raise yaml.constructor.ConstructorError(None, None, f"{key.value} is given twice", key.start_mark)
                 seen.add(key.value)
         return node
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 
 
 class _TooMany(Exception):
