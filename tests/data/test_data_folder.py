@@ -381,15 +381,19 @@ def test_a_split_gives_each_image_away_once_with_its_label(flat: Path, val: int)
     assert told(data.test) == told(whole.test)
 
 
-def test_the_cache_of_earlier_content_is_deleted(flat: Path, own_places: Path) -> None:
-    load(flat)
+def test_the_cache_of_earlier_content_is_deleted_after_a_week(flat: Path, own_places: Path) -> None:
     load(flat, size=9)
+    load(flat)
     first = set(own_places.rglob("*.npy"))
-    leftover = next(iter(first)).with_name(".x.npy.0000.999999999.part")
+    leftover = next(iter(first)).with_name(".x.npy.0000.1.part")
     leftover.write_bytes(b"")
     (flat / "ant" / "000.png").unlink()
     assert len(load(flat, val=0).train) + len(load(flat, val=0).test) == 39
-    assert len(set(own_places.rglob("*.npy")) & first) == 1, "that of size 9 is another folder's"
+    assert first < set(own_places.rglob("*.npy")) and leftover.exists(), "another machine may be using them"
+    for path in (*own_places.rglob("*.npy"), leftover):
+        os.utime(path, (0, 0))
+    load(flat)
+    assert len(set(own_places.rglob("*.npy")) & first) == 1, "that of size 9 is of another prefix"
     assert len(set(own_places.rglob("*.npy"))) == 2
     assert not leftover.exists()
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import os
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
-from resfit.files import atomic_file, remove_leftovers
+from resfit.files import atomic_file
+
+_UNUSED_SECONDS = 7 * 24 * 3600
 
 
 def cached_array(path: Path, shape: tuple[int, ...], blocks: Iterable[np.ndarray]) -> np.ndarray:
@@ -21,7 +26,17 @@ def cached_array(path: Path, shape: tuple[int, ...], blocks: Iterable[np.ndarray
     if array is None:
         _write(path, shape, blocks)
         array = np.load(path, mmap_mode="c")
+    with contextlib.suppress(OSError):
+        os.utime(path)
     return array
+
+
+def forget_unused(paths: Iterable[Path]) -> None:
+    """Delete those files of the cache that were not used for a week: other machines may share the folder."""
+    for path in paths:
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > _UNUSED_SECONDS:
+                path.unlink()
 
 
 def _read(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
@@ -38,7 +53,6 @@ def _read(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
 
 def _write(path: Path, shape: tuple[int, ...], blocks: Iterable[np.ndarray]) -> None:
     # Written as a stream: a full disk then raises an error, while it would kill a process that writes to a mapping.
-    remove_leftovers(path.parent)
     checksum = hashlib.blake2b()
     with atomic_file(path) as file:
         np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})

@@ -143,9 +143,8 @@ def _eight_bit(file: Image) -> Image:
     if not image.mode.startswith("I"):
         return image
     values = np.asarray(image)
-    if (
-        isinstance(file, TiffImageFile) and file.tag_v2.get(_PHOTOMETRIC) == _WHITE_IS_ZERO
-    ):  # Pillow inverts 8 bits only
+    # Pillow inverts such greys of 8 bits only.
+    if isinstance(file, TiffImageFile) and file.tag_v2.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
         values = 65_535 - values
     eight = Image.fromarray((values / 257).round().clip(0, 255).astype(np.uint8))
     if (clear := image.info.get("transparency")) is not None:

@@ -11,7 +11,6 @@ files later leaves nearly all test images in the test set. Test images are order
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import math
 import os
@@ -23,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from resfit.data.cache import cached_array
+from resfit.data.cache import cached_array, forget_unused
 from resfit.data.decode import EXTENSIONS, decode_all
 from resfit.data.images import Images, Source
 from resfit.data.locations import Locations
@@ -277,7 +276,6 @@ def _pixels(files: Sequence[Path], root: Path, locations: Locations, *, size: in
     if not cached.exists():
         locations.tell(f"decoding {len(files):,} images (only once) into {cached}")
     pixels = cached_array(cached, shape, decode_all(files, root=root, size=size, channels=channels))
-    for outdated in set(cached.parent.glob(f"{prefix}-*.npy")) - {cached}:  # the folder's content has changed
-        with contextlib.suppress(OSError):
-            outdated.unlink()
+    forget_unused(cached.parent.glob(f"{prefix}-*.npy"))  # of the folder's earlier content
+    forget_unused(cached.parent.glob(".*.part"))  # left by killed processes
     return pixels
