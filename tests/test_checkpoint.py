@@ -49,6 +49,11 @@ def test_content_arrives_whole_in_folders_that_are_made_for_it(tmp_path, content
     assert names(path.parent) == ["file"]
 
 
+def test_names_that_are_not_utf8_are_escaped(tmp_path):
+    name = os.fsdecode(b"caf\xe9")
+    assert write_atomic(tmp_path / "file", f"a {name}").read_bytes() == b"a caf\\udce9"
+
+
 def test_a_written_file_has_the_rights_that_the_user_wants_for_new_ones(tmp_path):
     old = os.umask(0o027)
     try:

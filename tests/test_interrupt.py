@@ -127,3 +127,14 @@ def test_the_second_signal_ends_the_process_at_once(number: signal.Signals) -> N
         assert process.exitcode == -number  # a shell says 130 or 143
     finally:
         process.kill()
+
+
+def test_the_first_signal_shows_the_terminals_cursor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A progress bar hides it, and the second signal ends the process without putting it back."""
+    ours, theirs = os.openpty()
+    with os.fdopen(theirs, "w") as terminal, Interrupts():
+        monkeypatch.setattr("sys.stderr", terminal)
+        signal.raise_signal(signal.SIGINT)
+        monkeypatch.undo()
+        assert os.read(ours, 100) == b"\x1b[?25h"
+    os.close(ours)

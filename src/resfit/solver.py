@@ -61,12 +61,12 @@ def design(
 ) -> list[Design]:
     """Find networks that fill `budget` trainable parameters without exceeding it, the most promising first.
 
-    Each family, or `family` alone, gives at most one network per number of blocks in a stage. Of the widths in
-    multiples of 8 or 16 that use at least 98 % of the budget, it has those nearest to the family's proportions. Finer
+    Each family, or `family` alone, gives at most one network per number of blocks in a stage. Widths are multiples of 8
+    or 16, tried near the family's proportions; of those that use at least 98 % of the budget, it has the nearest. Finer
     widths are tried only if a family has no such network, and networks that use less of the budget are returned only if
     no family has a fuller one. `macs` limits the multiply-accumulates of the forward pass of one image; to stay within
-    it, early stages may be thinner and one more stage may halve the map again. `top` limits the number of networks per
-    family.
+    narrow limits, early stages may be thinner, and within `macs` one more stage may halve the map again. `top` limits
+    the number of networks per family.
 
     Within a family, networks are ranked by `departure`, a sum of doublings: between the number of blocks in a stage and
     that of the published network, and between each stage's width and twice the previous one; an extra stage adds one.

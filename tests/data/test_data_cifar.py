@@ -193,7 +193,7 @@ def no_socket(*args: object, **kwargs: object) -> None:
     raise AssertionError("a socket was opened")
 
 
-@pytest.mark.parametrize("switch", ["argument", "variable"])
+@pytest.mark.parametrize("switch", ["argument", "1", "true", "Yes"])
 def test_offline_opens_no_socket(
     switch: str, tmp_path: Path, own_places: Path, monkeypatch: pytest.MonkeyPatch, one_line: Callable[..., str]
 ) -> None:
@@ -202,8 +202,8 @@ def test_offline_opens_no_socket(
     monkeypatch.setattr(CIFAR10, "url", "http://127.0.0.1:9/cifar-10-python.tar.gz")
     monkeypatch.setattr(socket, "socket", no_socket)
     monkeypatch.setenv("RESFIT_DATA_DIR", str(tmp_path / "variable"))
-    if switch == "variable":
-        monkeypatch.setenv("RESFIT_OFFLINE", "1")
+    if switch != "argument":
+        monkeypatch.setenv("RESFIT_OFFLINE", switch)
     with pytest.raises(BadInput, match=r"CIFAR10 not found, and downloads are off .*--data-dir") as error:
         load_dataset(CONFIG, size=32, data_dir=tmp_path / "given", offline=switch == "argument")
     line = one_line(error)
