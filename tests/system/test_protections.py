@@ -85,7 +85,7 @@ PROTECTIONS = {
     ),
     "a run folder is held": Protection(
         "files.py",
-        "        _lock(folder, held)\n",
+        "    while not _lock(folder, held):\n        os.close(held)\n        held = _opened(folder)\n",
         "",
         "test_resume.py::test_one_process_at_a_time_works_in_a_run_folder",
     ),
@@ -121,8 +121,8 @@ PROTECTIONS = {
     ),
     "an image bomb is an error": Protection(
         "data/decode.py",
-        'warnings.simplefilter("error", Image.DecompressionBombWarning)',
-        "pass",
+        "if Image.MAX_IMAGE_PIXELS and file.width * file.height > Image.MAX_IMAGE_PIXELS:",
+        "if False:",
         "data/test_data_decode.py",
     ),
     "a pickle builds arrays alone": Protection(
@@ -133,7 +133,7 @@ PROTECTIONS = {
     ),
     "unsafe members of archives are refused": Protection(
         "data/download.py",
-        '_refuse_unsafe(tar, archive)\n            tar.extractall(partial, filter="data")',
+        '_refuse_unsafe(tar, archive)\n                tar.extractall(partial, filter="data")',
         'tar.extractall(partial, filter="fully_trusted")',
         "data/test_data_download.py",
     ),
