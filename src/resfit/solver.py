@@ -17,7 +17,7 @@ from resfit.fitting import FULL, departure, fitted_spec
 from resfit.spec import NetSpec
 
 OWN = "own"  # the family name of a Design that was fitted from a given spec
-_THINNER = (1.0, 0.7, 0.5, 0.35, 0.25)  # fractions of the proportional widths, tried if MACs are limited
+_THINNER = (1.0, 0.7, 0.5, 0.35, 0.25)  # fractions of the proportional widths, tried within narrow limits
 _USUAL, _WIDEST = 64, 65_536  # widths: start and end of the search
 
 Counts = tuple[int, ...]  # one for each stage
@@ -163,11 +163,11 @@ class _Search:
 
         near = round(_USUAL * room(_USUAL))
         first = _widest(lambda width: room(width) >= 1, step, least=step, near=near)
-        squeezed = not first  # but other proportions may fit
+        thinner = self.macs is not None or not first  # other proportions may fit where these do not
         first = first or step
         ideal = first * room(first)
         near = first * parts[-1]
-        for early in self.early([ideal * part for part in parts[:-1]], step, squeezed or self.macs is not None):
+        for early in self.early([ideal * part for part in parts[:-1]], step, thinner):
             if last := self.last(blocks, early, step, near):
                 yield (*early, last)
                 near = last

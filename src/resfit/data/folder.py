@@ -276,6 +276,6 @@ def _pixels(files: Sequence[Path], root: Path, locations: Locations, *, size: in
     if not cached.exists():
         locations.tell(f"decoding {len(files):,} images (only once) into {cached}")
     pixels = cached_array(cached, shape, decode_all(files, root=root, size=size, channels=channels))
-    forget_unused(cached.parent.glob(f"{prefix}-*.npy"))  # of the folder's earlier content
+    forget_unused(set(cached.parent.glob(f"{prefix}-*.npy")) - {cached})  # of the folder's earlier content
     forget_unused(cached.parent.glob(".*.part"))  # left by killed processes
     return pixels

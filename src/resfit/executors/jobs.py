@@ -86,7 +86,7 @@ def run_jobs(
     if todo:
         with executor:
             wait([_submitted(executor, job, watcher, records, failed) for job in todo])
-    records |= _finished(jobs, out)
+    records |= _finished([job for job in todo if str(job) not in records], out)
     finished = {(record.recipe, record.seed) for record in records.values()}
     failed[:] = [run for run in failed if (run.point, run.seed) not in finished]
     failed.sort(key=lambda run: (run.point, run.seed))
