@@ -56,6 +56,23 @@ def test_a_recipe_file_is_named_after_the_file_unless_it_says_otherwise(tmp_path
     assert get_recipe(path).name == "other"
 
 
+def test_a_mistake_in_a_recipe_file_is_told_with_the_file(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("spec: {stages: [{blocks: 1, channels: 8}]}\ntrain: {epoch: 3}")
+    with pytest.raises(BadInput, match=rf"^{path}: unknown field \(train.epoch\)"):
+        get_recipe(path)
+
+
+@pytest.mark.parametrize(("text", "budget"), [("500k", 500_000), ("2.5M", 2_500_000), ("5_000_000", 5_000_000)])
+def test_a_budget_in_a_file_is_read_as_people_write_it(tmp_path, text, budget):
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"budget: {text}\nspec: {{stages: [{{blocks: 1, channels: 8}}]}}")
+    assert get_recipe(path).budget == budget
+    path.write_text("budget: plenty\nspec: {stages: [{blocks: 1, channels: 8}]}")
+    with pytest.raises(BadInput, match=r"^.*mine.yaml: 'plenty' is not a count \(budget\): give one such as 500k"):
+        get_recipe(path)
+
+
 @pytest.mark.parametrize("text", ["", "- a", "just text"])
 def test_a_file_that_holds_no_mapping_is_refused(tmp_path, text):
     (tmp_path / "r.yaml").write_text(text)

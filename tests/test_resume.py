@@ -25,6 +25,7 @@ from resfit.files import claimed
 from resfit.interrupt import Interrupted
 from resfit.recipe import Recipe
 from resfit.record import RunRecord, read_record
+from resfit.report.words import thread_count
 from resfit.run import train
 
 # What acts over many epochs, with what goes over a batch twice and draws most at random. So few validation images can
@@ -310,6 +311,19 @@ def test_other_kernels_are_named_and_refused_and_with_override_taken(
         train(everything, out=tmp_path, resume=True)
     record = train(everything, out=tmp_path, resume=True, override=True)
     assert record.events == (f"epoch 1, image 1,024: resumed with fp32 faster instead of {began}",)
+
+
+def test_another_number_of_threads_is_noted(everything: Recipe, tmp_path: Path) -> None:
+    stopped(everything, tmp_path)
+    before = torch.get_num_threads()
+    torch.set_num_threads(before + 1)
+    try:
+        record = train(everything, out=tmp_path, resume=True)
+    finally:
+        torch.set_num_threads(before)
+    assert record.events == (
+        f"epoch 1, image 1,024: resumed with {before + 1} threads instead of {thread_count(before)}",
+    )
 
 
 def test_a_recipe_file_edited_in_the_run_folder_is_a_changed_recipe(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -18,6 +20,15 @@ class BadInput(ResfitError, ValueError):
     """Unusable input: a spec, recipe, option, data set or file."""
 
     exit_code = 2
+
+
+@contextmanager
+def named(where: str | Path) -> Iterator[None]:
+    """Prepend `where`, such as a file, to the message of each BadInput that is raised in the block."""
+    try:
+        yield
+    except BadInput as error:
+        raise BadInput(f"{where}: {error}") from None
 
 
 def unreadable(what: str, file: Path, error: OSError) -> BadInput:

@@ -156,9 +156,9 @@ class Muon(torch.optim.Optimizer):
 def orthogonalize(matrices: Sequence[Tensor], steps: int = 3) -> list[Tensor]:
     """Bring all singular values of each matrix [R, C] close to 1 by a quintic Newton-Schulz iteration.
 
-    The method is from Jordan et al. 2024. It computes in the dtype of the matrices; bf16 is sufficient. The singular
-    values of a clearly non-square matrix end between about 0.5 and 1.5; the smallest ones of a square matrix stay below
-    that.
+    The method is from Jordan et al. 2024. It computes in the dtype of the matrices; bf16 is sufficient. After three
+    steps, singular values above about 1/80 of the matrix's Frobenius norm are between about 0.5 and 1.2; smaller ones
+    were multiplied by up to 41, relative to that norm.
     """
     wide = [matrix.mT if len(matrix) > matrix.shape[1] else matrix for matrix in matrices]
     results = dict[int, Tensor]()

@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from resfit.errors import BadField, BadInput
+from resfit.counts import parse_count
+from resfit.errors import BadField, BadInput, named
 from resfit.fields import Config, omitted_at_default, override
 from resfit.shipped import read_named, shipped_names
 from resfit.spec import NetSpec
@@ -78,7 +79,7 @@ class AugmentConfig(Config):
     Attributes:
         policy: A random policy. `trivial`: TrivialAugment, one operation at a random strength (Müller & Hutter 2021).
             `rand`: RandAugment, two operations at level 9 of 30 (Cubuk et al. 2020). `autoaugment`: the policy that
-            AutoAugment found for CIFAR-10 (Cubuk et al. 2019).
+            AutoAugment found for CIFAR-10 (Cubuk et al. 2019). All three take torchvision's strengths.
         crop: Pixels of padding on each side, from which a window of the image's size is cut at random.
         crop_mode: What the padding is made of. `zero`: black. `reflect`: the image mirrored at its edges.
         flip: `random`: mirror left to right with probability 1/2. `alternating`: mirror each image in every other
@@ -183,7 +184,8 @@ class OptimConfig(Config):
         nesterov: Whether that momentum is Nesterov's; it has to be above 0 then.
         weight_decay: Weight decay; `adamw` decouples it from the gradient. A group of parameters with a learning rate
             of its own decays as fast per step as lr x weight_decay says. The filters that Muon updates are kept at a
-            fixed norm instead.
+            fixed norm instead, which suits convolutions with a norm behind them; in preact blocks a branch's last
+            convolution has none.
         decay_norm_and_bias: Whether norms and biases decay too.
         bias_lr: Peak learning rate of norms and biases. `null`: `lr`.
         head_lr: Peak learning rate of the classifier's weight. `null`: `lr`.
@@ -435,7 +437,8 @@ class Recipe(Config):
         name: The recipe's name, which is also that of the folder of its runs.
         spec: The network.
         description: What it is, in a line.
-        budget: Largest number of trainable parameters. A network with more is refused before anything is built.
+        budget: Largest number of trainable parameters, in a file also as `5M` or `500k`. A network with more is refused
+            before anything is built.
         data: The images.
         augment: The augmentation of training images.
         init: How the weights are initialized.
@@ -538,8 +541,17 @@ class Recipe(Config):
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> Recipe:
-        """Read a recipe file; "name" defaults to the file's stem."""
-        return cls.from_dict(plain_recipe(str(path)))
+        """Read a recipe file, or the recipe of that name; "name" defaults to the file's stem."""
+        plain = plain_recipe(str(path))
+        with named(path):
+            return cls.from_dict(plain)
+
+    @classmethod
+    def from_dict(cls, data: object, where: str = "") -> Recipe:
+        """Build from plain data, in which the budget may be a text such as "5M"."""
+        if isinstance(data, Mapping) and isinstance(data.get("budget"), str):
+            data = {**data, "budget": parse_count(data["budget"], "budget")}
+        return super().from_dict(data, where)
 
     def replace(self, overrides: Mapping[str, Any]) -> Recipe:
         """Return a recipe with the fields at dotted paths ("train.epochs") replaced, validated as a whole."""
@@ -567,7 +579,7 @@ def recipe_names() -> list[str]:
 
 def get_recipe(target: str | Path, overrides: Mapping[str, Any] | None = None) -> Recipe:
     """Return the recipe of a name or YAML file, with the fields at dotted paths replaced."""
-    return _with_overrides(plain_recipe(str(target)), overrides or {})
+    return _with_overrides(plain_recipe(str(target)), overrides) if overrides else Recipe.from_yaml(target)
 
 
 def _with_overrides(plain: dict[str, Any], overrides: Mapping[str, Any]) -> Recipe:

@@ -381,6 +381,7 @@ class Runner:
             "kernels": list(self.kernels),
             "data": self.data.digest,
             "world_size": distributed.world_size(),
+            "threads": torch.get_num_threads(),
             "teachers": [teacher.sha256 for _, teacher in self.teachers],
         }
 
@@ -412,6 +413,9 @@ class Runner:
             self.note(f"{self.place}: resumed in {_processes(now)} instead of {_processes(before)}")
         if began != here:
             self.note(f"{self.place}: resumed with {here} instead of {began}")
+        before, now = state.get("threads"), torch.get_num_threads()  # the order of sums on a CPU depends on it
+        if before not in (now, None) and self.device.type == "cpu":
+            self.note(f"{self.place}: resumed with {thread_count(now)} instead of {thread_count(before)}")
         self.save_due = self.clock + 60 * self.recipe.train.checkpoint_minutes
 
     def _write_metrics(self) -> None:

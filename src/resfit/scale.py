@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from resfit.budget import require_fitted_spec, short_count
+from resfit.budget import require_fitted_spec
+from resfit.counts import short_count
 from resfit.errors import BadInput
 from resfit.recipe import SHORTEST_PERIOD, Recipe
 

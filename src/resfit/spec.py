@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
-from resfit.errors import BadField
+from resfit.errors import BadField, named
 from resfit.fields import Config, omitted_at_default, read_yaml
 
 BlockKind = Literal[
@@ -530,7 +530,9 @@ class NetSpec(Config):
     @classmethod
     def from_yaml(cls, path: str | Path) -> NetSpec:
         """Read a spec file."""
-        return cls.from_dict(read_yaml(Path(path)))
+        data = read_yaml(Path(path))
+        with named(path):
+            return cls.from_dict(data)
 
     def plan(self) -> Iterator[tuple[int, int, BlockPlan]]:
         """Iterate over all blocks in order, as (stage index, block index in the stage, plan)."""

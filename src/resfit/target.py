@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from resfit.errors import BadInput, unreadable
+from resfit.errors import BadInput, named, unreadable
 from resfit.fields import nearest, read_yaml
 from resfit.modelheader import read_header
 from resfit.recipe import DEFAULT_BUDGET, Recipe, get_recipe, recipe_names
@@ -53,10 +53,8 @@ def _of_yaml(path: Path) -> Target:
     data = read_yaml(path)
     if isinstance(data, dict) and {"spec", "data", "optim", "train"} & set(data):
         return _of_recipe(Recipe.from_yaml(path))
-    try:
+    with named(path):
         return Target(name=path.stem, spec=NetSpec.from_dict(data))
-    except BadInput as error:
-        raise BadInput(f"{path}: {error}") from None
 
 
 def _spec_in_model(path: Path) -> NetSpec:

@@ -91,7 +91,7 @@ def _design(options: argparse.Namespace) -> int:
 
 def _found(options: argparse.Namespace, lender: Recipe | None) -> Iterator[tuple[Design, Speed | None]]:
     """Yield the designs, with their measured speed if requested; raises BadInput if none meets the latency limit."""
-    from resfit.budget import parse_count
+    from resfit.counts import parse_count
     from resfit.solver import design, fitted_design
 
     top = options.top if options.top is not None else (5 if options.family else 1)

@@ -38,7 +38,7 @@ def add(commands: Any) -> None:
 
 
 def _prune(options: argparse.Namespace) -> int:
-    from resfit.budget import parse_count
+    from resfit.counts import parse_count
     from resfit.progress import Progress
     from resfit.prune import prune
 

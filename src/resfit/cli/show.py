@@ -27,8 +27,9 @@ def add(commands: Any) -> None:
 
 
 def _show(options: argparse.Namespace) -> int:
-    from resfit.budget import judge, parse_count, require_fitted_spec
+    from resfit.budget import judge, require_fitted_spec
     from resfit.cost import cost
+    from resfit.counts import parse_count
     from resfit.fields import to_plain
     from resfit.target import find_target
 

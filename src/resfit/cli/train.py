@@ -138,7 +138,7 @@ def _train(options: argparse.Namespace) -> int:
 
 def _recipe(options: argparse.Namespace, target: str) -> Recipe:
     """Return the recipe with all options applied: fields, number of classes, network size, training length."""
-    from resfit.budget import parse_count
+    from resfit.counts import parse_count
     from resfit.recipe import get_recipe
     from resfit.scale import fitted, scaled
 

@@ -71,7 +71,7 @@ def add(commands: Any) -> None:
 
 def _tune(options: argparse.Namespace) -> int:
     overrides: dict[str, Any] = options.overrides
-    from resfit.budget import parse_count
+    from resfit.counts import parse_count
     from resfit.recipe import checked_seed, get_recipe
     from resfit.tune.space import get_space
 

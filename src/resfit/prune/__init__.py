@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from resfit.budget import short_count
 from resfit.checkpoint import has_state
 from resfit.cost import cost
+from resfit.counts import short_count
 from resfit.data import Images
 from resfit.data.normalize import normalizer
 from resfit.device import pick_device

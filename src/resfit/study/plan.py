@@ -8,8 +8,9 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from resfit.budget import parse_count, require_fit
-from resfit.errors import BadInput
+from resfit.budget import require_fit
+from resfit.counts import parse_count
+from resfit.errors import BadInput, named
 from resfit.fields import from_plain, nearest
 from resfit.recipe import Recipe, get_recipe
 from resfit.scale import fitted, scaled
@@ -86,11 +87,9 @@ class Study:
         factor = 1.0 if epochs is None else epochs / base.train.epochs
         made = {}
         for name, setting in self.settings().items():
-            try:
+            with named(f"{self.name}, point {name}"):
                 made[name] = scaled(self._recipe(name, overrides or {}, setting, counted), factor, fraction)
                 require_fit(made[name].spec, made[name].budget)
-            except BadInput as error:
-                raise BadInput(f"{self.name}, point {name}: {error}") from None
         if len({recipe.data.name for recipe in made.values()}) > 1:
             raise BadInput(
                 f"points on different images cannot be compared ({self.name}: data.name): give all points the same"
