@@ -92,7 +92,7 @@ def conv_shapes(spec: NetSpec) -> Iterator[Shape]:
     side, _ = spec.sizes()
     for _, _, block in spec.plan():
         for projection in block.projections:
-            yield _shape(projection, side // block.pool)
+            yield _shape(projection, -(-(side // block.pool) // block.blur))  # a blur rounds up
         for conv in block.convs:
             yield _shape(conv, side)
             _, side = conv.sides(side)

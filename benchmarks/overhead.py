@@ -21,6 +21,7 @@ from resfit.executors.jobs import Job, Watcher, run_jobs
 from resfit.executors.local import Executor, InProcess, RunOptions
 from resfit.recipe import Recipe, get_recipe
 from resfit.record import RunRecord
+from resfit.studyrecord import FailedRun
 
 
 class Stopwatch(Watcher):
@@ -56,7 +57,8 @@ def _measure(recipe: Recipe, runs: int, executor: Callable[[RunOptions], Executo
         out = Path(folder)
         jobs = [Job(recipe=recipe, seed=seed) for seed in range(runs)]
         made = executor(RunOptions(out=out))
-        _, failed = run_jobs(jobs, made, watch)
+        failed: list[FailedRun] = []
+        run_jobs(jobs, made, watch, failed)
     assert not failed, failed
     return summary(watch.beyond)
 

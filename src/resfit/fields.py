@@ -180,6 +180,12 @@ def _overridden(inner: object, path: list[str], value: object, dotted: str) -> A
     return {**known, head: _overridden(known.get(head), rest, value, dotted)}
 
 
+def is_within(field: str, path: str) -> bool:
+    """Return whether the dotted `field` is `path` or a part of it; `*` in `path` stands for any one name."""
+    own, wanted = field.split("."), path.split(".")
+    return len(own) >= len(wanted) and all(want in ("*", key) for key, want in zip(own, wanted, strict=False))
+
+
 def differences(old: object, new: object, where: str = "") -> list[tuple[str, Any, Any]]:
     """Return (dotted path, old value, new value) of each field in which two plain values differ."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -18,17 +20,8 @@ _SHOWN_SIDE = 64  # pixels: a page shows no more, and a record holds dozens of i
 
 def layer_rows(price: Cost) -> list[LayerRow]:
     """Return the layer table of a network from its cost."""
-    return [
-        LayerRow(
-            name=layer.name,
-            kind=layer.kind,
-            shape=layer.shape,
-            params=layer.params,
-            macs=layer.macs,
-            activation_bytes=layer.activation_bytes,
-        )
-        for layer in price.layers
-    ]
+    names = [field.name for field in fields(LayerRow)]
+    return [LayerRow(**{name: getattr(layer, name) for name in names}) for layer in price.layers]
 
 
 def _shown(images: Tensor) -> Tensor:

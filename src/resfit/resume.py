@@ -11,7 +11,7 @@ from typing import Any
 from resfit.checkpoint import has_state, newest_state
 from resfit.distributed import broadcast
 from resfit.errors import BadInput
-from resfit.fields import differences
+from resfit.fields import differences, is_within
 from resfit.recipe import Recipe
 from resfit.record import settings
 
@@ -80,7 +80,7 @@ def begun_run(folder: Path, recipe: Recipe, *, override: bool, tell: Callable[[s
 
 
 def _is_fixed(field: str) -> bool:
-    return field != _MOVABLE and any(field == fixed or field.startswith(f"{fixed}.") for fixed in _FIXED)
+    return field != _MOVABLE and any(is_within(field, fixed) for fixed in _FIXED)
 
 
 def _tell_damaged_metrics(path: Path, tell: Callable[[str], None]) -> None:

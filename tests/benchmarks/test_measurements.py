@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import ceiling
+import overhead
 import pytest
 import step
 import torch
@@ -27,9 +28,10 @@ from resfit.recipe import get_recipe
 from resfit.record import read_record
 
 
+@pytest.mark.parametrize("downsample", ["stride", "maxpool", "blur"])
 @pytest.mark.parametrize("name", ["cifar10-94", "seed001d", "seed003", "digits"])
-def test_the_convolutions_of_a_network_are_those_that_its_blocks_run(name):
-    spec = get_recipe(name).spec
+def test_the_convolutions_of_a_network_are_those_that_its_blocks_run(name, downsample):
+    spec = get_recipe(name, {"spec.downsample": downsample}).spec
     found = []
 
     def note(conv: nn.Conv2d, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
@@ -49,6 +51,16 @@ def test_kernels_are_measured_forward_and_with_backward():
     found = measured("cpu", "fp32", 2, [(3, 8, 3, 2, 8)], 32)
     assert set(found) == {"matrix product", "3-8 3x3/2 @8", "3-8 3x3/2 @8 with backward"}
     assert all(value > 0 for value in found.values())
+
+
+def test_the_overhead_of_runs_in_this_process_is_measured(tiny):
+    threads = torch.get_num_threads()
+    try:
+        found = overhead.here(tiny, 3)
+    finally:
+        torch.set_num_threads(threads)
+    assert 0 < found["median"] <= found["largest"] < 60
+    assert found["first"] > 0
 
 
 def test_short_epochs_draw_from_the_whole_data_set(tiny):

@@ -188,6 +188,7 @@ def test_fine_tuning_begins_with_the_pruned_weights(pruned, whole, tmp_path):
         ({"budget": 10**6}, "already"),
         ({"budget": 100}, "cannot go below"),
         ({"budget": 30_000, "overrides": {"spec.conv_bias": True}}, "keeps its network"),
+        ({"budget": 30_000, "overrides": {"data": {"name": "cifar10"}}}, "keeps its network"),
         ({"budget": 40_000}, "a run already exists"),
     ],
 )

@@ -21,6 +21,7 @@ from resfit.data.normalize import normalizer
 from resfit.device import pick_device
 from resfit.errors import BadInput
 from resfit.fast import fast_process
+from resfit.fields import is_within
 from resfit.files import sha256, write_atomic
 from resfit.latency import latencies
 from resfit.modelfile import load, save_model
@@ -72,7 +73,8 @@ def prune(
     if trained.recipe is None:
         raise BadInput(f"no recipe.yaml in the run folder ({run}): bring it back")
     tuning = _tuning(parent, trained.recipe, recipe, overrides or {}, budget)
-    chosen = tuning.distill if recipe or _changes_teacher(overrides or {}) else None
+    taught = recipe or any(is_within(name, "distill") for name in overrides or {})
+    chosen = tuning.distill if taught else None
     unpruned = DistillConfig(teacher=str(Path(run).resolve()), weight=_TEACHERS_WEIGHT)
     tuning = replace(tuning, distill=(chosen or unpruned) if teach else None)
     folder = run_folder(out, tuning, parent.seed)
@@ -133,7 +135,7 @@ def _same(one: Network, other: Network) -> bool:
 
 def _tuning(parent: RunRecord, own: Recipe, recipe: str | None, overrides: Mapping[str, Any], budget: int) -> Recipe:
     """Return the fine-tuning recipe, still with the unpruned network."""
-    if wrong := [name for name in overrides if name.startswith(("spec.", "data."))]:
+    if wrong := [name for name in overrides if is_within(name, "spec") or is_within(name, "data")]:
         raise BadInput(f"the pruned run keeps its network and its data (--{wrong[0]}): leave it out")
     base = get_recipe(recipe) if recipe else own
     return replace(
@@ -144,10 +146,6 @@ def _tuning(parent: RunRecord, own: Recipe, recipe: str | None, overrides: Mappi
         data=own.data,
         budget=budget,
     )
-
-
-def _changes_teacher(overrides: Mapping[str, Any]) -> bool:
-    return any(name.partition(".")[0] == "distill" for name in overrides)
 
 
 def _batches(net: Network, part: Images, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:

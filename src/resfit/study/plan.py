@@ -11,7 +11,7 @@ from typing import Any
 from resfit.budget import require_fit
 from resfit.counts import parse_count
 from resfit.errors import BadInput, named
-from resfit.fields import from_plain, nearest
+from resfit.fields import from_plain, is_within, nearest
 from resfit.recipe import Recipe, get_recipe
 from resfit.scale import fitted, scaled
 from resfit.shipped import read_named, shipped_names
@@ -63,7 +63,7 @@ class Study:
             if point in found:
                 raise BadInput(f"two points are called {point} ({self.name}): give the values of the axes other names")
             paths = [path for part in parts for path in part]
-            if twice := [path for path in paths if sum(_covers(other, path) for other in paths) > 1]:
+            if twice := [path for path in paths if sum(is_within(path, other) for other in paths) > 1]:
                 raise BadInput(f"two axes set {twice[0]} ({self.name}, point {point}): set it in only one of them")
             found[point] = {path: value for part in parts for path, value in part.items()}
         return found
@@ -98,7 +98,7 @@ class Study:
 
     def _recipe(self, name: str, overrides: Overrides, own: Overrides, counted: Callable[[Recipe], Recipe]) -> Recipe:
         for path in own:
-            if lost := [other for other in overrides if other != path and _covers(path, other)]:
+            if lost := [other for other in overrides if other != path and is_within(other, path)]:
                 raise BadInput(f"the point replaces all of {path} (--{lost[0]}): set it in the study")
         setting = {**overrides, **own}
         changes = ", ".join(f"{path} {value}" for path, value in setting.items() if path != "recipe")
@@ -109,11 +109,6 @@ class Study:
                 raise BadInput("fit already sets the budget (fit, budget): leave one of them out")
             recipe = fitted(recipe, parse_count(str(budget), "fit"))
         return recipe.replace({"name": name, "description": f"{origin} with {changes}" if changes else origin})
-
-
-def _covers(path: str, other: str) -> bool:
-    """Return whether an override at `path` also sets the field at `other`."""
-    return other == path or other.startswith(f"{path}.")
 
 
 def _mapping(place: str, value: object) -> Mapping[str, Any]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from resfit.errors import BadField, BadInput
-from resfit.fields import from_plain, override, read_yaml, to_plain
+from resfit.fields import from_plain, is_within, override, read_yaml, to_plain
 from resfit.recipe import Recipe
 from resfit.shipped import find_yaml
 
@@ -71,7 +71,7 @@ class Space:
 
     def __post_init__(self) -> None:
         for before, after in itertools.combinations(self.dimensions, 2):
-            if _is_within(before, after):
+            if is_within(before, after):
                 raise BadInput(
                     f"{after} would overwrite {before} ({self.name}): list it first, or give only one of them"
                 )
@@ -106,7 +106,7 @@ class Space:
         """Raise BadInput if one of `fields`, set for all trials, also varies: its value would be overwritten."""
         for field in fields:
             for path in self.dimensions:
-                if _is_within(field, path):
+                if is_within(field, path):
                     raise BadInput(
                         f"this field is varied by the search (--{field}; {self.name}: {path}): leave it out of "
                         "one of them"
@@ -120,12 +120,6 @@ class Space:
             else {"low": d.low, "high": d.high, "step": d.step, "log": d.log}
             for path, d in self.dimensions.items()
         }
-
-
-def _is_within(field: str, path: str) -> bool:
-    """Return whether the dotted `field` matches `path` or is part of it."""
-    own, varied = field.split("."), path.split(".")
-    return len(own) >= len(varied) and all(wanted in ("*", key) for key, wanted in zip(own, varied, strict=False))
 
 
 def _places(plain: Any, path: str) -> list[str]:
