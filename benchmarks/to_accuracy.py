@@ -34,7 +34,7 @@ from resfit.cost import cost
 from resfit.device import pick_device
 from resfit.errors import BadInput, RunFailed
 from resfit.recipe import DataConfig, get_recipe
-from resfit.record import read_record
+from resfit.record import is_finished, read_record
 
 SHIM = Path(__file__).parent / "peer_shim.py"
 AIRBENCH = {0.94: "airbench94_muon.py", 0.95: "legacy/airbench95.py", 0.96: "airbench96_faster.py"}
@@ -56,7 +56,7 @@ def ours(
         assert process.stdout is not None
         last = deque(process.stdout, maxlen=_KEPT_LINES)
         process.wait()
-    records = {seed: read_record(folder) for seed, folder in folders.items() if (folder / "record.json").exists()}
+    records = {seed: read_record(folder) for seed, folder in folders.items() if is_finished(folder)}
     if process.returncode not in _ENDED:
         print("".join(last), file=sys.stderr, flush=True)
     if not records:

@@ -499,6 +499,17 @@ class RunRecord(Plain):
         return self.recipe, config, self.data.get("digest"), weights
 
 
+def is_finished(folder: Path) -> bool:
+    """Return whether the run in `folder` is finished: its record is written last."""
+    return (folder / "record.json").exists()
+
+
+def finished_seeds(folder: Path) -> dict[int, Path]:
+    """Return the folders of the finished runs in a recipe's folder, by seed, ascending."""
+    found = {int(path.name): path for path in folder.glob("*") if path.name.isdecimal() and is_finished(path)}
+    return dict(sorted(found.items()))
+
+
 def read_record(path: str | Path) -> RunRecord:
     """Read the record at `path`: a record.json, or the run folder that contains one; its digest must match."""
     file = json_file(path, "record.json", "finished run")
@@ -642,8 +653,7 @@ def group_runs(records: Sequence[RunRecord]) -> dict[str, list[RunRecord]]:
 
 def runs_alike(folder: Path, record: RunRecord) -> list[RunRecord]:
     """Return the finished runs in a recipe's folder that differ from `record` only in the seed, sorted by seed."""
-    files = [file for file in folder.glob("*/record.json") if file.parent.name.isdecimal()]
-    found = [read_record(file) for file in sorted(files, key=lambda file: int(file.parent.name))]
+    found = [read_record(run) for run in finished_seeds(folder).values()]
     return [other for other in found if other.identity == record.identity]
 
 

@@ -13,7 +13,7 @@ from resfit.distributed import broadcast
 from resfit.errors import BadInput
 from resfit.fields import differences, is_within
 from resfit.recipe import Recipe
-from resfit.record import settings
+from resfit.record import is_finished, settings
 
 STATE_FORMAT = 5
 
@@ -36,16 +36,12 @@ class Begun:
 
 def require_unused(folder: Path) -> None:
     """Raise BadInput if `folder` contains a run, finished or not."""
-    if _is_finished(folder):
+    if is_finished(folder):
         raise BadInput(f"a finished run already exists ({folder}): give another --out or --seed, or move it away")
     if has_state(folder):
         raise BadInput(
             f"an unfinished run already exists ({folder}): continue with --resume {folder}, or give another --out"
         )
-
-
-def _is_finished(folder: Path) -> bool:
-    return (folder / "record.json").exists()
 
 
 def begun_run(folder: Path, recipe: Recipe, *, override: bool, tell: Callable[[str], None]) -> Begun:
@@ -55,7 +51,7 @@ def begun_run(folder: Path, recipe: Recipe, *, override: bool, tell: Callable[[s
     changes, except of fields that can never change in a run. Also raises BadInput if the run is finished or its state
     has another format.
     """
-    if _is_finished(folder):
+    if is_finished(folder):
         raise BadInput(f"the run is finished ({folder}): there is nothing to resume")
     state = broadcast(lambda: newest_state(folder, tell))
     if state.get("format") != STATE_FORMAT:

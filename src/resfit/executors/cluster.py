@@ -31,7 +31,7 @@ from resfit.executors.local import RunOptions
 from resfit.files import claimed, write_atomic
 from resfit.observer import Observer
 from resfit.recipe import Recipe
-from resfit.record import EpochPoint, RunRecord, read_record
+from resfit.record import EpochPoint, RunRecord, is_finished, read_record
 from resfit.run import run_folder, train, validation_curve
 from resfit.version import __version__
 
@@ -348,7 +348,7 @@ def _bring_home(files: dict[str, bytes], folder: Path) -> RunRecord:
     Raises BadInput if another process is using the folder.
     """
     with claimed(folder):
-        for name in sorted(files, key="record.json".__eq__) if not (folder / "record.json").exists() else ():
+        for name in sorted(files, key="record.json".__eq__) if not is_finished(folder) else ():
             write_atomic(folder / name, files[name])
     return read_record(folder)
 

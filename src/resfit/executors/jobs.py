@@ -15,7 +15,7 @@ from resfit.executors.local import Executor, RunOptions
 from resfit.observer import Observer
 from resfit.pretrained import model_sha256
 from resfit.recipe import DataConfig, Recipe
-from resfit.record import EpochPoint, RunRecord, read_record, settings
+from resfit.record import EpochPoint, RunRecord, is_finished, read_record, settings
 from resfit.run import run_folder
 from resfit.spec import InputSpec
 from resfit.studyrecord import FailedRun, JudgedBy
@@ -130,7 +130,7 @@ def finished_runs(jobs: Sequence[Job], out: Path) -> list[RunRecord]:
 
 def _finished(jobs: Sequence[Job], out: Path) -> dict[str, RunRecord]:
     folders = {str(job): run_folder(out, job.recipe, job.seed) for job in jobs}
-    return {job: read_record(folder) for job, folder in folders.items() if (folder / "record.json").exists()}
+    return {job: read_record(folder) for job, folder in folders.items() if is_finished(folder)}
 
 
 def _check_folder(folder: Path, recipe: Recipe) -> None:

@@ -20,7 +20,7 @@ from resfit.errors import RunFailed, sendable
 from resfit.interrupt import interrupt_behind
 from resfit.observer import Observer
 from resfit.recipe import Recipe
-from resfit.record import EpochPoint, RunRecord, read_record
+from resfit.record import EpochPoint, RunRecord, is_finished, read_record
 from resfit.run import run_folder, train
 
 
@@ -42,7 +42,7 @@ class RunOptions:
         A run that another process has finished meanwhile is not repeated.
         """
         folder = run_folder(self.out, recipe, seed)
-        if (folder / "record.json").exists():
+        if is_finished(folder):
             return read_record(folder)
         resume = has_state(folder)
         return train(

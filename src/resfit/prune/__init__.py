@@ -31,7 +31,7 @@ from resfit.pretrained import remark_on_weights
 from resfit.prune.channels import importance, shrink
 from resfit.prune.widths import fit_widths
 from resfit.recipe import DistillConfig, Recipe, get_recipe
-from resfit.record import ParentRun, PrunedNetwork, Pruning, RunRecord, read_record, record_text
+from resfit.record import ParentRun, PrunedNetwork, Pruning, RunRecord, is_finished, read_record, record_text
 from resfit.report import write_report
 from resfit.run import run_folder, train
 from resfit.spec import NetSpec
@@ -116,12 +116,12 @@ def prune(
 
 def _lacks_comparison(folder: Path) -> bool:
     """Return whether a pruning was interrupted here, during fine-tuning or before the networks were compared."""
-    return not (folder / "record.json").exists() or read_record(folder).pruning is None
+    return not is_finished(folder) or read_record(folder).pruning is None
 
 
 def _fine_tuned(folder: Path, tuning: Recipe, **options: Any) -> RunRecord:
     """Return the record of the fine-tuning in `folder`: train it, resume it, or read it if it is finished."""
-    if (folder / "record.json").exists():
+    if is_finished(folder):
         return read_record(folder)
     start: dict[str, Any] = {"resume": True} if has_state(folder) else {"init": folder / "pruned.safetensors"}
     return train(tuning, **start, **options)

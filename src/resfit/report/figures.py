@@ -12,8 +12,9 @@ import struct
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from resfit.record import EpochPoint, LayerRow, Metrics, Robustness, RunRecord, Sample
-from resfit.report.groups import DataGroup, Pair, RecipeGroup
+from resfit.record import Comparison, EpochPoint, LayerRow, Metrics, Robustness, RunRecord, Sample
+from resfit.report.groups import DataGroup, RecipeGroup
+from resfit.studyrecord import Against
 
 _TRAIN, _VAL, _TEST, _RATE = 1, 0, 4, 3  # tones of the palette
 _MANY_CLASSES = 20
@@ -180,13 +181,15 @@ class Forest:
     decided: bool
 
 
-def forest(pairs: Sequence[Pair]) -> list[Forest]:
-    """Return one row per pair, on one scale."""
-    spans = [pair.comparison.interval or (0.0, 0.0) for pair in pairs]
+def forest(rows: Sequence[tuple[Comparison | Against, bool]]) -> list[Forest | None]:
+    """Return a figure for each comparison and whether it is decided, on one scale; None for one without an interval."""
+    spans = [comparison.interval for comparison, _ in rows if comparison.interval]
     reach = max((abs(end) for span in spans for end in span), default=0.0) or 1.0
     return [
-        Forest(difference=pair.comparison.difference, interval=span, reach=reach, decided=pair.decided)
-        for pair, span in zip(pairs, spans, strict=True)
+        Forest(difference=found.difference, interval=found.interval, reach=reach, decided=decided)
+        if found.interval
+        else None
+        for found, decided in rows
     ]
 
 

@@ -76,7 +76,7 @@ class _DataView:
     group: DataGroup
     scatter: figures.Scatter | None
     overlay: list[figures.LineChart]
-    pairs: list[tuple[Any, figures.Forest]]
+    pairs: list[tuple[Any, figures.Forest | None]]
     recipes: list[tuple[RecipeGroup, list[_RunView]]]
 
 
@@ -149,6 +149,6 @@ def _data_view(found: DataGroup, name: str) -> _DataView:
         group=found,
         scatter=figures.scatter(found),
         overlay=figures.overlay(found),
-        pairs=list(zip(pairs, figures.forest(pairs), strict=True)),
+        pairs=list(zip(pairs, figures.forest([(pair.comparison, pair.decided) for pair in pairs]), strict=True)),
         recipes=views,
     )

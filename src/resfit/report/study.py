@@ -8,7 +8,7 @@ from pathlib import Path
 
 from resfit.files import write_atomic
 from resfit.record import EpochPoint, RunRecord
-from resfit.report.figures import Bar, Bars, Forest, LineChart, Plane, Series, plane
+from resfit.report.figures import Bar, Bars, Forest, LineChart, Plane, Series, forest, plane
 from resfit.report.page import environment
 from resfit.studyrecord import PointRecord, StudyRecord
 
@@ -107,22 +107,8 @@ def _mean_curve(curves: Sequence[Sequence[EpochPoint]], field: str) -> tuple[tup
 def differences(study: StudyRecord) -> list[tuple[PointRecord, Forest | None]]:
     """Return each compared point with its difference from the baseline, on a common scale; None without an interval."""
     compared = [(point, point.against_baseline) for point in study.points if point.against_baseline]
-    spans = [against.interval for _, against in compared if against.interval]
-    reach = max((abs(end) for span in spans for end in span), default=0.0) or 1.0
-    return [
-        (
-            point,
-            Forest(
-                difference=against.difference,
-                interval=against.interval,
-                reach=reach,
-                decided=bool(against.differs),
-            )
-            if against.interval
-            else None,
-        )
-        for point, against in compared
-    ]
+    rows = forest([(against, bool(against.differs)) for _, against in compared])
+    return [(point, row) for (point, _), row in zip(compared, rows, strict=True)]
 
 
 def verdict(study: StudyRecord) -> list[str]:

@@ -13,7 +13,7 @@ from resfit.executors.jobs import Job, Watcher, finished_runs, judged_by, run_jo
 from resfit.executors.local import Executor
 from resfit.files import write_atomic
 from resfit.recipe import Recipe
-from resfit.record import RunRecord
+from resfit.record import RunRecord, finished_seeds
 from resfit.report.study import write_study
 from resfit.study.plan import Study
 from resfit.studyrecord import (
@@ -71,8 +71,7 @@ def _require_own(out: Path, study: Study) -> None:
 
 def _further_seeds(folder: Path, seeds: int) -> list[int]:
     """Return the seeds from `seeds` up of a point's finished runs."""
-    found = (int(path.parent.name) for path in folder.glob("*/record.json") if path.parent.name.isdecimal())
-    return sorted(seed for seed in found if seed >= seeds)
+    return [seed for seed in finished_seeds(folder) if seed >= seeds]
 
 
 def _write(
