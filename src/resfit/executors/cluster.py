@@ -29,7 +29,7 @@ from resfit.data import Dataset, Images, load_dataset
 from resfit.errors import BadInput, ResfitError, sendable
 from resfit.executors.local import RunOptions
 from resfit.files import claimed, write_atomic
-from resfit.observer import Observer
+from resfit.observer import Observer, Relay
 from resfit.recipe import Recipe
 from resfit.record import EpochPoint, RunRecord, is_finished, read_record
 from resfit.run import run_folder, train, validation_curve
@@ -409,20 +409,13 @@ def _as_dataset(arrays: dict[str, Any]) -> Dataset:
     return Dataset(**{**arrays, **parts})
 
 
-class _Teller(Observer):
-    """Observer on a node that sends events to the process that submitted the run."""
+class _Teller(Relay):
+    """Observer on a node that sends the start, epochs and messages to the process that submitted the run."""
 
     def __init__(self, queue: Queue, number: int) -> None:
         self.queue, self.number = queue, number
 
-    def started(self, recipe: Recipe, data: Dataset, folder: Path, note: str) -> None:
-        """Send the note only: the submitting process knows the data and the folder."""
-        self.queue.put((self.number, "started", note))
-
-    def epoch_ended(self, point: EpochPoint) -> None:
-        """Send the epoch."""
-        self.queue.put((self.number, "epoch_ended", point))
-
-    def message(self, text: str) -> None:
-        """Send the message."""
-        self.queue.put((self.number, "message", text))
+    def forward(self, name: str, *arguments: Any) -> None:
+        """Send the callback, if it is one of these."""
+        if name in ("started", "epoch_ended", "message"):
+            self.queue.put((self.number, name, arguments[-1]))  # of the start the note: the other side has the rest

@@ -11,16 +11,16 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol
+from typing import Any, Protocol
 
 from resfit import processes
 from resfit.checkpoint import has_state
 from resfit.device import pick_device, spread
 from resfit.errors import RunFailed, sendable
 from resfit.interrupt import interrupt_behind
-from resfit.observer import Observer
+from resfit.observer import Observer, Relay
 from resfit.recipe import Recipe
-from resfit.record import EpochPoint, RunRecord, is_finished, read_record
+from resfit.record import RunRecord, is_finished, read_record
 from resfit.run import run_folder, train
 
 
@@ -189,16 +189,13 @@ def _train(options: RunOptions, recipe: Recipe, seed: int, device: str, tells: C
         tells.send(("failed", sendable(error)))
 
 
-class _Teller(Observer):
-    """Observer in a child process that sends events to the parent."""
+class _Teller(Relay):
+    """Observer in a child process that sends epochs and messages to the parent."""
 
     def __init__(self, tells: Connection) -> None:
         self.tells = tells
 
-    def epoch_ended(self, point: EpochPoint) -> None:
-        """Send the epoch."""
-        self.tells.send(("epoch_ended", point))
-
-    def message(self, text: str) -> None:
-        """Send the message."""
-        self.tells.send(("message", text))
+    def forward(self, name: str, *arguments: Any) -> None:
+        """Send the callback, if it is one of these."""
+        if name in ("epoch_ended", "message"):
+            self.tells.send((name, *arguments))
