@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,21 @@ from helpers.tiny_recipe import TINY
 from resfit.recipe import Recipe
 
 torch.set_num_threads(2)
+
+# Set already while tests are collected, which looks for kernels: no test reads or writes the user's own cache folder.
+_CACHE = tempfile.TemporaryDirectory(prefix="resfit-tests-", ignore_cleanup_errors=True)
+os.environ["XDG_CACHE_HOME"] = _CACHE.name
+
+# What a user may have set, and what would change what the commands print or do.
+_SETTINGS = ("FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "COLUMNS", "LINES")
+for name in (*_SETTINGS, "RESFIT_KERNELS", "RESFIT_OFFLINE"):
+    os.environ.pop(name, None)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Only `pytest -m gpu` sees GPUs: all other tests are of runs on a CPU."""
+    if config.option.markexpr != "gpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 @pytest.fixture
@@ -30,12 +46,6 @@ def cifar10_dir() -> Path:
     if not folder or not (Path(folder) / "cifar-10-batches-py").is_dir():
         pytest.skip("the real CIFAR-10 is not here: set RESFIT_DATA_DIR to its folder")
     return Path(folder)
-
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test reads or writes the user's own cache folder."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
 @pytest.fixture(autouse=True)

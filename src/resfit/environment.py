@@ -56,8 +56,17 @@ def without_places(command: str) -> str:
 
 
 def _commit() -> str | None:
-    """The commit of the source checkout, or None if resfit was installed from a package."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12", "--match="]
+    """The commit of the source checkout, or None if resfit was installed from a package.
+
+    An installed package may lie in a folder that git ignores, such as .venv, of a repository.
+    """
+    tracked = _git("ls-files", "--error-unmatch", Path(__file__).name)
+    return tracked and _git("describe", "--always", "--dirty", "--abbrev=12", "--match=")
+
+
+def _git(*words: str) -> str | None:
+    """Return what git says in this file's folder; None if it fails or is not installed."""
+    command = ["git", "-C", str(Path(__file__).parent), *words]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired):

@@ -19,6 +19,7 @@ from helpers.golden import REPORTED
 from helpers.tiny_recipe import TINY
 from resfit.cli import main
 from resfit.data import load_dataset
+from resfit.machine import cores
 from resfit.modelfile import load
 from resfit.record import read_record, runs_alike
 
@@ -279,8 +280,9 @@ def test_runs_in_processes_of_their_own_go_on_where_they_stopped(
     capsys: pytest.CaptureFixture[str], recipe_file: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "runs"
-    words = ["train", str(recipe_file), "--out", str(out), "--workers", "1", "--train.epochs", "1"]
+    words = ["train", str(recipe_file), "--out", str(out), "--workers", "2", "--device", "cpu", "--train.epochs", "1"]
     assert "2 of 2 runs are finished" in printed(capsys, *words, "--runs", "2")
+    assert read_record(out / "tiny" / "0").env["threads"] == max(1, cores() // 2)
     before = [(out / "tiny" / seed / "record.json").read_bytes() for seed in "01"]
     assert main([*words, "--runs", "3"]) == 0
     told = capsys.readouterr()

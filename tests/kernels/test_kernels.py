@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import platform
+import shutil
 import subprocess
 import sys
 import threading
@@ -24,6 +26,7 @@ from resfit import kernels
 from resfit.data import Dataset
 from resfit.errors import BadInput
 from resfit.fast import fast_process
+from resfit.kernels import library
 from resfit.kernels.amx_convolution import AmxConvolution
 from resfit.kernels.conv import Conv2d
 from resfit.kernels.gate import Means
@@ -31,6 +34,7 @@ from resfit.kernels.library import LIBRARIES, load_library, variant
 from resfit.kernels.pool import MaxPool2d, MaxPool2x2
 from resfit.kernels.winograd import WinogradConvolution
 from resfit.layers import EfficientChannelAttention, Layers, Norm, SqueezeExcite, finish, for_second_reader
+from resfit.machine import cpu_flags
 from resfit.net import build
 from resfit.observer import Observer
 from resfit.recipe import Recipe, get_recipe
@@ -539,6 +543,23 @@ def test_a_run_says_which_kernels_it_uses_and_goes_on_with_no_others(
         train(recipe, out=tmp_path, device="cpu", resume=True)
     record = train(recipe, out=tmp_path / "other", device="cpu", observer=Listener())
     assert record.env["kernels"] == ["winograd"] and "kernels: winograd" in told[1]
+
+
+@pytest.mark.skipif(
+    platform.machine() != "x86_64" or not shutil.which("c++"), reason="needs a C++ compiler for x86-64 processors"
+)
+@pytest.mark.parametrize("name", LIBRARIES)
+def test_a_library_compiles_for_all_processors_that_it_is_for(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without this a fault in a library would only skip its tests, and this machine may not be one that it is for."""
+    made = LIBRARIES[name]
+    if cpu_flags().issuperset(made.needs) and "amx_tile" not in made.needs:  # the system may refuse AMX's tiles
+        assert load_library(name) is not None
+    for more in ((), ("avx512f",)) if made.dtype == torch.float32 else ((),):
+        monkeypatch.setattr(library, "processor", lambda more=more: ("any", (*made.needs, *more)))
+        unoptimized = (*library._options(made), "-O0")
+        library._compile(library._HERE / made.source, unoptimized, tmp_path / "made.so")
 
 
 @needs("pool_fp32")
