@@ -409,13 +409,13 @@ class Runner:
         self.saved = self._place_saved()
         self.clock = time.perf_counter()
         before, now = state["world_size"], distributed.world_size()
+        threads_before, threads = state.get("threads"), torch.get_num_threads()
         if before != now:
             self.note(f"{self.place}: resumed in {_processes(now)} instead of {_processes(before)}")
+        elif threads_before not in (threads, None) and self.device.type == "cpu":  # sums are in another order then
+            self.note(f"{self.place}: resumed with {thread_count(threads)} instead of {thread_count(threads_before)}")
         if began != here:
             self.note(f"{self.place}: resumed with {here} instead of {began}")
-        before, now = state.get("threads"), torch.get_num_threads()  # the order of sums on a CPU depends on it
-        if before not in (now, None) and self.device.type == "cpu":
-            self.note(f"{self.place}: resumed with {thread_count(now)} instead of {thread_count(before)}")
         self.save_due = self.clock + 60 * self.recipe.train.checkpoint_minutes
 
     def _write_metrics(self) -> None:
